@@ -1,0 +1,131 @@
+"""Pretrains a DDPM on unlabelled images: the paper's recipe, and smaller ones.
+
+python -m micdiffrep_jax.main --config=configs/pretrain.py:PRESET \
+  --config.data.path=DATASET --workdir=RUN
+
+paper   112 px, 47 M parameters; one GPU of 12 GB or more.
+small   64 px, 2 CPU cores, a day.
+tiny    64 px, 192,000 images drawn: 100 minutes on one CPU core.
+test    32 px, seconds; for trying things out.
+The same command goes on where a stopped run was.
+"""
+
+from ml_collections import ConfigDict
+
+
+def get_config(preset: str = 'paper') -> ConfigDict:
+  """The fields of a run; a comment marks what the paper leaves open."""
+  config = ConfigDict()
+  config.task = 'pretrain'
+  config.method = 'ddpm'
+  config.seed = 0
+  config.batch_size = 32  # over all devices
+  config.epochs = 200  # passes over the training images
+  config.steps = 0  # updates; 0 takes them from the epochs
+  config.accumulate = 1  # parts of a batch worked off one after another
+  config.ema_decay = 0.9999  # ours, with a warm-up; 0 for none
+  config.fsdp = False  # split parameters over devices instead of copying them
+
+  config.data = ConfigDict()
+  config.data.path = 'phantom'  # a prepared folder, or phantom[:key=value,...]
+  config.data.split = 'grouped'  # grouped | paper | leaky; test is never read
+  config.data.cache = True  # images as one array in memory-mapped form
+
+  config.model = ConfigDict()  # all of it ours: the paper gives no widths
+  config.model.channels = 128
+  config.model.multipliers = (1, 2, 2, 2, 2)  # 112, 56, 28, 14, 7 px
+  config.model.blocks = 2  # residual blocks per level
+  config.model.attention = (14, 7)  # px of the feature maps that have it
+  config.model.heads = 1
+  config.model.groups = 32  # of GroupNorm
+  config.model.dropout = 0.0
+  config.model.patch = 1  # pixels folded into channels by the stem
+  config.model.dtype = 'float32'  # or bfloat16: convolutions and products only
+  config.model.remat = False  # less memory for about a third more compute
+
+  config.diffusion = ConfigDict()
+  config.diffusion.schedule = 'linear'  # linear | cosine
+  config.diffusion.timesteps = 1000
+  config.diffusion.target = 'eps'  # eps | x0 | v; eq. 2 says x0, the text eps
+  config.diffusion.beta_start = 1e-4
+  config.diffusion.beta_end = 2e-2
+  config.diffusion.weighting = 'none'  # none | min_snr
+
+  config.augment = ConfigDict()  # ours; half-ranges, 0 is off
+  config.augment.flip = 0.5  # probability, left-right
+  config.augment.rotate_deg = 0.0
+  config.augment.scale = 0.0  # relative
+  config.augment.shift = 0.0  # share of the side
+  config.augment.brightness = 0.0
+  config.augment.contrast = 0.0  # relative
+
+  config.optim = ConfigDict()
+  config.optim.name = 'adam'  # adam | adamw | sgd
+  config.optim.lr = 1e-4
+  config.optim.schedule = 'linear'  # linear | cosine | constant, to 0
+  config.optim.warmup_steps = 0
+  config.optim.b1 = 0.9
+  config.optim.b2 = 0.999
+  config.optim.weight_decay = 0.0  # adamw only
+  config.optim.clip_norm = 1.0  # ours; 0 for none
+
+  config.log_every = 100  # steps
+  config.save_every = 2000  # steps
+  config.keep_every = 0  # also keep each checkpoint that this divides
+  config.eval_every = 10_000  # steps
+  config.monitor = ConfigDict()
+  config.monitor.batch_size = 64
+  config.monitor.images = 1024  # validation images of the validation loss
+  config.monitor.samples = 16  # images drawn; 0 for none
+  config.monitor.probe_images = 1000  # of train and of validation; 0: no probe
+  config.monitor.probe_timestep = 20
+
+  config.allow_changes = False  # resume although data or settings changed
+  config.allow_failed_audit = False  # train on data that the audit refuses
+  config.debug = False  # stop at NaN, reused keys, promoted ranks; slow
+  config.profile = ''  # 'START:STOP', steps traced for TensorBoard's profiler
+
+  if preset == 'small':
+    config.epochs = 150
+    config.model.channels = 64
+    config.model.multipliers = (1, 2, 2, 2)  # on patches: 32, 16, 8, 4 px
+    config.model.patch = 2
+    config.model.attention = (8, 4)
+    config.optim.lr = 2e-4
+    config.ema_decay = 0.999
+  elif preset == 'tiny':
+    config.steps = 6000
+    config.model.channels = 64
+    config.model.multipliers = (1, 2, 2)  # on patches: 16, 8, 4 px
+    config.model.patch = 4
+    config.model.blocks = 1
+    config.model.attention = (8, 4)
+    config.model.groups = 16
+    config.optim.lr = 5e-4
+    config.optim.warmup_steps = 200
+    config.ema_decay = 0.999
+    config.save_every = 500
+    config.keep_every = 1500
+    config.eval_every = 1500
+  elif preset == 'test':
+    config.data.path = 'phantom:size_px=16,patients=60'
+    config.batch_size = 16
+    config.steps = 20
+    config.model.channels = 8
+    config.model.multipliers = (1, 2)  # 16, 8 px
+    config.model.blocks = 1
+    config.model.attention = (8,)
+    config.model.groups = 4
+    config.ema_decay = 0.9
+    config.log_every = 5
+    config.save_every = 10
+    config.eval_every = 10
+    config.monitor.batch_size = 16
+    config.monitor.images = 32
+    config.monitor.samples = 8
+    config.monitor.probe_images = 32
+  elif preset != 'paper':
+    raise ValueError(
+      f'Unknown preset {preset!r}; one of paper, small, tiny, test.'
+    )
+  return config

@@ -1,0 +1,33 @@
+"""The same probe under three splits, side by side: what leakage is worth.
+
+python -m micdiffrep_jax.main --config=configs/splits.py:PRESET \
+  --config.checkpoint=RUN --config.probe.data.path=DATASET \
+  --workdir=RUN/splits
+
+(none)  three probes of configs/probe.py.
+test    seconds; for trying things out.
+An encoder is pretrained on the train part of one split, so it has drawn test
+images of the others; the table says how many. Give one per split to mend that:
+--config.checkpoints.paper=RUN_PAPER. Splits that are finished are not run
+again.
+"""
+
+from ml_collections import ConfigDict
+
+from configs import probe
+
+
+def get_config(preset: str = '') -> ConfigDict:
+  """The splits, their encoders, and the probe that all of them get."""
+  if preset not in ('', 'test'):
+    raise ValueError(f"Unknown preset {preset!r}; '' or 'test'.")
+  config = ConfigDict()
+  config.task = 'splits'
+  config.splits = ('paper', 'grouped', 'leaky')
+  config.checkpoint = ''  # folder of a pretraining run, for all splits
+  config.checkpoints = ConfigDict()  # or one of its own
+  config.checkpoints.paper = ''
+  config.checkpoints.grouped = ''
+  config.checkpoints.leaky = ''
+  config.probe = probe.get_config(preset)  # its split and checkpoint are set
+  return config

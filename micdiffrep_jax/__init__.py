@@ -1,0 +1,1 @@
+"""Label-efficient classification of medical images from diffusion features."""

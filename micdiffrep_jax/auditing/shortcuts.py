@@ -1,0 +1,150 @@
+"""How well classes are told apart by what has nothing to do with them.
+
+A forest is cross-validated by group on numbers that hold no anatomy: the file
+header, brightness, the border of the picture. What it scores above chance, a
+network may score by the same shortcut.
+
+Letters: n rows, d numbers, k classes.
+"""
+
+from collections.abc import Sequence
+import os
+from typing import Any
+import warnings
+
+import cv2
+import numpy as np
+from PIL import Image
+from sklearn.ensemble import ExtraTreesClassifier
+from sklearn.model_selection import StratifiedGroupKFold
+
+from micdiffrep_jax.data import dataset as data
+from micdiffrep_jax.probing import floors
+from micdiffrep_jax.stats import metrics
+
+_BORDER_PX = 32  # side of the picture whose outermost ring is looked at
+_TREES = 100
+
+
+def border(image: np.ndarray) -> np.ndarray:
+  """The outermost ring of an image (s, s, c) uint8 at 32 px: (124,)."""
+  grey = image.astype(np.float32).mean(-1) / 255
+  size = (_BORDER_PX, _BORDER_PX)
+  small = cv2.resize(grey, size, interpolation=cv2.INTER_AREA)
+  inner = np.zeros(size, bool)
+  inner[1:-1, 1:-1] = True
+  return small[~inner]
+
+
+def header(path: str) -> np.ndarray:
+  """Numbers from a file's header and size, without decoding it: (7,).
+
+  Bytes, bits per pixel, channels, sum of the first JPEG table, number of JPEG
+  tables, whether it has EXIF, whether its resolution is given.
+  """
+  n_bytes = os.path.getsize(path)
+  with Image.open(path) as image:
+    tables = getattr(image, 'quantization', None) or {}
+    first = sum(tables[min(tables)]) if tables else 0
+    w, h = image.size
+    return np.array(
+      [
+        n_bytes,
+        8 * n_bytes / (w * h),
+        len(image.getbands()),
+        first,
+        len(tables),
+        len(image.getexif()) > 0,
+        'dpi' in image.info,
+      ],
+      np.float32,
+    )
+
+
+def descriptors(
+  dataset: data.Dataset, rows: np.ndarray, source: str = ''
+) -> dict[str, np.ndarray | str]:
+  """Numbers (n, d) of each kind, or the reason why there are none.
+
+  source: the folder that the dataset was prepared from; '' leaves out what
+  only the files tell.
+  """
+  manifest = dataset.manifest
+  w, h = manifest['width'][rows], manifest['height'][rows]
+  found: dict[str, np.ndarray | str] = {
+    'size of the original': np.stack([w, h, w / h], 1).astype(np.float32),
+    'file header': 'needs the original files: set --config.source=DIR',
+    'ten brightness numbers': floors.describe(
+      dataset.images, rows, floors.brightness
+    ),
+    'border pixels': floors.describe(dataset.images, rows, border),
+  }
+  if source:
+    try:
+      found['file header'] = np.stack(
+        [header(os.path.join(source, f)) for f in manifest['file'][rows]]
+      )
+    except OSError as e:
+      found['file header'] = f'files of config.source={source!r}: {e}'
+  return found
+
+
+def cross_validate(
+  x: np.ndarray,
+  labels: np.ndarray,
+  groups: np.ndarray,
+  k: int,
+  folds: int,
+  seed: int,
+) -> np.ndarray:
+  """Probabilities (n, k) of each row by a forest that saw none of its group."""
+  probs = np.full((len(x), k), 1 / k)
+  cutter = StratifiedGroupKFold(folds, shuffle=True, random_state=seed)
+  with warnings.catch_warnings():
+    warnings.simplefilter('ignore')  # few members of a class: scored as is
+    cuts = list(cutter.split(x, labels, groups))
+  for train, test in cuts:
+    forest = ExtraTreesClassifier(
+      _TREES,
+      min_samples_leaf=2,
+      class_weight='balanced',
+      random_state=seed,
+      n_jobs=-1,
+    ).fit(x[train], labels[train])
+    probs[test] = 0
+    probs[np.ix_(test, forest.classes_)] = forest.predict_proba(x[test])
+  return probs
+
+
+def probe(
+  x: np.ndarray | str,
+  labels: np.ndarray,
+  groups: np.ndarray,
+  classes: Sequence[str],
+  folds: int = 5,
+  seed: int = 0,
+  resamples: int = 200,
+) -> dict[str, Any]:
+  """Scores of one kind of numbers, with intervals; or why it was skipped.
+
+  balanced_accuracy over all classes (chance is 1 / k), and per class the
+  area under the curve of that class against the rest (chance is 0.5).
+  """
+  if isinstance(x, str):
+    return {'skipped': x}
+  fewest = min(len(np.unique(groups[labels == j])) for j in np.unique(labels))
+  folds = min(folds, fewest)
+  if folds < 2 or len(np.unique(labels)) < 2:
+    return {'skipped': 'needs two classes with two groups each'}
+  probs = cross_validate(x, labels, groups, len(classes), folds, seed)
+  scored = metrics.summarise_rows(
+    labels, probs, groups, classes, resamples, seed
+  )
+  return {
+    'balanced_accuracy': scored['balanced_accuracy'],
+    'chance': 1 / len(np.unique(labels)),
+    'auroc': {c: scored['per_class'][c]['auroc'] for c in classes},
+    'images': len(labels),
+    'folds': folds,
+    'numbers': x.shape[1],
+  }

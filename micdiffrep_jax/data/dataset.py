@@ -1,0 +1,216 @@
+"""Opens a prepared dataset: images, manifest, splits.
+
+Dimension letters: N images of the dataset, n of a selection, s their side, c
+channels.
+"""
+
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from micdiffrep_jax import log
+from micdiffrep_jax.data import phantom, splits, store
+from micdiffrep_jax.lookup import lookup
+
+CACHE = 'images.npy'
+CACHE_LIMIT_GIB = 32.0
+_BATCH = 1024
+
+
+class Records:
+  """Images read from ArrayRecord, for sets too large to cache.
+
+  Indexing by an integer array (n,) gives (n, s, s, c) uint8.
+  """
+
+  def __init__(self, folder: str, shape: tuple[int, ...]):
+    self.shape = shape
+    self.dtype = np.dtype(np.uint8)
+    self._records = store.open_records(folder)
+
+  def __len__(self) -> int:
+    return self.shape[0]
+
+  def __getitem__(self, rows: Any) -> np.ndarray:
+    rows = np.arange(len(self))[rows]
+    out = np.empty((rows.size, *self.shape[1:]), np.uint8)
+    records = self._records.__getitems__(rows.ravel().tolist())
+    for i, record in enumerate(records):
+      out[i] = record['image']
+    return out.reshape(*rows.shape, *self.shape[1:])
+
+
+class Dataset(NamedTuple):
+  """A prepared folder; images[rows (n,)] gives (n, s, s, c) uint8."""
+
+  path: str
+  images: np.ndarray | Records
+  manifest: dict[str, np.ndarray]  # columns (N,), see store.COLUMNS
+  classes: tuple[str, ...]
+  fingerprint: str  # sha256 over ids, labels, pixels and settings
+  info: dict[str, Any]  # dataset.json
+
+
+def open_dataset(
+  spec: str, cache: bool = True, cache_limit_gib: float = CACHE_LIMIT_GIB
+) -> Dataset:
+  """Opens a prepared folder, or 'phantom[:size_px=32,patients=240,seed=0]'.
+
+  The phantom is prepared once, into $MICDIFFREP_CACHE or
+  ~/.cache/micdiffrep_jax. With `cache`, images up to the limit become one
+  memory-mapped array beside the records, checked against the manifest as it is
+  made; else they are read from the records. Raises ValueError for a folder
+  that is no dataset or changed since it was prepared.
+  """
+  if spec.partition(':')[0] == 'phantom' and not os.path.exists(spec):
+    spec = prepared_phantom(spec.partition(':')[2])
+  folder = os.path.abspath(os.path.expanduser(spec))
+  info = store.read_info(folder)
+  store.check_unchanged(folder, info)
+  manifest = store.read_manifest(folder)
+  size = info['size_px']
+  shape = (info['images'], size, size, info['channels'])
+  images: np.ndarray | Records
+  if cache and np.prod(shape, dtype=float) <= cache_limit_gib * 2**30:
+    images = _cached(folder, shape, manifest['sha256'])
+  else:
+    images = Records(folder, shape)
+  return Dataset(
+    folder,
+    images,
+    manifest,
+    tuple(info['classes']),
+    info['fingerprint'],
+    info,
+  )
+
+
+def labels(ds: Dataset) -> np.ndarray:
+  """Class numbers (N,) int32, -1 for an unlabelled image."""
+  number = {name: k for k, name in enumerate(ds.classes)}
+  return np.array(
+    [number[name] if name else -1 for name in ds.manifest['class'].tolist()],
+    np.int32,
+  )
+
+
+def groups(ds: Dataset) -> np.ndarray:
+  """Group numbers (N,) int32: what must stay together, and is resampled so."""
+  return np.unique(ds.manifest['group'], return_inverse=True)[1].astype(
+    np.int32
+  )
+
+
+def rows(ds: Dataset, split: str, part: str) -> np.ndarray:
+  """Row numbers (n,) int64 of a part of a named split, in order.
+
+  The train part includes unlabelled images; labels(ds) tells them.
+  """
+  column = _split(ds, split)
+  lookup(dict.fromkeys((*splits.PARTS, splits.EXCLUDED)), part, 'part')
+  return np.flatnonzero(column == part).astype(np.int64)
+
+
+def split_hash(ds: Dataset, split: str) -> str:
+  """sha256 over the ids and parts of a named split."""
+  digest = hashlib.sha256(split.encode())
+  for name, part in zip(ds.manifest['id'], _split(ds, split), strict=True):
+    digest.update(f'\0{name}\0{part}'.encode())
+  return digest.hexdigest()
+
+
+def _split(ds: Dataset, split: str) -> np.ndarray:
+  table = {name: ds.manifest[name] for name in splits.NAMES}
+  return lookup(table, split, 'split', '--config.data.split')
+
+
+def prepared_phantom(arguments: str) -> str:
+  """Prepares a phantom, unless it is there; returns its folder."""
+  from micdiffrep_jax.data import prepare  # prepare is not needed to open
+
+  spec = phantom.parse(arguments)
+  root = os.environ.get('MICDIFFREP_CACHE') or os.path.expanduser(
+    '~/.cache/micdiffrep_jax'
+  )
+  folder = os.path.join(root, f'phantom-{phantom.mark(spec)}')
+  if not os.path.exists(os.path.join(folder, store.INFO)):
+    prepare.prepare_phantom(arguments, spec.size_px, folder)
+  return folder
+
+
+def _cached(
+  folder: str, shape: tuple[int, ...], hashes: np.ndarray
+) -> np.ndarray:
+  """The images as a read-only memory map; made from the records if need be."""
+  path, mark_path = (
+    os.path.join(folder, CACHE),
+    os.path.join(folder, f'{CACHE}.json'),
+  )
+  mark = _cache_mark(folder, shape)
+  try:
+    with open(mark_path) as f:
+      fresh = json.load(f) == {**mark, 'bytes': os.path.getsize(path)}
+  except (OSError, ValueError):
+    fresh = False
+  if not fresh:
+    _make_cache(folder, path, shape, hashes)
+    log.write_json(mark_path, {**mark, 'bytes': os.path.getsize(path)})
+  return np.load(path, mmap_mode='r')
+
+
+def _cache_mark(folder: str, shape: tuple[int, ...]) -> dict[str, Any]:
+  """What the cache was made from; a touched shard makes it stale."""
+  shards = {
+    name: [stat.st_size, stat.st_mtime_ns]
+    for name in sorted(os.listdir(folder))
+    if '.array_record-' in name
+    for stat in [os.stat(os.path.join(folder, name))]
+  }
+  return {'shape': list(shape), 'shards': shards}
+
+
+def _make_cache(
+  folder: str, path: str, shape: tuple[int, ...], hashes: np.ndarray
+) -> None:
+  needed = int(np.prod(shape)) + (1 << 20)
+  if shutil.disk_usage(folder).free < needed:
+    raise ValueError(
+      f'No room for {needed >> 20} MiB of cached images in {folder!r}. Free '
+      'some, or set --config.data.cache=False.'
+    )
+  records = Records(folder, shape)
+  handle, partial = tempfile.mkstemp(prefix=f'.{CACHE}.', dir=folder)
+  os.close(handle)
+  try:
+    array = np.lib.format.open_memmap(
+      partial, mode='w+', dtype=np.uint8, shape=shape
+    )
+    starts = range(0, len(records), _BATCH)
+    for start in log.progress(starts, desc='cache images', leave=False):
+      batch = records[start : start + _BATCH]
+      _check_pixels(folder, batch, hashes[start : start + _BATCH])
+      array[start : start + _BATCH] = batch
+    array.flush()
+    del array
+    os.chmod(partial, 0o644)
+    os.replace(partial, path)
+  finally:
+    if os.path.exists(partial):
+      os.remove(partial)
+
+
+def _check_pixels(folder: str, batch: np.ndarray, hashes: np.ndarray) -> None:
+  changed = sum(
+    store.pixel_hash(image) != expected
+    for image, expected in zip(batch, hashes, strict=True)
+  )
+  if changed:
+    raise ValueError(
+      f'{changed} images of {folder!r} are not those of its manifest. Prepare '
+      'it again, with --config.data.overwrite=True.'
+    )

@@ -1,0 +1,211 @@
+"""Image files to square uint8 arrays, by one written rule per kind of file.
+
+Dimension letters: h w pixels of the file, s side of the square, c channels.
+"""
+
+import io
+import re
+from typing import NamedTuple
+
+import cv2
+import numpy as np
+from PIL import Image, ImageOps
+import simplejpeg
+
+SUFFIXES = ('.jpg', '.jpeg', '.png', '.bmp', '.tif', '.tiff', '.webp')
+_ORIENTATION = 274  # EXIF tag
+_BITS_PER_SAMPLE = 258  # TIFF tag
+_TINY_PX = 8
+_STRAY_BYTES = 16
+_NARROW = 4  # aspect ratio from which a picture is reported
+
+
+class Picture(NamedTuple):
+  """One decoded picture, before it is made square.
+
+  pixels (h, w) or (h, w, 3) uint8; rules names what was done to get them;
+  part tells the pictures of one file apart ('' where there is one); group is
+  what the file itself says it belongs to ('' where it says nothing).
+  """
+
+  pixels: np.ndarray
+  rules: tuple[str, ...] = ()
+  part: str = ''
+  group: str = ''
+
+
+def scale_range(x: np.ndarray) -> np.ndarray:
+  """Maps [min, max] of an array to [0, 255] uint8; a constant becomes 0.
+
+  Eight bits hold a 16-bit or float picture only after its own range is scaled:
+  Pillow's conversion clips it instead. Raises ValueError for nan or inf.
+  """
+  x = np.asarray(x, np.float64)
+  if not np.isfinite(x).all():
+    raise ValueError('pixels are not finite')
+  low, high = x.min(), x.max()
+  if high == low:
+    return np.zeros(x.shape, np.uint8)
+  return np.rint((x - low) * (255 / (high - low))).astype(np.uint8)
+
+
+def to_square(pixels: np.ndarray, size_px: int, channels: int) -> np.ndarray:
+  """Pads to a square with black and resizes by area.
+
+  pixels (h, w) or (h, w, 3) uint8 -> (s, s, c) uint8 with c = 1 (luma) or 3.
+  An odd row or column of padding goes to the bottom or the right.
+  """
+  if channels == 1 and pixels.ndim == 3:
+    pixels = cv2.cvtColor(np.ascontiguousarray(pixels), cv2.COLOR_RGB2GRAY)
+  h, w = pixels.shape[:2]
+  side = max(h, w)
+  if h != w:
+    top, left = (side - h) // 2, (side - w) // 2
+    pixels = cv2.copyMakeBorder(
+      np.ascontiguousarray(pixels),
+      top,
+      side - h - top,
+      left,
+      side - w - left,
+      cv2.BORDER_CONSTANT,
+      value=(0, 0, 0),
+    )
+  if side != size_px:
+    # INTER_AREA copies pixels when it enlarges.
+    how = cv2.INTER_AREA if side > size_px else cv2.INTER_LINEAR
+    pixels = cv2.resize(pixels, (size_px, size_px), interpolation=how)
+  if pixels.ndim == 2:
+    pixels = np.repeat(pixels[..., None], channels, axis=-1)
+  return np.ascontiguousarray(pixels)
+
+
+def shape_rules(pixels: np.ndarray, size_px: int) -> tuple[str, ...]:
+  """Names what is odd about a picture's shape or content."""
+  h, w = pixels.shape[:2]
+  found = []
+  if h != w:
+    found.append('padded')
+  if max(h, w) < size_px:
+    found.append('enlarged')
+  if min(h, w) < _TINY_PX:
+    found.append('tiny')
+  if max(h, w) > _NARROW * min(h, w):
+    found.append('narrow')
+  if pixels.min() == pixels.max():
+    found.append('constant')
+  return tuple(found)
+
+
+def read_image(data: bytes, channels: int = 3) -> Picture:
+  """Decodes the bytes of a JPEG, PNG, BMP, TIFF or WebP file completely.
+
+  Returns grey pixels where the file is grey or channels is 1 and the decoder
+  can give grey directly. Raises ValueError with the reason for a file that is
+  empty, no image, truncated or damaged; nothing is ever filled in.
+  """
+  if not data:
+    raise ValueError('empty file')
+  if data[:3] == b'\xff\xd8\xff' and _orientation(data) == 1:
+    picture = _read_plain_jpeg(data, channels)
+    if picture is not None:
+      return picture
+  try:
+    with Image.open(io.BytesIO(data)) as image:
+      return _read_pillow(image, data)
+  except Image.DecompressionBombError as e:
+    raise ValueError(f'too many pixels: {e}') from None
+  except Image.UnidentifiedImageError:
+    raise ValueError('not an image that can be read') from None
+  except ValueError:
+    raise
+  except Exception as e:
+    # On damage, decoders raise whatever they stumble over.
+    raise ValueError(f'damaged: {e or type(e).__name__}') from None
+
+
+def load(path: str, size_px: int, channels: int) -> np.ndarray:
+  """Reads one file as (s, s, c) uint8; raises as read_image does."""
+  with open(path, 'rb') as f:
+    picture = read_image(f.read(), channels)
+  return to_square(picture.pixels, size_px, channels)
+
+
+def _orientation(data: bytes) -> int:
+  """The EXIF orientation of a JPEG, 1 where there is none."""
+  if data.find(b'Exif\0\0', 0, 1 << 17) < 0:
+    return 1
+  try:
+    with Image.open(io.BytesIO(data)) as image:
+      return image.getexif().get(_ORIENTATION, 1)
+  except Exception:  # the decoder that follows names the damage
+    return 1
+
+
+def _read_plain_jpeg(data: bytes, channels: int) -> Picture | None:
+  """The fast way for 8-bit grey or YCbCr; None leaves the file to Pillow."""
+  try:
+    try:
+      _, _, colour, _ = simplejpeg.decode_jpeg_header(data, strict=False)
+    except KeyError:
+      return None  # an unknown colour space
+    if colour in ('CMYK', 'YCCK'):
+      return None
+    grey = channels == 1 or colour.upper() in ('GRAY', 'GREY')
+    pixels = simplejpeg.decode_jpeg(data, 'GRAY' if grey else 'RGB')
+  except ValueError as e:
+    # libjpeg warns of a hole and goes on, and Pillow would hide it. Some
+    # cameras leave a few bytes before the end; many are what a hole leaves.
+    stray = re.search(r'(\d+) extraneous bytes before marker 0xd9', str(e))
+    if stray and int(stray.group(1)) <= _STRAY_BYTES:
+      return None
+    raise ValueError(f'damaged: {e}') from None
+  return Picture(pixels[..., 0] if grey else pixels)
+
+
+def _read_pillow(image: Image.Image, data: bytes) -> Picture:
+  rules = []
+  if getattr(image, 'n_frames', 1) > 1:
+    rules.append('first_frame')
+    image.seek(0)
+  deep = _deep_colour(image, data)
+  image.load()
+  if deep is not None:
+    rules.append('range_scaled')
+    return Picture(deep, tuple(rules))
+  if image.getexif().get(_ORIENTATION, 1) != 1:
+    rules.append('exif_rotated')
+    image = ImageOps.exif_transpose(image)
+  if image.mode.startswith('I') or image.mode == 'F':
+    return Picture(scale_range(np.asarray(image)), (*rules, 'range_scaled'))
+  if image.mode in ('P', 'PA'):
+    rules.append('palette')
+  if image.mode == 'CMYK':
+    rules.append('cmyk')
+  if image.has_transparency_data:
+    rules.append('alpha')
+    rgba = np.asarray(image.convert('RGBA')).astype(np.uint16)
+    solid = (rgba[..., :3] * rgba[..., 3:] + 127) // 255
+    return Picture(solid.astype(np.uint8), tuple(rules))
+  if image.mode not in ('L', 'RGB'):
+    image = image.convert('L' if image.mode == '1' else 'RGB')
+  return Picture(np.asarray(image), tuple(rules))
+
+
+def _deep_colour(image: Image.Image, data: bytes) -> np.ndarray | None:
+  """Colour of more than 8 bits, of which Pillow would keep the high byte."""
+  if image.mode not in ('RGB', 'RGBA', 'LA', 'RGBX'):
+    return None
+  if image.format == 'PNG':
+    deep = data[24] == 16  # bit depth in the header chunk
+  else:
+    bits = getattr(image, 'tag_v2', {}).get(_BITS_PER_SAMPLE, (8,))
+    deep = max(bits) > 8
+  if not deep:
+    return None
+  pixels = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
+  if pixels is None:
+    raise ValueError('16-bit colour that cannot be decoded')
+  if pixels.shape[-1] == 4:
+    alpha = pixels[..., 3:].astype(np.float64)
+    pixels = pixels[..., :3] * (alpha / 65535)
+  return scale_range(pixels[..., ::-1])

@@ -1,0 +1,160 @@
+"""Near-duplicates of a manifest: joined groups, label conflicts, a summary."""
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+from ml_collections import ConfigDict
+import numpy as np
+
+from micdiffrep_jax import log
+from micdiffrep_jax.data import duplicates, groups
+from micdiffrep_jax.data.gather import Gathered
+
+POLICIES = ('error', 'drop', 'keep')
+_LARGE = 0.01  # share of the sources from which a group is suspicious
+
+
+class Near(NamedTuple):
+  """What the search found among n rows."""
+
+  group: np.ndarray  # (n,) int32: units joined where pictures nearly repeat
+  same: np.ndarray  # (n,) int32: rows that show one picture
+  pairs: np.ndarray  # (m, 2) labelled rows that nearly repeat
+  seen: np.ndarray  # (m, 2) an unlabelled row, a labelled one it repeats
+  summary: dict[str, Any]
+
+
+def find(
+  table: Mapping[str, np.ndarray], found: Gathered, config: ConfigDict
+) -> Near:
+  """Searches sources against sources, and unlabelled rows against labelled.
+
+  Variants are not searched among each other: they follow their source.
+  Pictures with equal pixels always count.
+  """
+  labelled = table['class'] != ''
+  untouched = np.flatnonzero(labelled & (table['variant'] == ''))
+  others = np.flatnonzero(~labelled)
+  usable = ~np.array([row.constant for row in found.rows], bool)
+  equal = duplicates.equal_pairs(table['sha256'], usable & labelled)
+  pairs = [equal]
+  seen = [_equal_between(table['sha256'], others, np.flatnonzero(labelled))]
+  seen[0] = seen[0][usable[seen[0][:, 0]]]
+  if config.enabled:
+    limits = duplicates.Thresholds(
+      config.full, config.detail, config.detail_alone
+    )
+    # Unlabelled pictures may repeat a variant, so all labelled rows are asked.
+    rows = np.flatnonzero(labelled) if len(others) else untouched
+    known = duplicates.describe(found.crops[rows])
+    at = np.searchsorted(rows, untouched)
+    sources = duplicates.Descriptors(known.full[at], known.detail[at])
+    pairs.append(untouched[duplicates.pairs_within(sources, limits)])
+    if len(others):
+      extra = duplicates.describe(found.crops[others])
+      i, j = duplicates.pairs_between(extra, known, limits).T
+      seen.append(np.stack([others[i], rows[j]], axis=1))
+  joined = np.unique(np.concatenate(pairs), axis=0)
+  same = groups.join(table['source'], joined)
+  all_seen = np.unique(np.concatenate(seen), axis=0)
+  group = groups.join(table['unit'], joined)
+  _warn_of_chains(table, group, untouched)
+  summary = _summary(table, same, joined, len(equal), all_seen, untouched)
+  return Near(group, same, joined, all_seen, summary)
+
+
+def usable(
+  table: Mapping[str, np.ndarray], near: Near, policy: str
+) -> np.ndarray:
+  """Rows (n,) bool that splits may use; settles pictures with two labels.
+
+  `policy` says what becomes of them: error lists the pairs, drop leaves out
+  all rows that show the picture, keep trusts the labels.
+  """
+  label = np.unique(table['class'], return_inverse=True)[1]
+  n_same = int(near.same.max(initial=-1)) + 1
+  low, high = np.full(n_same, label.max(initial=0)), np.zeros(n_same, int)
+  np.minimum.at(low, near.same, label)
+  np.maximum.at(high, near.same, label)
+  torn = (low != high)[near.same]
+  if not torn.any():
+    return ~torn
+  i, j = near.pairs.T
+  clash = near.pairs[table['class'][i] != table['class'][j]]
+  listing = [
+    f'{table["id"][i]} ({table["class"][i]}) and '
+    f'{table["id"][j]} ({table["class"][j]})'
+    for i, j in clash
+  ]
+  near.summary['conflicts'] = listing
+  if policy == 'error':
+    raise ValueError(
+      f'{len(clash)} pairs show one picture under two labels:\n  '
+      + '\n  '.join(listing[:50])
+      + '\nCorrect them, or leave them out with --config.data.conflicts=drop, '
+      'or accept them with --config.data.conflicts=keep.'
+    )
+  if policy == 'keep':
+    return np.ones(len(torn), bool)
+  near.summary['dropped'] = int(torn.sum())
+  log.get_logger().warning(
+    '%d images of pictures with two labels are in no part of a split.',
+    torn.sum(),
+  )
+  return ~torn
+
+
+def _equal_between(
+  hashes: np.ndarray, a: np.ndarray, b: np.ndarray
+) -> np.ndarray:
+  """Pairs (row of a, a row of b of equal hash), (m, 2)."""
+  if not len(a) or not len(b):
+    return np.zeros((0, 2), np.int64)
+  order = b[np.argsort(hashes[b], kind='stable')]
+  at = np.minimum(np.searchsorted(hashes[order], hashes[a]), len(order) - 1)
+  same = hashes[order[at]] == hashes[a]
+  return np.stack([a[same], order[at[same]]], axis=1)
+
+
+def _warn_of_chains(
+  table: Mapping[str, np.ndarray], group: np.ndarray, untouched: np.ndarray
+) -> None:
+  """Says so where near-duplicates join suspiciously many units."""
+  if not len(untouched):
+    return
+  names, first = np.unique(table['unit'][untouched], return_index=True)
+  group_of_unit = group[untouched[first]]
+  sizes = np.bincount(group_of_unit)
+  if sizes.max() > max(2, _LARGE * len(names)):
+    log.get_logger().warning(
+      'Near-duplicates join %d of %d sources or patients (%s ...): look at '
+      'them, or raise config.data.near_duplicates.detail.',
+      sizes.max(),
+      len(names),
+      ', '.join(names[group_of_unit == sizes.argmax()][:3]),
+    )
+
+
+def _summary(
+  table: Mapping[str, np.ndarray],
+  same: np.ndarray,
+  pairs: np.ndarray,
+  n_equal: int,
+  seen: np.ndarray,
+  untouched: np.ndarray,
+) -> dict[str, Any]:
+  sizes = np.bincount(same[untouched]) if len(untouched) else np.zeros(1, int)
+  largest = int(sizes.max())
+  members = untouched[same[untouched] == sizes.argmax()]
+  return {
+    'sources': len(untouched),
+    'groups': int((sizes > 0).sum()),
+    'pairs': len(pairs),
+    'equal_pairs': n_equal,
+    'sources_with_a_partner': int(sizes[sizes > 1].sum()),
+    'largest_group': largest,
+    'largest_group_ids': table['id'][members[:20]].tolist(),
+    'unlabelled_that_repeat_labelled': len(np.unique(seen[:, 0])),
+    'conflicts': [],
+    'dropped': 0,
+  }

@@ -1,0 +1,173 @@
+"""Named splits of a manifest into train, val and test.
+
+`paper`: a share of the units of each class, rounded up, is test; a unit is a
+source picture with all its variants, or a patient. `grouped`: units joined
+where pictures nearly repeat, stratified by class. `leaky`: single images drawn
+at random, which puts variants of one source on both sides; it shows what that
+does and is good for nothing else. Validation is drawn from the training units
+of a split in the same manner.
+"""
+
+import math
+import warnings
+import zlib
+
+import numpy as np
+from sklearn.model_selection import StratifiedGroupKFold
+
+NAMES = ('paper', 'grouped', 'leaky')
+PARTS = ('train', 'val', 'test')
+EXCLUDED = 'excluded'
+
+
+def make_splits(
+  labels: np.ndarray,
+  units: np.ndarray,
+  groups: np.ndarray,
+  usable: np.ndarray,
+  test_share: float = 0.2,
+  val_share: float = 0.15,
+  seed: int = 0,
+) -> dict[str, np.ndarray]:
+  """Assigns each labelled row to a part, in every named split.
+
+  labels, units, groups (n,) of any type; usable (n,) bool, False rows become
+  `excluded`. val_share is a share of what test leaves. `grouped` cuts in
+  folds, so its shares are the nearest 1 / k. Returns {name: (n,) parts}.
+  Raises ValueError where a class has too few units to be in every part.
+  """
+  for name, share in (('test_share', test_share), ('val_share', val_share)):
+    if not 0 < share < 1:
+      raise ValueError(
+        f'config.data.{name}={share}; a share lies between 0 and 1.'
+      )
+  labels, units, groups = map(np.asarray, (labels, units, groups))
+  check_enough_units(labels[usable], groups[usable])
+  cutters = {
+    'paper': lambda i, share, rng: _by_unit(labels[i], units[i], share, rng),
+    'grouped': lambda i, share, rng: _by_group(
+      labels[i], groups[i], share, rng
+    ),
+    'leaky': lambda i, share, rng: _by_unit(labels[i], i, share, rng),
+  }
+  splits = {}
+  for name, cut in cutters.items():
+    rng = np.random.default_rng([seed, zlib.crc32(name.encode())])
+    part = np.full(len(labels), EXCLUDED, dtype='<U8')
+    rows = np.flatnonzero(usable)
+    is_test = cut(rows, test_share, rng)
+    rest = rows[~is_test]
+    is_val = cut(rest, val_share, rng)
+    part[rows[is_test]] = 'test'
+    part[rest[is_val]] = 'val'
+    part[rest[~is_val]] = 'train'
+    check_parts(name, part, labels)
+    splits[name] = part
+  check_disjoint('paper', splits['paper'], units)
+  check_disjoint('grouped', splits['grouped'], groups)
+  return splits
+
+
+def _by_unit(
+  labels: np.ndarray, units: np.ndarray, share: float, rng: np.random.Generator
+) -> np.ndarray:
+  """Draws a share of the units of each class, rounded up: (n,) bool.
+
+  A unit that holds several classes counts for its most frequent one.
+  """
+  names, unit = np.unique(units, return_inverse=True)
+  classes, label = np.unique(labels, return_inverse=True)
+  votes = np.zeros((len(names), len(classes)), int)
+  np.add.at(votes, (unit, label), 1)
+  class_of_unit = votes.argmax(1)
+  drawn = np.zeros(len(names), bool)
+  for k in range(len(classes)):
+    members = rng.permutation(np.flatnonzero(class_of_unit == k))
+    # 1e-9: 0.2 x 15 is 3.0000000000000004 in floats.
+    drawn[members[: math.ceil(share * len(members) - 1e-9)]] = True
+  return drawn[unit]
+
+
+def _by_group(
+  labels: np.ndarray, groups: np.ndarray, share: float, rng: np.random.Generator
+) -> np.ndarray:
+  """Draws whole groups, keeping the classes' proportions: (n,) bool.
+
+  Takes the first fold that has every class on both sides; where a class has
+  fewer groups than there are folds, fewer and larger folds are tried too.
+  """
+  seed = int(rng.integers(2**31))
+  classes, label = np.unique(labels, return_inverse=True)
+  drawn = np.zeros(len(labels), bool)
+  for folds in range(max(2, round(1 / share)), 1, -1):
+    if folds > np.bincount(label).max():
+      continue
+    cutter = StratifiedGroupKFold(folds, shuffle=True, random_state=seed)
+    with warnings.catch_warnings():
+      warnings.simplefilter('ignore')  # of few members: that is dealt with
+      cuts = list(cutter.split(labels, labels, groups))
+    for rest, held_out in cuts:
+      drawn = np.zeros(len(labels), bool)
+      drawn[held_out] = True
+      sides = len(np.unique(label[held_out])), len(np.unique(label[rest]))
+      if sides == (len(classes), len(classes)):
+        return drawn
+  return drawn  # check_parts says what is missing
+
+
+def check_enough_units(labels: np.ndarray, groups: np.ndarray) -> None:
+  """Raises ValueError where a class has fewer groups than there are parts."""
+  for label in np.unique(labels):
+    n = len(np.unique(groups[labels == label]))
+    if n < len(PARTS):
+      raise ValueError(
+        f'Class {str(label)!r} has {n} group{"s" * (n != 1)} of pictures that '
+        f'belong together; a split into {"/".join(PARTS)} needs at least '
+        f'{len(PARTS)}. Add data, drop the class, or check how config.data '
+        'groups (group_csv, group_regex, group_by).'
+      )
+
+
+def check_parts(name: str, part: np.ndarray, labels: np.ndarray) -> None:
+  """Raises ValueError where a class is missing from a part of a split."""
+  for label in np.unique(labels[part != EXCLUDED]):
+    for p in PARTS:
+      if not (part[labels == label] == p).any():
+        raise ValueError(
+          f'Split {name!r} leaves class {str(label)!r} without a {p} image. '
+          'Change config.seed, config.data.test_share or '
+          'config.data.val_share, or add groups to that class.'
+        )
+
+
+def check_disjoint(name: str, part: np.ndarray, groups: np.ndarray) -> None:
+  """Raises ValueError, with examples, where a group lies in two parts."""
+  seen: dict[str, str] = {}
+  torn = {}
+  for group, p in zip(groups.tolist(), part.tolist(), strict=True):
+    if p != EXCLUDED and seen.setdefault(group, p) != p:
+      torn[group] = (seen[group], p)
+  if torn:
+    examples = [f'{g}: {a} and {b}' for g, (a, b) in list(torn.items())[:10]]
+    raise ValueError(
+      f'Split {name!r} has {len(torn)} groups in two parts: '
+      + '; '.join(examples)
+    )
+
+
+def exclude_seen(
+  part: np.ndarray, unlabelled: np.ndarray, seen: np.ndarray, group: np.ndarray
+) -> np.ndarray:
+  """Gives unlabelled rows a part: train, unless they show a held-out picture.
+
+  part (n,), '' at unlabelled rows; unlabelled (n,) bool; seen (m, 2) pairs of
+  an unlabelled row and a labelled one that shows the same; group (n,). A pair
+  with any member of a group that val or test holds excludes. Returns a new
+  (n,).
+  """
+  part = part.astype('<U8')  # as long as the longest name
+  held_out = np.unique(group[np.isin(part, ('val', 'test'))])
+  part[unlabelled] = 'train'
+  repeats = np.isin(group[seen[:, 1]], held_out)
+  part[seen[repeats, 0]] = EXCLUDED
+  return part

@@ -1,0 +1,190 @@
+"""The prepared dataset on disk: ArrayRecord shards, manifest, description.
+
+A folder holds `dataset-images.array_record-*` (readable with
+tensorflow_datasets.builder_from_directory), `manifest.csv` with one line per
+image in the order of the records, `rejected.csv` and `dataset.json`.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+import csv
+import hashlib
+import json
+import os
+from typing import Any
+
+from array_record.python.array_record_module import ArrayRecordWriter
+import numpy as np
+import tensorflow_datasets as tfds
+
+MANIFEST = 'manifest.csv'
+REJECTED = 'rejected.csv'
+INFO = 'dataset.json'
+SPLIT = 'images'
+COLUMNS = (
+  'index',
+  'id',
+  'file',
+  'origin',
+  'class',
+  'source',
+  'variant',
+  'unit',
+  'group',
+  'width',
+  'height',
+  'sha256',
+  'paper',
+  'grouped',
+  'leaky',
+)
+_INTEGERS = ('index', 'width', 'height')
+_NAME = 'dataset'
+_TEMPLATE = '{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_X_OF_Y}'
+_SHARD_BYTES = 1 << 29
+
+
+def pixel_hash(image: np.ndarray) -> str:
+  """sha256 of one prepared image (s, s, c) uint8."""
+  return hashlib.sha256(np.ascontiguousarray(image).tobytes()).hexdigest()
+
+
+def write_images(
+  folder: str, images: np.ndarray, ids: Sequence[str], labels: Sequence[str]
+) -> None:
+  """Writes (n, s, s, c) uint8 as ArrayRecord shards that TFDS reads.
+
+  The records keep the order of the rows, which a TFDS builder would shuffle.
+  """
+  features = tfds.features.FeaturesDict(
+    {
+      # Images as bytes: the smallest and by far the fastest to decode.
+      'image': tfds.features.Tensor(
+        shape=images.shape[1:], dtype=np.uint8, encoding='bytes'
+      ),
+      'id': tfds.features.Text(),
+      'label': tfds.features.Text(),
+    }
+  )
+  n_shards = max(1, -(-images.nbytes // _SHARD_BYTES))
+  bounds = np.linspace(0, len(images), n_shards + 1).astype(int)
+  n_bytes = 0
+  for k in range(n_shards):
+    name = f'{_NAME}-{SPLIT}.array_record-{k:05d}-of-{n_shards:05d}'
+    writer = ArrayRecordWriter(os.path.join(folder, name), 'group_size:1')
+    for i in range(bounds[k], bounds[k + 1]):
+      record = features.serialize_example(
+        {'image': images[i], 'id': ids[i], 'label': labels[i]}
+      )
+      n_bytes += len(record)
+      writer.write(record)
+    writer.close()
+  template = tfds.core.ShardedFileTemplate(
+    dataset_name=_NAME,
+    data_dir=folder,
+    split=SPLIT,
+    filetype_suffix='array_record',
+    template=_TEMPLATE,
+  )
+  split = tfds.core.SplitInfo(
+    name=SPLIT,
+    shard_lengths=np.diff(bounds).tolist(),
+    num_bytes=n_bytes,
+    filename_template=template,
+  )
+  tfds.folder_dataset.write_metadata(
+    data_dir=folder,
+    features=features,
+    split_infos=[split],
+    filename_template=_TEMPLATE,
+    check_data=False,
+  )
+
+
+def open_records(folder: str) -> Any:
+  """A random-access source of the records of a prepared folder."""
+  return tfds.builder_from_directory(folder).as_data_source(SPLIT)
+
+
+def write_table(
+  path: str, columns: Sequence[str], rows: Iterable[Sequence[Any]]
+) -> None:
+  """Writes a CSV file with a header."""
+  with open(path, 'w', newline='') as f:
+    writer = csv.writer(f, lineterminator='\n')
+    writer.writerow(columns)
+    writer.writerows(rows)
+
+
+def write_manifest(folder: str, manifest: Mapping[str, np.ndarray]) -> None:
+  """Writes manifest.csv with its columns in their fixed order."""
+  rows = zip(*(manifest[c] for c in COLUMNS), strict=True)
+  write_table(os.path.join(folder, MANIFEST), COLUMNS, rows)
+
+
+def read_manifest(folder: str) -> dict[str, np.ndarray]:
+  """Reads manifest.csv as {column: (n,)}, text but for index and sizes."""
+  with open(os.path.join(folder, MANIFEST), newline='') as f:
+    reader = csv.reader(f)
+    header = next(reader)
+    columns = list(zip(*reader, strict=True)) or [()] * len(header)
+  return {
+    name: np.array(column, int if name in _INTEGERS else str)
+    for name, column in zip(header, columns, strict=True)
+  }
+
+
+def write_info(folder: str, info: Mapping[str, Any]) -> None:
+  """Writes dataset.json, with what check_unchanged compares later."""
+  info = {**info, 'files': _file_marks(folder)}
+  with open(os.path.join(folder, INFO), 'w') as f:
+    json.dump(info, f, indent=2)
+    f.write('\n')
+
+
+def read_info(folder: str) -> dict[str, Any]:
+  """Reads dataset.json; raises ValueError where there is none."""
+  path = os.path.join(folder, INFO)
+  if not os.path.isfile(path):
+    what = (
+      'holds no prepared dataset'
+      if os.path.isdir(folder)
+      else ('does not exist')
+    )
+    raise ValueError(
+      f'{folder!r} {what}. Prepare one with `python -m micdiffrep_jax.main '
+      '--config=configs/prepare.py --config.data.source=DIR '
+      '--config.data.out=OUT` and give OUT as config.data.path.'
+    )
+  with open(path) as f:
+    return json.load(f)
+
+
+def check_unchanged(folder: str, info: Mapping[str, Any]) -> None:
+  """Raises ValueError where a file of the dataset is not as it was written.
+
+  Cheap: sizes of the shards and a hash of the manifest. The pixels are
+  compared with the manifest when the images are cached.
+  """
+  now = _file_marks(folder)
+  changed = sorted(
+    name
+    for name in info['files'].keys() | now.keys()
+    if info['files'].get(name) != now.get(name)
+  )
+  if changed:
+    raise ValueError(
+      f'The prepared dataset {folder!r} changed since it was written: '
+      f'{changed[:5]}. Prepare it again, with --config.data.overwrite=True.'
+    )
+
+
+def _file_marks(folder: str) -> dict[str, str]:
+  marks = {}
+  for name in sorted(os.listdir(folder)):
+    path = os.path.join(folder, name)
+    if '.array_record-' in name:
+      marks[name] = f'{os.path.getsize(path)} bytes'
+    elif name in (MANIFEST, 'features.json', 'dataset_info.json'):
+      with open(path, 'rb') as f:
+        marks[name] = hashlib.sha256(f.read()).hexdigest()
+  return marks

@@ -1,0 +1,1 @@
+"""A finished classifier in one file, and its use on new pictures."""

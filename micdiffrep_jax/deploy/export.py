@@ -1,0 +1,190 @@
+"""Task `bundle`: a probe's head and its encoder as one file."""
+
+import json
+import os
+from typing import Any
+
+import jax
+from ml_collections import ConfigDict
+import numpy as np
+
+from micdiffrep_jax import features, log
+from micdiffrep_jax.data import dataset as data
+from micdiffrep_jax.deploy import fingerprints, portable_file
+from micdiffrep_jax.deploy.portable import Portable, assemble, bundle_predict
+from micdiffrep_jax.deploy.portable_file import load as load_bundle
+from micdiffrep_jax.lookup import lookup
+from micdiffrep_jax.probing import bundle
+
+__all__ = ['bundle_predict', 'load_bundle', 'run', 'save_bundle']
+
+_COMPARED = 512  # validation images on which the file is compared with the run
+_UNSURE = 0.1  # share of validation images that are called low in confidence
+
+
+def run(config: ConfigDict, workdir: str) -> dict[str, Any]:
+  """Writes config.out, by default workdir/bundle.npz, and what it is worth."""
+  out = config.out or os.path.join(workdir, 'bundle.npz')
+  found = save_bundle(
+    config.probe,
+    out,
+    config.precision,
+    config.fingerprints,
+    config.checkpoint,
+    config.data.path,
+  )
+  log.get_logger().info(
+    'Bundle %s: %.2f MB, %.1f %% of validation images get the same class as '
+    'from the probe.',
+    out,
+    found['bytes'] / 1e6,
+    100 * found['same_class'],
+  )
+  return log.write_results(workdir, {'task': 'bundle', **found}, config)
+
+
+def save_bundle(
+  probe: str,
+  out: str,
+  precision: str = 'float16',
+  fingerprint: str = 'crops',
+  checkpoint: str = '',
+  dataset_path: str = '',
+) -> dict[str, Any]:
+  """Makes one file of a probe's folder; returns what it is worth.
+
+  `checkpoint` and `dataset_path` replace the places that the probe names, where
+  those moved. The file is read again and compared with the probe's own
+  validation predictions. Raises ValueError where parts do not belong together.
+  """
+  kinds = dict.fromkeys(fingerprints.KINDS)
+  lookup(kinds, fingerprint, 'kind', '--config.fingerprints')
+  precisions = dict.fromkeys(portable_file.PRECISIONS)
+  lookup(precisions, precision, 'precision', '--config.precision')
+  head = bundle.load(probe)
+  info = head.info
+  results, known = _probe_results(probe)
+  encoder = features.load_encoder(
+    checkpoint or info['checkpoint'], info['encoder']['step']
+  )
+  if encoder.info['fingerprint'] != info['encoder']['fingerprint']:
+    raise ValueError(
+      f'{checkpoint or info["checkpoint"]} is not the encoder that {probe} '
+      'probed. Set --config.checkpoint.'
+    )
+  dataset = data.open_dataset(dataset_path or results['data']['path'])
+  if dataset.fingerprint != info['dataset']:
+    raise ValueError(
+      f'{dataset.path} is not the dataset that {probe} was fitted on. Set '
+      '--config.data.path.'
+    )
+  split = info['split']
+  rows = np.concatenate(
+    [data.rows(dataset, split, p) for p in ('train', 'val')]
+  )
+  top = known['val'].max(1)
+  meta = {
+    'classes': list(info['classes']),
+    'size_px': encoder.info['size_px'],
+    'channels': encoder.info['channels'],
+    'preparation': info.get('preparation', {}),
+    'dataset': info['dataset'],
+    'split': split,
+    'split_hash': info['split_hash'],
+    'same_data_in_pretraining': encoder.info['fingerprint'] == info['dataset'],
+    'low_confidence': float(np.quantile(top, _UNSURE)),
+    'normal_class': results.get('normal_class', ''),
+    'training_images': len(rows),
+    'test': _scores(results),
+  }
+  # Paths of this machine are no part of a file that is given away.
+  encoder = encoder._replace(info={**encoder.info, 'path': ''})
+  private = ('checkpoint', 'encoder', 'preparation')
+  head = head._replace(info={k: v for k, v in info.items() if k not in private})
+  model = assemble(
+    encoder, head, meta, fingerprints.make(dataset, rows, fingerprint)
+  )
+  portable_file.write(out, model, precision)
+  return {
+    'bundle': os.path.abspath(out),
+    'bytes': os.path.getsize(out),
+    'precision': precision,
+    'fingerprints': fingerprint,
+    **_compare(model, load_bundle(out), dataset, known),
+    'encoder': encoder.info,
+    'data': {
+      'fingerprint': dataset.fingerprint,
+      'split': split,
+      'split_hash': info['split_hash'],
+    },
+    'parameters': _count(model),
+  }
+
+
+def _probe_results(probe: str) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+  """A probe's results and the validation predictions of its bundled head."""
+  try:
+    with open(os.path.join(probe, 'results.json')) as f:
+      results = json.load(f)
+    name = results['bundle']
+    path = os.path.join(probe, 'predictions.npz')
+    with np.load(path, allow_pickle=False) as z:
+      known = {'index': z['val.index'], 'val': z[f'val.probs.{name}']}
+  except (OSError, KeyError, ValueError) as e:
+    raise ValueError(
+      f'{probe!r} is no finished probe ({e}). Set --config.probe to a folder '
+      'that configs/probe.py wrote.'
+    ) from e
+  return results, known
+
+
+def _scores(results: dict[str, Any]) -> dict[str, Any]:
+  """Test scores of the bundled head, for whoever gets the file alone."""
+  test = results['rows'][results['bundle']]['test']
+  return {
+    part: {name: test[part][name] for name in ('accuracy', 'balanced_accuracy')}
+    for part in ('all', 'sources')
+    if part in test
+  }
+
+
+def _compare(
+  model: Portable,
+  stored: Portable,
+  dataset: data.Dataset,
+  known: dict[str, np.ndarray],
+) -> dict[str, Any]:
+  """How far the file's predictions are from the probe's, on validation rows."""
+  n = len(known['index'])
+  at = np.linspace(0, n - 1, min(n, _COMPARED)).astype(int)
+  images = dataset.images[known['index'][at]]
+  want, full = known['val'][at], bundle_predict(model, images)
+  have = bundle_predict(stored, images)
+  drift = float(np.abs(full - want).max())
+  if drift > 0.05:
+    raise ValueError(
+      f'Head and encoder do not give the predictions of the probe: they are '
+      f'apart by up to {drift:.2f}. Probe the checkpoint again.'
+    )
+  return {
+    'compared_images': len(at),
+    'same_class': float((have.argmax(1) == want.argmax(1)).mean()),
+    'largest_difference': float(np.abs(have - want).max()),
+    'largest_difference_before_rounding': drift,
+  }
+
+
+def _count(model: Portable) -> dict[str, int]:
+  """Parameters of the head, of the whole encoder and of what is stored."""
+  use = portable_file.needed(
+    model.encoder,
+    model.head.info['layers'],
+    model.meta['size_px'],
+    model.meta['channels'],
+  )
+  sizes = [x.size for x in jax.tree.leaves(model.encoder.variables)]
+  return {
+    'encoder': int(sum(sizes)),
+    'stored': int(sum(n for n, u in zip(sizes, use.values()) if u)),
+    'head': int(sum(x.size for x in model.head.params.values())),
+  }

@@ -1,0 +1,183 @@
+"""The forward process and what the network is asked for, as pure functions.
+
+Dimension letters: b batch, h w pixels, c channels, T steps. One convention for
+t everywhere: an integer in [0, T), 0 the least noise, T - 1 the most.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from micdiffrep_jax.lookup import lookup
+
+
+class Diffusion(NamedTuple):
+  """A schedule together with its target, so that the two cannot disagree.
+
+  alpha_bar (T,) float64 numpy, falling: share of the signal's variance left at
+  t. target: what the network outputs, 'eps', 'x0' or 'v'. Close over it in
+  jitted functions; it is a constant there, not an argument.
+  """
+
+  alpha_bar: np.ndarray
+  target: str
+
+  @property
+  def timesteps(self) -> int:
+    """The number of steps T."""
+    return len(self.alpha_bar)
+
+
+def _linear(timesteps: int, beta_start: float, beta_end: float) -> np.ndarray:
+  """Ho et al. 2020, section 4: beta rises linearly."""
+  return np.linspace(beta_start, beta_end, timesteps, dtype=np.float64)
+
+
+def _cosine(timesteps: int, beta_start: float, beta_end: float) -> np.ndarray:
+  """Nichol and Dhariwal 2021, eq. 17; it has no use for the two betas."""
+  del beta_start, beta_end
+  edges = np.arange(timesteps + 1, dtype=np.float64) / timesteps
+  f = np.cos((edges + 0.008) / 1.008 * np.pi / 2) ** 2
+  return np.minimum(1 - f[1:] / f[:-1], 0.999)
+
+
+SCHEDULES = {'linear': _linear, 'cosine': _cosine}
+
+
+def make_diffusion(
+  schedule: str = 'linear',
+  timesteps: int = 1000,
+  target: str = 'eps',
+  beta_start: float = 1e-4,
+  beta_end: float = 2e-2,
+) -> Diffusion:
+  """Builds the schedule in float64; it is cast once, where it is used.
+
+  Raises ValueError for an unknown schedule or target, and for betas or a number
+  of steps that make no schedule.
+  """
+  betas = lookup(SCHEDULES, schedule, 'schedule', '--config.diffusion.schedule')
+  lookup(_TO_X0_EPS, target, 'target', '--config.diffusion.target')
+  if timesteps < 1:
+    raise ValueError(
+      f'timesteps is {timesteps}, but must be at least 1. '
+      'Set it with --config.diffusion.timesteps.'
+    )
+  if not 0 < beta_start <= beta_end < 1:
+    raise ValueError(
+      f'beta_start={beta_start} and beta_end={beta_end} must satisfy '
+      '0 < beta_start <= beta_end < 1. Set them with '
+      '--config.diffusion.beta_start and --config.diffusion.beta_end.'
+    )
+  alpha_bar = np.cumprod(1 - betas(timesteps, beta_start, beta_end))
+  return Diffusion(alpha_bar, target)
+
+
+def check_timesteps(timesteps, total: int, flag: str = '') -> None:
+  """Raises ValueError for a t outside [0, total), which JAX would clamp."""
+  wrong = [int(t) for t in np.ravel(timesteps) if not 0 <= t < total]
+  if wrong:
+    mend = f' Set it with {flag}.' if flag else ''
+    raise ValueError(
+      f'Timesteps {wrong} are outside [0, {total}); 0 is the least noise.{mend}'
+    )
+
+
+def at(values: np.ndarray, t: jax.Array, like: jax.Array) -> jax.Array:
+  """values[t] in float32, shaped (b, 1, ..., 1) to multiply `like` (b, ...)."""
+  picked = jnp.asarray(values, jnp.float32)[t]
+  return picked.reshape(picked.shape + (1,) * (like.ndim - 1))
+
+
+def alpha_sigma(
+  d: Diffusion, t: jax.Array, like: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+  """sqrt(alpha_bar_t), sqrt(1 - alpha_bar_t), each (b, 1, ..., 1) float32."""
+  return (
+    at(np.sqrt(d.alpha_bar), t, like),
+    at(np.sqrt(1 - d.alpha_bar), t, like),
+  )
+
+
+def q_sample(
+  d: Diffusion, x0: jax.Array, t: jax.Array, eps: jax.Array
+) -> jax.Array:
+  """Noises clean images to step t: alpha x0 + sigma eps.
+
+  x0, eps (b, h, w, c) float32, x0 in [-1, 1]; t (b,) int32 in [0, T). Source:
+  Ho et al. 2020, eq. 4 (alpha = sqrt(alpha_bar), sigma = sqrt(1 - alpha_bar)).
+  """
+  alpha, sigma = alpha_sigma(d, t, x0)
+  return alpha * x0 + sigma * eps
+
+
+def training_target(
+  d: Diffusion, x0: jax.Array, t: jax.Array, eps: jax.Array
+) -> jax.Array:
+  """What the network should output for q_sample(d, x0, t, eps); like x0.
+
+  v = alpha eps - sigma x0 (Salimans and Ho 2022, appendix D). The paper's eq. 2
+  asks for x0 while its text asks for the noise; the noise is the default.
+  """
+  alpha, sigma = alpha_sigma(d, t, x0)
+  return {'eps': eps, 'x0': x0, 'v': alpha * eps - sigma * x0}[d.target]
+
+
+def _from_eps(eps, x_t, alpha, sigma):
+  return (x_t - sigma * eps) / alpha, eps
+
+
+def _from_x0(x0, x_t, alpha, sigma):
+  return x0, (x_t - alpha * x0) / sigma
+
+
+def _from_v(v, x_t, alpha, sigma):
+  return alpha * x_t - sigma * v, sigma * x_t + alpha * v
+
+
+_TO_X0_EPS = {'eps': _from_eps, 'x0': _from_x0, 'v': _from_v}
+
+
+def predict(
+  d: Diffusion,
+  output: jax.Array,
+  x_t: jax.Array,
+  t: jax.Array,
+  clip: bool = True,
+) -> tuple[jax.Array, jax.Array]:
+  """Turns a raw network output into (x0_hat, eps_hat), both float32.
+
+  output, x_t (b, h, w, c); t (b,) int32 in [0, T). With clip, x0_hat is cut to
+  [-1, 1] and eps_hat derived again from it, so that the two stay a pair that
+  x_t is made of; without that, samples drift in brightness.
+  """
+  output, x_t = output.astype(jnp.float32), x_t.astype(jnp.float32)
+  alpha, sigma = alpha_sigma(d, t, x_t)
+  x0, eps = _TO_X0_EPS[d.target](output, x_t, alpha, sigma)
+  if clip:
+    x0, eps = _from_x0(jnp.clip(x0, -1.0, 1.0), x_t, alpha, sigma)
+  return x0, eps
+
+
+def loss_weight(
+  d: Diffusion, t: jax.Array, weighting: str = 'none', gamma: float = 5.0
+) -> jax.Array:
+  """Weight (b,) float32 of each image's squared error.
+
+  'none' is 1. 'min_snr' bounds the weight in x0 terms by gamma (Hang et al.
+  2023, section 3.4); note that it plays down exactly the low t that features
+  are read at. Raises ValueError for another name.
+  """
+  lookup(
+    {'none': 0, 'min_snr': 0},
+    weighting,
+    'loss weighting',
+    '--config.diffusion.weighting',
+  )
+  if weighting == 'none':
+    return jnp.ones(t.shape, jnp.float32)
+  snr = d.alpha_bar / (1 - d.alpha_bar)
+  per_target = {'eps': snr, 'x0': np.ones_like(snr), 'v': snr + 1}[d.target]
+  return at(np.minimum(snr, gamma) / per_target, t, t)

@@ -1,0 +1,250 @@
+"""Frozen features: a checkpoint or random weights -> pooled taps of images.
+
+One forward pass gives every layer; what is not asked for the compiler drops.
+The noise of an image is seeded by its own pixels, so its features are a
+function of the image alone: the same for any order, batch or number of devices.
+Letters: b batch, n images, h w pixels, g grid cells per side, d features.
+"""
+
+from collections.abc import Callable, Sequence
+import functools
+from typing import Any, NamedTuple
+import zlib
+
+import jax
+import jax.numpy as jnp
+from ml_collections import ConfigDict
+import numpy as np
+
+from micdiffrep_jax import checkpoint, log, sharding
+from micdiffrep_jax.data.dataset import Dataset
+from micdiffrep_jax.diffusion import check_timesteps
+from micdiffrep_jax.keys import stream
+from micdiffrep_jax.lookup import lookup
+from micdiffrep_jax.methods import METHODS, Method
+
+
+class Encoder(NamedTuple):
+  """A frozen method.
+
+  info: path, step, images_seen, size_px, channels, fingerprint (of the data it
+  was trained on), split, split_hash; path is '' for random weights.
+  """
+
+  method: Method
+  variables: Any
+  config: ConfigDict
+  info: dict
+
+
+def make_method(config: ConfigDict, size_px: int, channels: int) -> Method:
+  """The method a pretraining config names; ValueError before any compile."""
+  make = lookup(METHODS, config.method, 'method', '--config.method')
+  return make(config, size_px, channels)
+
+
+def config_from_json(record: dict) -> ConfigDict:
+  """A config as it was: JSON has made lists of its tuples."""
+
+  def plain(x):
+    if isinstance(x, dict):
+      return {k: plain(v) for k, v in x.items()}
+    return tuple(plain(v) for v in x) if isinstance(x, list) else x
+
+  return ConfigDict(plain(record)).lock()
+
+
+def load_encoder(path: str, step: int | None = None) -> Encoder:
+  """Loads the frozen weights of a pretraining run, newest sound step or `step`.
+
+  Raises ValueError where there is none, or where it lacks what it should have.
+  """
+  directory, step = checkpoint.find(path, step)
+  metadata = checkpoint.read_metadata(directory, step)
+  config = config_from_json(metadata['config'])
+  info = {**metadata['info'], 'path': str(path), 'step': step}
+  method = make_method(config, info['size_px'], info['channels'])
+  mesh = sharding.make_mesh()
+  params, extra = jax.eval_shape(method.init, jax.random.key(0))
+  shapes = {'params': params, 'extra': extra}
+  abstract = jax.tree.map(
+    lambda x: jax.ShapeDtypeStruct(
+      x.shape, x.dtype, sharding=sharding.replicated(mesh)
+    ),
+    shapes,
+  )
+  state = checkpoint.load(directory, step, abstract)
+  variables = method.frozen(state['params'], state['extra'])
+  return Encoder(method, variables, config, info)
+
+
+def random_encoder(encoder: Encoder, seed: int = 0) -> Encoder:
+  """The same network with weights as initialised: a control for every table."""
+  mesh = sharding.make_mesh()
+
+  @functools.partial(jax.jit, out_shardings=sharding.replicated(mesh))
+  def init(key):
+    return encoder.method.frozen(*encoder.method.init(key))
+
+  variables = init(stream(jax.random.key(seed), 'init'))
+  info = {**encoder.info, 'path': '', 'step': 0, 'images_seen': 0}
+  return encoder._replace(variables=variables, info=info)
+
+
+def check_request(
+  method: Method, layers: Sequence[str], timesteps: Sequence[int]
+) -> tuple[str, ...]:
+  """Returns the layers asked for, () meaning all.
+
+  Raises ValueError for an unknown layer or a timestep out of range.
+  """
+  known = {name: name for name in method.layers}
+  names = tuple(
+    lookup(known, name, 'layer', '--config.layers') for name in layers
+  )
+  check_timesteps(timesteps, method.timesteps, '--config.timesteps')
+  return names or method.layers
+
+
+@functools.cache
+def _cells(size: int, grid: int) -> np.ndarray:
+  """Weights (grid, size) of the average over each of `grid` equal spans.
+
+  A span that ends within a pixel takes its share of it, so spans nest exactly.
+  """
+  edges = np.linspace(0.0, size, grid + 1)
+  pixels = np.arange(size)
+  overlap = np.minimum(edges[1:, None], pixels + 1) - np.maximum(
+    edges[:-1, None], pixels
+  )
+  return (np.clip(overlap, 0, None) * grid / size).astype(np.float32)
+
+
+def pool_map(x: jax.Array, grid: int) -> jax.Array:
+  """Area averages: x (b, h, w, d) -> (b, g, g, d) float32, g = min(grid, h)."""
+  if x.ndim == 2:  # a vector per image, e.g. a class token
+    x = x[:, None, None, :]
+  rows = _cells(x.shape[1], min(grid, x.shape[1]))
+  columns = _cells(x.shape[2], min(grid, x.shape[2]))
+  return jnp.einsum('bhwd,gh,kw->bgkd', x.astype(jnp.float32), rows, columns)
+
+
+def pool(features: np.ndarray, to: int) -> np.ndarray:
+  """Pools cached features further: (n, g, g, d) -> (n, to * to * d) float16.
+
+  Exact, as cells nest when `to` divides g; a smaller g stays as it is.
+  """
+  n, g = features.shape[:2]
+  to = min(to, g)
+  if to == g:
+    return features.reshape(n, -1)
+  if g % to:
+    raise ValueError(f'A grid of {g} does not pool to {to}; use a divisor.')
+  f = g // to
+  cells = features.reshape(n, to, f, to, f, -1)
+  pooled = cells.mean(axis=(2, 4), dtype=np.float32)
+  return pooled.reshape(n, -1).astype(features.dtype)
+
+
+def image_seeds(images: np.ndarray) -> np.ndarray:
+  """A seed (n,) uint32 per image (n, h, w, c) uint8, from its pixels alone."""
+  return np.array([zlib.crc32(x.tobytes()) for x in images], np.uint32)
+
+
+def image_keys(key: jax.Array, seeds: jax.Array) -> jax.Array:
+  """One typed key (b,) per image."""
+  return jax.vmap(lambda s: jax.random.fold_in(key, s))(seeds)
+
+
+def make_feature_fn(
+  method: Method, layers: tuple[str, ...], grid: int
+) -> Callable:
+  """Compiles (variables, images, seeds, key, t) -> {layer: (b, g, g, d)}.
+
+  images (b, h, w, c) uint8, seeds (b,) uint32, t () int32. The output is
+  float32, pooled inside, so that maps never leave the device.
+  """
+
+  @jax.jit
+  def feature_fn(variables, images, seeds, key, t):
+    taps = method.features(variables, images, image_keys(key, seeds), t)
+    return {name: pool_map(taps[name], grid) for name in layers}
+
+  return feature_fn
+
+
+def extract(
+  encoder: Encoder,
+  dataset: Dataset,
+  rows: np.ndarray,
+  layers: Sequence[str] = (),
+  t: int = 0,
+  grid: int = 4,
+  draws: int = 1,
+  seed: int = 0,
+  batch_size: int = 128,
+  feature_fn: Callable | None = None,
+  desc: str = 'features',
+) -> dict[str, np.ndarray]:
+  """Features of dataset rows, {layer: (n, g, g, d) float16}, in their order.
+
+  Averaged over `draws` noise draws. Pass the `feature_fn` of make_feature_fn to
+  share its compilation between calls. Raises ValueError for images of another
+  size than the encoder's, an unknown layer or a timestep out of range.
+  """
+  names = check_request(encoder.method, layers, (t,))
+  check_images(encoder, dataset)
+  mesh = sharding.make_mesh()
+  sharding.check_batch_size(batch_size, mesh, '--config.batch_size')
+  feature_fn = feature_fn or make_feature_fn(encoder.method, names, grid)
+  root = stream(jax.random.key(seed), 'features')
+  keys = [
+    sharding.replicate(jax.random.fold_in(root, i), mesh) for i in range(draws)
+  ]
+  level = sharding.replicate(np.int32(t), mesh)
+  found: dict[str, np.ndarray] = {}
+  bar = log.progress(total=len(rows) * draws, desc=desc, unit='img')
+  for start in range(0, len(rows), batch_size):
+    part = rows[start : start + batch_size]
+    images = dataset.images[part]
+    padding = batch_size - len(part)
+    if padding:  # one shape, one compilation; padded rows are dropped below
+      images = np.concatenate([images, np.repeat(images[:1], padding, axis=0)])
+    batch = place_whole((images, image_seeds(images)), mesh)
+    total: dict[str, np.ndarray] = {}
+    for key in keys:
+      out = sharding.fetch(feature_fn(encoder.variables, *batch, key, level))
+      total = {k: total[k] + out[k] if total else out[k] for k in names}
+      bar.update(len(part))
+    for name in names:
+      mean = total[name][: len(part)] / draws
+      if name not in found:
+        found[name] = np.empty((len(rows), *mean.shape[1:]), np.float16)
+      found[name][start : start + len(part)] = mean
+  bar.close()
+  return found
+
+
+def place_whole(batch: Any, mesh: jax.sharding.Mesh) -> Any:
+  """Rows that every process holds whole -> global arrays split over 'data'."""
+  share = mesh.shape['data'] // jax.process_count()
+  first, count = jax.process_index() * share, share
+
+  def local(x):
+    size = len(x) // mesh.shape['data']
+    return x[first * size : (first + count) * size]
+
+  return sharding.place(jax.tree.map(local, batch), mesh)
+
+
+def check_images(encoder: Encoder, dataset: Dataset) -> None:
+  """Raises ValueError where images are not of the encoder's format."""
+  want = (encoder.info['size_px'], encoder.info['channels'])
+  have = (dataset.info['size_px'], dataset.info['channels'])
+  if want != have:
+    raise ValueError(
+      f'The encoder takes images of {want[0]} px with {want[1]} channel(s), '
+      f'the dataset {dataset.path} has {have[0]} px and {have[1]}. Prepare it '
+      'with '
+      f'--config.data.size_px={want[0]} --config.data.channels={want[1]}.'
+    )

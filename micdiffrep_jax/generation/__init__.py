@@ -1,0 +1,1 @@
+"""Generated images, and what they are worth."""

@@ -1,0 +1,113 @@
+"""Keeps a run's folder its own, and turns signals into a clean stop."""
+
+from collections.abc import Iterator
+import contextlib
+import errno
+import fcntl
+import os
+import signal
+
+import jax
+
+from micdiffrep_jax import log, sharding
+
+ASK_EVERY = 4  # steps between two questions whether any process should stop
+
+
+# What a user can mend: the message suffices, and the exit status is 2.
+EXPECTED = (ValueError, FloatingPointError, OSError)
+
+
+def exit_status(error: BaseException) -> int:
+  """2 for what the message explains, 1 for anything else."""
+  return 2 if isinstance(error, EXPECTED) else 1
+
+
+def report(error: BaseException) -> None:
+  """Logs an error in one line; with its traceback if that is needed.
+
+  $MICDIFFREP_TRACEBACK asks for the traceback of every error.
+  """
+  if getattr(error, 'errno', None) in (errno.ENOSPC, errno.EDQUOT):
+    error = OSError(
+      f'{error}. The disk is full: free some space, or give another --workdir. '
+      'The same command goes on from the last good checkpoint.'
+    )
+  full = exit_status(error) == 1 or os.environ.get('MICDIFFREP_TRACEBACK')
+  log.get_logger().error(
+    '%s: %s', type(error).__name__, error, exc_info=error if full else None
+  )
+
+
+@contextlib.contextmanager
+def lock(workdir: str) -> Iterator[None]:
+  """Holds the folder while the block runs; the kernel frees it on any death.
+
+  The first process holds it for all of a run. Raises ValueError where another
+  living run does.
+  """
+  if '://' in workdir or jax.process_index():
+    # Object stores have no locks; their runs are started by a scheduler.
+    yield
+    return
+  os.makedirs(workdir, exist_ok=True)
+  with open(os.path.join(workdir, '.lock'), 'a+') as f:
+    try:
+      fcntl.flock(f, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+      f.seek(0)
+      raise ValueError(
+        f'Another run (process {f.read().strip() or "unknown"}) is writing to '
+        f'{workdir}. Wait for it, stop it, or give another --workdir.'
+      ) from None
+    f.truncate(0)
+    f.write(str(os.getpid()))
+    f.flush()
+    yield
+
+
+class StopSignal:
+  """Notes SIGTERM and SIGINT; the loop stops where it is safe to.
+
+  A second signal acts at once, as without this.
+  """
+
+  def __init__(self) -> None:
+    self.number = 0
+    self._before: dict[int, object] = {}
+    self._asked: jax.Array | None = None
+
+  def agreed(self, step: int, mesh: jax.sharding.Mesh) -> int:
+    """The signal for which all processes stop after this step; 0 for none.
+
+    A process alone answers at once. Several ask each other every few steps and
+    read the answer a step later, so that no device waits for it; each must call
+    this at every step.
+    """
+    if jax.process_count() == 1:
+      return self.number
+    if self._asked is not None:
+      answer, self._asked = self._asked, None
+      return int(answer)
+    if step % ASK_EVERY == 0:
+      self._asked = sharding.maximum(self.number, mesh)
+    return 0
+
+  def __enter__(self) -> 'StopSignal':
+    for number in (signal.SIGTERM, signal.SIGINT):
+      self._before[number] = signal.signal(number, self._note)
+    return self
+
+  def _note(self, number, frame) -> None:
+    del frame
+    self.number = number
+    self._restore()
+
+  def _restore(self) -> None:
+    for number, handler in self._before.items():
+      # None is a handler from outside Python, which cannot be put back.
+      signal.signal(number, handler or signal.SIG_DFL)  # type: ignore[arg-type]
+    self._before = {}
+
+  def __exit__(self, *_) -> None:
+    self._restore()

@@ -1,0 +1,1 @@
+"""Small classifiers on cached features, many trained at once."""

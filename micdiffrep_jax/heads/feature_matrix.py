@@ -1,0 +1,52 @@
+"""Feature matrices and the statistics that standardise them.
+
+Letters: n rows, d features, r noise draws.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+
+
+class Features(NamedTuple):
+  """A feature matrix and how its columns are standardised.
+
+  x (n, d) or (r, n, d), float16 or float32; shift and scale (d,) float32: a
+  head sees (x - shift) * scale.
+  """
+
+  x: np.ndarray
+  shift: np.ndarray
+  scale: np.ndarray
+
+
+def standardise(
+  x: np.ndarray, rows: np.ndarray | None = None, block: int = 1024
+) -> Features:
+  """Features of x with mean 0 and deviation 1 over `rows` (default all).
+
+  Sums run in float64 over blocks. A deviation below a thousandth of the median
+  one is rounding of a dead feature and is floored there.
+  """
+  d = x.shape[-1]
+  pick = np.arange(x.shape[-2]) if rows is None else np.asarray(rows)
+  draws = x[None] if x.ndim == 2 else x
+  first = np.asarray(draws[0, pick[0]], np.float64)  # against cancellation
+  total, square, count = np.zeros(d), np.zeros(d), 0
+  for draw in draws:
+    for start in range(0, len(pick), block):
+      part = draw[pick[start : start + block]].astype(np.float64) - first
+      total += part.sum(0)
+      square += np.einsum('nd,nd->d', part, part)
+      count += len(part)
+  mean = total / count
+  std = np.sqrt(np.maximum(square / count - np.square(mean), 0))
+  std = np.maximum(std, 1e-3 * np.median(std) + 1e-8)
+  shift = (first + mean).astype(np.float32)
+  return Features(x, shift, (1 / std).astype(np.float32))
+
+
+def literal(x: np.ndarray) -> Features:
+  """Features as they are: what the paper's text says."""
+  d = x.shape[-1]
+  return Features(x, np.zeros(d, np.float32), np.ones(d, np.float32))

@@ -1,0 +1,90 @@
+"""Runs one task or a sweep: python -m micdiffrep_jax.main --config=..."""
+
+from collections.abc import Sequence
+import os
+import sys
+
+from absl import app, flags
+from absl import logging as absl_logging
+import jax
+from ml_collections import ConfigDict, config_flags
+
+from micdiffrep_jax import distributed, guard, log, pipeline, sweep
+from micdiffrep_jax.lookup import lookup
+
+_CONFIG = config_flags.DEFINE_config_file(
+  'config', None, 'path[:preset] of a config file.', lock_config=True
+)
+_WORKDIR = flags.DEFINE_string(
+  'workdir', None, 'Folder of the run; by default runs/<name of the config>.'
+)
+_SWEEP = flags.DEFINE_string(
+  'sweep',
+  None,
+  "Run the units of the config's sweep_<name>(), or of sweep() for --sweep=.",
+)
+_DISTRIBUTED = flags.DEFINE_string(
+  'distributed',
+  'auto',
+  'How processes join: auto (Slurm, Open MPI), on (TPU pods), off, or '
+  'HOST:PORT,COUNT,INDEX.',
+)
+_SWEEP_INDEX = flags.DEFINE_integer(
+  'sweep_index', None, 'Run this unit of the sweep only.'
+)
+_SWEEP_LIST = flags.DEFINE_boolean(
+  'sweep_list', False, 'Only show what became of the units of the sweep.'
+)
+
+
+def compilation_cache() -> None:
+  """Keeps compiled programs between runs: a second start takes seconds."""
+  if not os.environ.get('JAX_COMPILATION_CACHE_DIR'):
+    jax.config.update(
+      'jax_compilation_cache_dir',
+      os.path.expanduser('~/.cache/micdiffrep_jax/xla'),
+    )
+
+
+def run(config: ConfigDict, workdir: str) -> dict:
+  """Runs config.task in workdir and returns its results."""
+  task = lookup(pipeline.TASKS, config.task, 'task', '--config.task')
+  return task(config, workdir)
+
+
+def main(argv: Sequence[str]) -> None:
+  """Parses nothing itself: absl has; turns user errors into one line."""
+  if len(argv) > 1:
+    raise app.UsageError(f'Unknown arguments {argv[1:]}.')
+  absl_logging.set_verbosity(absl_logging.ERROR)
+  compilation_cache()
+  config = _CONFIG.value
+  path = flags.FLAGS['config'].config_filename  # type: ignore[attr-defined]
+  name = os.path.splitext(os.path.basename(path.split(':')[0]))[0]
+  workdir = _WORKDIR.value or os.path.join('runs', name)
+  try:
+    distributed.initialize(_DISTRIBUTED.value)
+    log.speak_on_first_process()
+    status = 0
+    if _SWEEP_LIST.value:
+      found = sweep.units(path, _SWEEP.value or '', config, workdir)
+      sweep.show(found, workdir)
+    elif _SWEEP.value is not None or _SWEEP_INDEX.value is not None:
+      failed = sweep.run_sweep(
+        path, _SWEEP.value or '', config, workdir, run, _SWEEP_INDEX.value
+      )
+      status = 1 if failed else 0
+    else:
+      run(config, workdir)
+  except SystemExit as e:  # all processes stop together, for a signal
+    status = int(e.code or 0)
+  except Exception as e:
+    guard.report(e)
+    distributed.leave(guard.exit_status(e))
+  distributed.finish()
+  sys.exit(status)
+
+
+if __name__ == '__main__':
+  flags.mark_flag_as_required('config')
+  app.run(main)

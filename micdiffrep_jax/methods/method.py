@@ -1,0 +1,52 @@
+"""What a pretraining method is to the rest of the code."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+
+Tree = Any
+Sums = dict[str, tuple[jax.Array, jax.Array]]
+
+
+class Method(NamedTuple):
+  """Pure functions over params, which the optimizer moves, and extra.
+
+  Images are uint8 (b, h, w, c). keys are (b,) typed keys, one per image, so
+  that what is drawn for an image does not depend on its batch.
+
+  Attributes:
+    init: key -> (params, extra).
+    loss: params, extra, batch {'image'}, key -> (), (extra, metrics).
+    after: params, extra, step -> extra; once an update (EMA, target network).
+    frozen: params, extra -> variables, all that the functions below read.
+    features: variables, images, keys, t () int32 -> {layer: (b, h', w', d)
+      float32}; the caller jits and keeps the layers it wants.
+    validate: variables, images, keys, weights (b,) -> {name: (sum, count)},
+      to be summed over batches and divided once.
+    sample: variables, keys -> (b, h, w, c) float32 in [-1, 1]; None where the
+      method generates nothing.
+    layers: names that `features` knows, from the input onward.
+    timesteps: number of noise levels that `features` knows; 1 where the method
+      has none.
+  """
+
+  init: Callable[[jax.Array], tuple[Tree, Tree]]
+  loss: Callable[..., tuple[jax.Array, tuple[Tree, dict]]]
+  after: Callable[[Tree, Tree, jax.Array], Tree]
+  frozen: Callable[[Tree, Tree], Tree]
+  features: Callable[..., dict[str, jax.Array]]
+  validate: Callable[..., Sums]
+  sample: Callable[[Tree, jax.Array], jax.Array] | None
+  layers: tuple[str, ...]
+  timesteps: int
+
+
+def to_float(images: jax.Array) -> jax.Array:
+  """uint8 [0, 255] -> float32 [-1, 1], on the device: bytes travel."""
+  return images.astype(jax.numpy.float32) / 127.5 - 1.0
+
+
+def ema(old: Tree, new: Tree, decay) -> Tree:
+  """decay old + (1 - decay) new, leaf by leaf."""
+  return jax.tree.map(lambda o, n: o + (1.0 - decay) * (n - o), old, new)

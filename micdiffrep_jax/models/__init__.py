@@ -1,0 +1,1 @@
+"""Network architectures; the only folder that imports flax."""

@@ -1,0 +1,86 @@
+"""The table of tasks, and the task that runs several in a row."""
+
+from collections.abc import Callable
+import importlib
+import json
+import os
+from typing import Any
+
+from etils import epath
+from ml_collections import ConfigDict
+
+from micdiffrep_jax import log
+from micdiffrep_jax.lookup import lookup
+
+
+def _task(module: str) -> Callable[[ConfigDict, str], dict]:
+  """run() of a module, imported on use: `prepare` needs no model code."""
+
+  def call(config: ConfigDict, workdir: str) -> dict:
+    return importlib.import_module(f'micdiffrep_jax.{module}').run(
+      config, workdir
+    )
+
+  return call
+
+
+def run(config: ConfigDict, workdir: str) -> dict[str, Any]:
+  """Task `pipeline`: runs config.stages in order, each in its own folder.
+
+  A stage whose results.json stands there with the same config is not run again.
+  A `checkpoint` left empty is the folder of the stage `pretrain`; `runs` left
+  empty are the folders of all stages before.
+  """
+  results = {}
+  for number, stage in enumerate(config.stages):
+    if stage not in config:
+      raise ValueError(
+        f'Stage {stage!r} has no config; there are '
+        f'{[k for k, v in config.items() if isinstance(v, ConfigDict)]}. '
+        'Set --config.stages.'
+      )
+    folder = os.path.join(workdir, stage)
+    unit = config[stage].copy_and_resolve_references()
+    with unit.unlocked():
+      if unit.get('checkpoint', None) == '':
+        unit.checkpoint = os.path.join(workdir, 'pretrain')
+      if unit.get('runs', None) == ():
+        unit.runs = tuple(
+          os.path.join(workdir, s) for s in config.stages[:number]
+        )
+    done = finished(folder, unit)
+    if done is not None:
+      log.get_logger().info('%s: finished before, %s.', stage, folder)
+      results[stage] = done
+      continue
+    log.get_logger().info('%s: in %s.', stage, folder)
+    task = lookup(TASKS, unit.task, 'task', f'--config.{stage}.task')
+    results[stage] = task(unit, folder)
+  return log.write_results(workdir, {'task': 'pipeline', **results}, config)
+
+
+def finished(folder: str, config: ConfigDict) -> dict | None:
+  """The results of a finished run with this very config, or None."""
+  path = epath.Path(folder) / 'results.json'
+  if not path.exists():
+    return None
+  record = json.loads(path.read_text())
+  return record if record['config'] == log.plain(config) else None
+
+
+TASKS: dict[str, Callable[[ConfigDict, str], dict]] = {
+  'prepare': _task('data.prepare'),
+  'audit': _task('auditing.audit'),
+  'pretrain': _task('training.train'),
+  'probe': _task('probing.probe'),
+  'probe_curve': _task('probing.probe_curve'),
+  'ablate': _task('probing.ablate'),
+  'label_efficiency': _task('probing.label_efficiency'),
+  'splits': _task('probing.split_study'),
+  'sample': _task('generation.sample'),
+  'bundle': _task('deploy.export'),
+  'predict': _task('deploy.predict'),
+  'evaluate': _task('deploy.evaluate'),
+  'report': _task('reporting.report'),
+  'pipeline': run,
+}

@@ -1,0 +1,1 @@
+"""What frozen features are worth: probe, ablation, few labels, floors."""

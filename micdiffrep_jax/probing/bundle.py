@@ -1,0 +1,97 @@
+"""A trained head with all that it needs, as two files without pickle.
+
+head.npz holds the parameters and the statistics of the features; head.json
+says which features they are. With the encoder's checkpoint that is a
+classifier.
+"""
+
+from collections.abc import Sequence
+import json
+import os
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from micdiffrep_jax import features, log
+from micdiffrep_jax.data.dataset import Dataset
+from micdiffrep_jax.heads import fit_heads
+from micdiffrep_jax.heads.feature_matrix import Features
+from micdiffrep_jax.stats import calibration
+
+
+class Bundle(NamedTuple):
+  """One head.
+
+  params as fit_heads.predict takes them, with a leading axis of one; shift and
+  scale (d,) float32; info: kind, classes, layers, timestep, grid, draws,
+  feature_seed, temperature, and where all of it came from.
+  """
+
+  params: dict[str, np.ndarray]
+  shift: np.ndarray
+  scale: np.ndarray
+  info: dict[str, Any]
+
+
+def save(workdir: str, bundle: Bundle) -> None:
+  """Writes head.npz and head.json, each whole or not at all."""
+  path = os.path.join(workdir, 'head.npz')
+  partial = os.path.join(workdir, '.head.partial.npz')
+  params = {f'params.{k}': v for k, v in bundle.params.items()}
+  np.savez(partial, shift=bundle.shift, scale=bundle.scale, **params)  # type: ignore[arg-type]
+  os.replace(partial, path)
+  log.write_json(os.path.join(workdir, 'head.json'), bundle.info)
+
+
+def load(workdir: str) -> Bundle:
+  """Reads a bundle; ValueError where the folder holds none."""
+  try:
+    with open(os.path.join(workdir, 'head.json')) as f:
+      info = json.load(f)
+    with np.load(os.path.join(workdir, 'head.npz'), allow_pickle=False) as z:
+      arrays = {name: z[name] for name in z.files}
+  except OSError as e:
+    raise ValueError(
+      f'{workdir!r} holds no trained head (head.npz and head.json, which '
+      f'configs/probe.py writes): {e}.'
+    ) from e
+  params = {
+    name.removeprefix('params.'): value
+    for name, value in arrays.items()
+    if name.startswith('params.')
+  }
+  return Bundle(params, arrays['shift'], arrays['scale'], info)
+
+
+def logits(bundle: Bundle, extracted: dict[str, np.ndarray]) -> np.ndarray:
+  """Logits (n, k) of what features.extract gives: {layer: (n, g, g, c)}."""
+  layers: Sequence[str] = bundle.info['layers']
+  parts = [
+    features.pool(extracted[name], bundle.info['grid']) for name in layers
+  ]
+  x = np.concatenate(parts, axis=1)
+  matrix = Features(x, bundle.shift, bundle.scale)
+  return fit_heads.predict(bundle.info['kind'], bundle.params, matrix)[0]
+
+
+def predict(
+  bundle: Bundle,
+  encoder: features.Encoder,
+  dataset: Dataset,
+  rows: np.ndarray,
+  batch_size: int = 128,
+) -> np.ndarray:
+  """Calibrated probabilities (len(rows), k) of images."""
+  info = bundle.info
+  extracted = features.extract(
+    encoder,
+    dataset,
+    rows,
+    tuple(info['layers']),
+    info['timestep'],
+    info['extracted_grid'],
+    info['draws'],
+    info['feature_seed'],
+    batch_size,
+  )
+  return calibration.softmax(logits(bundle, extracted), info['temperature'])

@@ -1,0 +1,83 @@
+"""Rows of a probe table: what is predicted on, what was predicted.
+
+Letters: n rows of all parts, v validation rows, q test rows, k classes.
+"""
+
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from micdiffrep_jax.heads import classic_heads, fit_heads
+from micdiffrep_jax.heads.feature_matrix import Features
+from micdiffrep_jax.stats import calibration
+
+
+class Parts(NamedTuple):
+  """rows (n,) of the dataset; train, val, test: positions in rows.
+
+  labels (n,): -1 on test rows, so that nothing fitted can have read them.
+  """
+
+  rows: np.ndarray
+  train: np.ndarray
+  val: np.ndarray
+  test: np.ndarray
+  labels: np.ndarray
+
+
+class Row(NamedTuple):
+  """Predictions of one method.
+
+  chosen: what validation chose; val (v, k) and test (seeds, q, k)
+  probabilities, val those of the first seed; temperature of that seed.
+  """
+
+  chosen: dict[str, Any]
+  val: np.ndarray
+  test: np.ndarray
+  temperature: float = 1.0
+  test_uncalibrated: np.ndarray | None = None
+
+
+def logistic_row(
+  found: Features, parts: Parts, k: int, chosen: dict[str, Any]
+) -> Row:
+  """Logistic regression on standardised features, the headline probe."""
+  fitted = classic_heads.logistic_regression(
+    found, parts.labels, k, parts.train, parts.val
+  )
+  val, test = (
+    fit_heads.predict('linear', fitted.params, found._replace(x=found.x[at]))[0]
+    for at in (parts.val, parts.test)
+  )
+  t = calibration.fit_temperature(val, parts.labels[parts.val])
+  chosen = {
+    **chosen,
+    'strength': fitted.strength,
+    'converged': fitted.converged,
+    'scores': fitted.scores,
+  }
+  probs = calibration.softmax(test, t)[None]
+  return Row(
+    chosen, calibration.softmax(val, t), probs, t, calibration.softmax(test)
+  )
+
+
+def knn_row(
+  found: Features, parts: Parts, k: int, chosen: dict[str, Any]
+) -> Row:
+  """Cosine nearest neighbours of standardised features."""
+  nearest, scores = classic_heads.knn(
+    found, parts.labels, k, parts.train, parts.val
+  )
+  bank = classic_heads.as_float32(found, parts.train)
+  y = parts.labels[parts.train]
+  val, test = (
+    classic_heads.knn_predict(
+      bank, y, classic_heads.as_float32(found, at), k, nearest
+    )
+    for at in (parts.val, parts.test)
+  )
+  return Row(
+    {**chosen, 'neighbours': nearest, 'scores': scores}, val, test[None]
+  )

@@ -1,0 +1,187 @@
+"""Task `splits`: the same probe under several splits: what leakage is worth.
+
+A split that puts relatives of a test image into training flatters every method;
+how much, the difference to `grouped` tells, row by row. An encoder pretrained
+on the train part of one split has drawn test images of another: the table says
+how many.
+"""
+
+from collections.abc import Mapping, Sequence
+import os
+from typing import Any
+
+import jax
+from ml_collections import ConfigDict
+import numpy as np
+
+from micdiffrep_jax import checkpoint, log, pipeline
+from micdiffrep_jax.data import dataset as data
+from micdiffrep_jax.data import splits
+from micdiffrep_jax.lookup import lookup
+from micdiffrep_jax.probing import ablate_tables, probe
+from micdiffrep_jax.reporting import report_probe
+
+HONEST = 'grouped'  # what the other splits are compared with
+_METRICS = ('accuracy', 'balanced_accuracy')
+_COLUMNS = (
+  'method',
+  'split',
+  'images',
+  'metric',
+  'value',
+  'low',
+  'high',
+  f'minus_{HONEST}',
+)
+
+
+def check(config: ConfigDict) -> dict[str, ConfigDict]:
+  """The probe config of each split; ValueError for what cannot be run."""
+  if not config.splits:
+    raise ValueError('--config.splits is empty; give at least one.')
+  units = {}
+  for name in config.splits:
+    lookup(dict.fromkeys(splits.NAMES), name, 'split', '--config.splits')
+    unit = config.probe.copy_and_resolve_references()
+    with unit.unlocked():
+      unit.data.split = name
+      unit.checkpoint = config.checkpoints[name] or config.checkpoint
+      # What was seen is counted and told; one encoder must do for all splits.
+      unit.allow_seen_test = True
+    if not unit.checkpoint:
+      raise ValueError(
+        f'No encoder for split {name!r}. Set --config.checkpoint for all, or '
+        f'--config.checkpoints.{name}.'
+      )
+    probe.check(unit)
+    units[name] = unit
+  return units
+
+
+def drawn_in_pretraining(
+  info: Mapping[str, Any], ds: data.Dataset, split: str
+) -> dict[str, Any]:
+  """How many test images of a split the encoder's pretraining drew from.
+
+  images and seen are counts; seen is None where it was pretrained on other
+  data. relatives counts the test images of whose group it drew one.
+  """
+  test = data.rows(ds, split, 'test')
+  test = test[data.labels(ds)[test] >= 0]
+  found = {'images': len(test), 'pretrained_on': info.get('split')}
+  if info.get('fingerprint') != ds.fingerprint:
+    return {**found, 'seen': None, 'relatives': None}
+  train = data.rows(ds, info['split'], 'train')
+  groups = data.groups(ds)
+  return {
+    **found,
+    'seen': int(np.isin(test, train).sum()),
+    'relatives': int(np.isin(groups[test], groups[train]).sum()),
+  }
+
+
+def run(config: ConfigDict, workdir: str) -> dict[str, Any]:
+  """Probes under every split; writes splits.csv and results.json.
+
+  A split whose probe has finished with the same config is not run again.
+  """
+  units = check(config)
+  records: dict[str, Any] = {}
+  seen: dict[str, Any] = {}
+  for name, unit in units.items():
+    folder = os.path.join(workdir, name)
+    found = pipeline.finished(folder, unit)
+    if found is None:
+      log.get_logger().info('Split %s: in %s.', name, folder)
+      found = probe.run(unit, folder)
+    records[name] = found
+    ds = data.open_dataset(unit.data.path, unit.data.cache)
+    directory, step = checkpoint.find(unit.checkpoint, unit.step or None)
+    info = checkpoint.read_metadata(directory, step)['info']
+    seen[name] = drawn_in_pretraining(info, ds, name)
+  table = compare(records)
+  if jax.process_index() == 0:
+    path = os.path.join(workdir, 'splits.csv')
+    rows = [[row[c] for c in _COLUMNS] for row in table]
+    ablate_tables.write_csv(path, _COLUMNS, rows)
+    print(text(table, seen), flush=True)
+  return log.write_results(
+    workdir,
+    {'task': 'splits', 'table': table, 'test_images_in_pretraining': seen},
+    config,
+  )
+
+
+def compare(records: Mapping[str, Any]) -> list[dict[str, Any]]:
+  """One line per method, split, set of images and metric.
+
+  minus_grouped has no interval: the test images of two splits differ.
+  """
+  methods = dict.fromkeys(m for r in records.values() for m in r['rows'])
+  lines = []
+  for method in methods:
+    for images in ('all', 'sources'):
+      for metric in _METRICS:
+        values = {
+          split: record['rows'][method]['test'][images][metric]
+          for split, record in records.items()
+          if images in record['rows'].get(method, {}).get('test', {})
+        }
+        honest = values.get(HONEST)
+        lines += [
+          {
+            'method': method,
+            'split': split,
+            'images': images,
+            'metric': metric,
+            **value,
+            f'minus_{HONEST}': None
+            if honest is None
+            else value['value'] - honest['value'],
+          }
+          for split, value in values.items()
+        ]
+  return lines
+
+
+def warning(seen: Mapping[str, Any]) -> str:
+  """What an encoder has seen of a split's test part, in words."""
+  if seen['seen'] is None:
+    return 'unknown: pretrained on other data'
+  if not seen['relatives']:
+    return 'none'
+  return (
+    f'{seen["seen"]} of {seen["images"]} drawn, {seen["relatives"]} with a '
+    f'relative drawn (pretrained on {seen["pretrained_on"]!r})'
+  )
+
+
+def text(
+  table: Sequence[Mapping[str, Any]], seen: Mapping[str, Mapping[str, Any]]
+) -> str:
+  """Plain text: test accuracy on all variants, splits side by side."""
+  names = list(seen)
+  lines = [
+    'Test accuracy, all variants, percent [95 % over groups]; in brackets the '
+    f'difference to {HONEST!r}.',
+    f'{"":40}' + ''.join(f'{n:30}' for n in names).rstrip(),
+  ]
+  shown = [
+    r for r in table if (r['images'], r['metric']) == ('all', 'accuracy')
+  ]
+  for method in dict.fromkeys(r['method'] for r in shown):
+    cells = ''
+    for name in names:
+      found = [r for r in shown if (r['method'], r['split']) == (method, name)]
+      cell = '-'
+      if found:
+        value, low, high = (100 * found[0][x] for x in ('value', 'low', 'high'))
+        cell = f'{value:.1f} [{low:.1f}, {high:.1f}]'
+        worth = found[0][f'minus_{HONEST}']
+        if worth is not None and name != HONEST:
+          cell += f' ({100 * worth:+.1f})'
+      cells += f'{cell:30}'
+    lines.append(f'{report_probe.title(method)[:39]:40}{cells}'.rstrip())
+  lines.append('Test images of the split that pretraining has drawn:')
+  lines += [f'  {name}: {warning(seen[name])}' for name in names]
+  return '\n'.join(lines)

@@ -1,0 +1,173 @@
+"""Pages made of few kinds of blocks: one HTML file, or Markdown.
+
+The HTML is self-contained: style and pictures are inside, nothing is fetched.
+"""
+
+import base64
+from collections.abc import Sequence
+import importlib.resources
+import os
+from typing import Any, NamedTuple
+
+import jinja2
+
+TEMPLATE = 'templates/page.html'
+DISCLAIMER = 'Research use only. Not for clinical use.'
+
+
+class Table(NamedTuple):
+  """Rows of cells; the first column is text, the rest line up as numbers.
+
+  strong: numbers of the rows to set off; text: all columns are text.
+  """
+
+  columns: Sequence[str]
+  rows: Sequence[Sequence[Any]]
+  caption: str = ''
+  strong: Sequence[int] = ()
+  text: bool = False
+
+
+class Picture(NamedTuple):
+  """A picture as a data URI.
+
+  width_px: at which it is shown, 0 its own; stem: of the file it was read from.
+  """
+
+  uri: str
+  caption: str = ''
+  width_px: int = 0
+  stem: str = ''
+
+
+class Facts(NamedTuple):
+  """Names and values."""
+
+  pairs: Sequence[tuple[str, Any]]
+
+
+class Text(NamedTuple):
+  """A paragraph; tone: '' | good | warning | bad."""
+
+  text: str
+  tone: str = ''
+
+
+class Heading(NamedTuple):
+  """A heading inside a section."""
+
+  text: str
+
+
+class Code(NamedTuple):
+  """Preformatted text, folded away under its title."""
+
+  text: str
+  title: str = ''
+
+
+Block = Table | Picture | Facts | Text | Heading | Code
+
+
+class Section(NamedTuple):
+  """A heading and what stands under it."""
+
+  title: str
+  blocks: Sequence[Block]
+
+  @property
+  def anchor(self) -> str:
+    """The title as the name of a link target."""
+    kept = [c if c.isalnum() else '-' for c in self.title.lower()]
+    return '-'.join(filter(None, ''.join(kept).split('-')))
+
+
+def uri(data: bytes, media: str = 'image/png') -> str:
+  """Bytes as a data URI."""
+  return f'data:{media};base64,{base64.b64encode(data).decode()}'
+
+
+def picture(path: str | os.PathLike, caption: str = '', **kwargs) -> Picture:
+  """Reads a PNG or SVG file into a block."""
+  media = 'image/svg+xml' if str(path).endswith('.svg') else 'image/png'
+  stem = os.path.splitext(os.path.basename(path))[0]
+  with open(path, 'rb') as f:
+    return Picture(uri(f.read(), media), caption, stem=stem, **kwargs)
+
+
+def render(
+  title: str, subtitle: str, sections: Sequence[Section], footer: str = ''
+) -> str:
+  """The page as HTML; all text is escaped."""
+  package = importlib.resources.files('micdiffrep_jax.reporting')
+  source = package.joinpath(TEMPLATE).read_text()
+  environment = jinja2.Environment(
+    autoescape=True,
+    undefined=jinja2.StrictUndefined,
+    trim_blocks=True,
+    lstrip_blocks=True,
+  )
+  environment.filters['halves'] = _halves
+  environment.filters['kind'] = lambda block: type(block).__name__.lower()
+  return environment.from_string(source).render(
+    title=title,
+    subtitle=subtitle,
+    sections=[s for s in sections if s.blocks],
+    footer=footer,
+    disclaimer=DISCLAIMER,
+  )
+
+
+def markdown(title: str, subtitle: str, sections: Sequence[Section]) -> str:
+  """Headings, text, facts and tables of the page; pictures are left out."""
+  lines = [f'# {title}', '', subtitle, '', f'**{DISCLAIMER}**', '']
+  for section in sections:
+    body: list[str] = []
+    for block in section.blocks:
+      if isinstance(block, Table):
+        body += _table(block)
+      elif isinstance(block, Facts):
+        body += [f'* {name}: {value}' for name, value in block.pairs] + ['']
+      elif isinstance(block, Heading):
+        body += [f'### {block.text}', '']
+      elif isinstance(block, Text):
+        body += [f'> **{block.text}**' if block.tone else block.text, '']
+    if body:
+      lines += [f'## {section.title}', '', *body]
+  return '\n'.join(lines)
+
+
+def _table(table: Table) -> list[str]:
+  def row(cells: Sequence[Any], strong: bool = False) -> str:
+    texts = [str(c).replace('|', '\\|').replace('\n', ' ') for c in cells]
+    if strong:
+      texts = [f'**{t}**' if t else t for t in texts]
+    return f'| {" | ".join(texts)} |'
+
+  number = '---' if table.text else '--:'
+  align = ['---', *[number] * (len(table.columns) - 1)]
+  caption = [f'*{table.caption}*', ''] if table.caption else []
+  return [
+    *caption,
+    row(table.columns),
+    row(align),
+    *(row(cells, i in table.strong) for i, cells in enumerate(table.rows)),
+    '',
+  ]
+
+
+def _halves(cell: Any) -> tuple[str, str]:
+  """A number and the interval behind it, which goes under it."""
+  value, sign, rest = str(cell).partition(' (')
+  return value, sign.strip() + rest
+
+
+def interval(x: Any, scale: float = 100, digits: int = 1) -> str:
+  """'value (low to high)' of a dict with these keys; '' for no value."""
+  if not x or x.get('value') is None:
+    return ''
+  value, low, high = (x.get(k) for k in ('value', 'low', 'high'))
+  text = f'{scale * value:.{digits}f}'
+  if low is None or high is None:
+    return text
+  return f'{text} ({scale * low:.{digits}f} to {scale * high:.{digits}f})'

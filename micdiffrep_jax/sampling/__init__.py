@@ -1,0 +1,1 @@
+"""From noise to images and back: plans of steps and the loops over them."""

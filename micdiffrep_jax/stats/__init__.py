@@ -1,0 +1,1 @@
+"""Metrics, intervals over groups, calibration; numpy and scikit-learn."""

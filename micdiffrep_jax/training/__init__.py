@@ -1,0 +1,1 @@
+"""The pretraining loop: state, step, checks, monitor."""

@@ -1,0 +1,171 @@
+"""What a pretraining run shows of itself while it trains.
+
+Validation images only: the test part is never touched here.
+"""
+
+from collections.abc import Callable
+import json
+import time
+from typing import Any
+
+from etils import epath
+import jax
+from ml_collections import ConfigDict
+import numpy as np
+from sklearn.linear_model import RidgeClassifierCV
+from sklearn.metrics import balanced_accuracy_score
+from sklearn.preprocessing import StandardScaler
+
+from micdiffrep_jax import features, log, sharding
+from micdiffrep_jax.data import dataset as data
+from micdiffrep_jax.generation import grids
+from micdiffrep_jax.keys import stream
+from micdiffrep_jax.methods import Method
+
+
+class Clock:
+  """Images per second between readings, without what stops the clock."""
+
+  def __init__(self, batch_size: int):
+    self._batch_size = batch_size
+    self._mark: tuple[int, float] | None = None
+    self._speeds: list[float] = []
+
+  def restart(self, step: int) -> None:
+    """Starts to count at `step`."""
+    self._mark = (step, time.perf_counter())
+
+  def images_per_s(self, step: int) -> float:
+    """Since the last reading; the first covers compilation and is 0."""
+    now, mark = time.perf_counter(), self._mark
+    self._mark = (step, now)
+    if mark is None or step <= mark[0]:
+      return 0.0
+    self._speeds.append((step - mark[0]) * self._batch_size / (now - mark[1]))
+    return self._speeds[-1]
+
+  def median(self) -> float:
+    """Median of all readings; 0 without any."""
+    return float(np.median(self._speeds)) if self._speeds else 0.0
+
+
+def _spread(rows: np.ndarray, count: int) -> np.ndarray:
+  """`count` rows at equal distances: the same ones at every call."""
+  if len(rows) <= count:
+    return rows
+  return rows[np.linspace(0, len(rows) - 1, count).astype(np.int64)]
+
+
+def make(
+  method: Method,
+  config: ConfigDict,
+  dataset: data.Dataset,
+  info: dict,
+  mesh: jax.sharding.Mesh,
+  writer: log.Writer,
+) -> Callable[[Any, int], dict[str, float]]:
+  """Returns watch(state, step) -> metrics, which it also logs.
+
+  val_loss and val_loss_t* (fixed images, timesteps and noise), probe_accuracy
+  (balanced, of a ridge classifier on a few frozen features: features peak
+  before samples do), and a picture of samples.
+  """
+  split = config.data.split
+  val = data.rows(dataset, split, 'val')
+  labels = data.labels(dataset)
+  everywhere = sharding.replicated(mesh)
+  key = sharding.replicate(stream(jax.random.key(config.seed), 'monitor'), mesh)
+  frozen = jax.jit(method.frozen, out_shardings=everywhere)
+  batch_size = -(-config.monitor.batch_size // mesh.size) * mesh.size
+
+  @jax.jit
+  def validate(variables, images, seeds, weights):
+    keys = features.image_keys(key, seeds)
+    return method.validate(variables, images, keys, weights)
+
+  @jax.jit
+  def draw(variables):
+    keys = jax.random.split(stream(key, 'samples'), config.monitor.samples)
+    return method.sample(variables, keys)
+
+  feature_fn = features.make_feature_fn(method, method.layers, 2)
+
+  def validation_loss(variables):
+    rows = _spread(val, config.monitor.images)
+    sums: dict[str, np.ndarray] = {}
+    for start in range(0, len(rows), batch_size):
+      part = rows[start : start + batch_size]
+      weights = (np.arange(batch_size) < len(part)).astype(np.float32)
+      images = dataset.images[np.resize(part, batch_size)]
+      batch = features.place_whole(
+        (images, features.image_seeds(images), weights), mesh
+      )
+      found = sharding.fetch(validate(variables, *batch))
+      for name, pair in found.items():
+        sums[name] = sums.get(name, np.zeros(2)) + np.array(pair)
+    return {f'val_{k}': s[0] / s[1] for k, s in sums.items() if s[1] > 0}
+
+  def quick_probe(variables):
+    encoder = features.Encoder(method, variables, config, info)
+    fit_rows = data.rows(dataset, split, 'train')
+    fit_rows = _spread(
+      fit_rows[labels[fit_rows] >= 0], config.monitor.probe_images
+    )
+    test_rows = _spread(val[labels[val] >= 0], config.monitor.probe_images)
+    if not len(fit_rows) or not len(test_rows):
+      return {}
+    x = [
+      np.concatenate(
+        [
+          features.pool(f, 2)
+          for f in features.extract(
+            encoder,
+            dataset,
+            rows,
+            t=min(config.monitor.probe_timestep, method.timesteps - 1),
+            grid=2,
+            batch_size=batch_size,
+            feature_fn=feature_fn,
+            desc='quick probe',
+          ).values()
+        ],
+        axis=1,
+      ).astype(np.float32)
+      for rows in (fit_rows, test_rows)
+    ]
+    scaler = StandardScaler().fit(x[0])
+    probe = RidgeClassifierCV(
+      alphas=np.logspace(1, 5, 5), class_weight='balanced'
+    )
+    probe.fit(scaler.transform(x[0]), labels[fit_rows])
+    guess = probe.predict(scaler.transform(x[1]))
+    return {'probe_accuracy': balanced_accuracy_score(labels[test_rows], guess)}
+
+  def watch(state, step):
+    variables = frozen(state.params, state.extra)
+    metrics = validation_loss(variables) if len(val) else {}
+    if config.monitor.probe_images:
+      metrics |= quick_probe(variables)
+    if config.monitor.samples and method.sample is not None:
+      images = sharding.fetch(draw(variables))
+      writer.image(step, 'samples', grids.make_grid(grids.to_uint8(images)))
+    writer.scalars(step, metrics)
+    log.get_logger().info(
+      'step %d: %s',
+      step,
+      ', '.join(f'{k} {v:.4f}' for k, v in metrics.items() if '_t0' not in k),
+    )
+    return metrics
+
+  return watch
+
+
+def last_metrics(workdir: str) -> dict[str, float]:
+  """The newest value of every metric of a run, from its metrics.jsonl."""
+  found: dict[str, float] = {}
+  path = epath.Path(workdir) / 'metrics.jsonl'
+  if path.exists():
+    for line in path.read_text().splitlines():
+      found |= json.loads(line)
+  drop = ('step', 'images_per_s', 'images_seen')
+  return {k: v for k, v in found.items() if k not in drop}

@@ -1,0 +1,63 @@
+"""A frozen encoder and pictures whose worth is known, without training."""
+
+import jax
+import jax.numpy as jnp
+from ml_collections import ConfigDict
+import numpy as np
+
+from micdiffrep_jax import features
+from micdiffrep_jax.data import dataset as data
+from micdiffrep_jax.methods.method import Method
+
+SIZE = 16
+PHANTOM = f'phantom:size_px={SIZE},patients=40,slices=3'
+
+
+def fake_encoder(ds, split='grouped'):
+  """'image' holds the picture, 'mean' its brightness, 'noise' nothing."""
+
+  def maps(variables, images, keys, t):
+    x = images.astype(jnp.float32) / 255 * variables['eyes']
+    draw = jax.vmap(lambda k: jax.random.normal(k, (8, 8, 1)))(keys)
+    small = x.reshape(len(x), 8, SIZE // 8, 8, SIZE // 8, -1).mean((2, 4))
+    return {
+      'image': small + t / 1e3 * draw,
+      'mean': jnp.broadcast_to(x.mean((1, 2), keepdims=True), small.shape),
+      'noise': draw,
+    }
+
+  method = Method(
+    init=lambda key: ({'eyes': jnp.float32(0)}, {}),  # random weights: blind
+    loss=None,
+    after=None,
+    frozen=lambda params, extra: params,
+    features=maps,
+    validate=None,
+    sample=None,
+    layers=('noise', 'mean', 'image'),
+    timesteps=100,
+  )
+  info = {
+    'size_px': SIZE,
+    'channels': ds.info['channels'],
+    'fingerprint': ds.fingerprint,
+    'split': split,
+    'split_hash': data.split_hash(ds, split),
+    'path': 'fake',
+    'step': 1,
+    'images_seen': 8,
+  }
+  variables = {'eyes': jnp.float32(1)}
+  return features.Encoder(method, variables, ConfigDict({'model': 1}), info)
+
+
+def quadrants():
+  """The classes of a phantom, each a bright quadrant that moves a little."""
+  real = data.open_dataset(PHANTOM)
+  rng = np.random.default_rng(0)
+  images = rng.integers(0, 120, real.images.shape).astype(np.uint8)
+  for image, label in zip(images, data.labels(real)):
+    y, x = 8 * (label // 2), 8 * (label % 2)
+    y, x = np.array([y, x]) + rng.integers(-2, 3, 2)
+    image[max(y, 0) : y + 8, max(x, 0) : x + 8] += 60
+  return real._replace(images=images)

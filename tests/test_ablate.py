@@ -1,0 +1,378 @@
+"""Studies a fake encoder whose layers are known to be good, poor or noise."""
+
+import csv
+import json
+import os
+
+from fakes import PHANTOM, fake_encoder, quadrants
+import jax
+import numpy as np
+import pytest
+from test_fit_heads import alone
+
+from configs import ablate as ablate_config
+from configs import probe_curve as curve_config
+from micdiffrep_jax import features
+from micdiffrep_jax.data import dataset as data
+from micdiffrep_jax.heads import feature_cache
+from micdiffrep_jax.heads.feature_matrix import Features
+from micdiffrep_jax.heads.fit_heads import Cell
+from micdiffrep_jax.heads.train_head import Options
+from micdiffrep_jax.keys import stream
+from micdiffrep_jax.probing import (
+  ablate,
+  ablate_grid,
+  ablate_pass,
+  ablate_tables,
+  probe,
+  probe_curve,
+)
+from micdiffrep_jax.probing.ablate_grid import Scored
+
+
+def get_config(module=ablate_config, **changes):
+  config = module.get_config('test')
+  config.checkpoint = 'fake'
+  config.data.path = PHANTOM
+  config.floors = ('majority',)
+  config.heads.epochs = 12
+  config.update_from_flattened_dict(changes)
+  return config.lock()
+
+
+def use_fake(patch, ds):
+  patch.setattr(data, 'open_dataset', lambda *_: ds)
+  patch.setattr(features, 'load_encoder', lambda *_: fake_encoder(ds))
+
+
+@pytest.fixture(scope='module')
+def ds():
+  return quadrants()
+
+
+@pytest.fixture(scope='module')
+def finished(tmp_path_factory, ds):
+  """One whole run with its features kept."""
+  workdir = str(tmp_path_factory.mktemp('ablate'))
+  with pytest.MonkeyPatch.context() as patch:
+    use_fake(patch, ds)
+    results = ablate.run(get_config(keep_features=True), workdir)
+  return workdir, results
+
+
+def heads_of(workdir):
+  with open(os.path.join(workdir, 'grid.json')) as f:
+    return json.load(f)['heads']['encoder']
+
+
+def cache_of(workdir):
+  folder = os.path.join(workdir, 'timesteps', 'encoder', 'features')
+  return feature_cache.Cache(folder, ('noise', 'mean', 'image'), (1, 51))
+
+
+def test_every_cell_of_the_grid_is_scored_and_the_good_layer_chosen(finished):
+  workdir, results = finished
+  heads = heads_of(workdir)
+  # timesteps x grids x heads x (layers + all of them) x seeds
+  assert len(heads) == 2 * 2 * 2 * (3 + 1) * 2
+  assert len({json.dumps(h) for h in heads}) == len(heads)
+  with open(os.path.join(workdir, 'grid.csv')) as f:
+    assert len(list(csv.DictReader(f))) == len(heads)
+  for kind in ('linear', 'mlp'):
+    chosen = results['rows'][f'{kind}_single']['chosen']
+    assert chosen['layers'] == ['image']
+    assert chosen['grid'] == 4
+    assert set(results['two_by_two']['encoder'][kind]) == {'single', 'concat'}
+  for name in ('figure4', 'figure4_mlp', 'figure4_grid1', 'heatmap_mlp_grid4'):
+    assert os.path.getsize(os.path.join(workdir, f'{name}.png')) > 5000
+  assert 'low' in results['rows']['mlp_concat']['test']['all']['accuracy']
+
+
+def test_the_choice_has_the_best_mean_over_seeds(finished):
+  workdir, results = finished
+  for row, kind, many in (
+    ('linear_single', 'linear', False),
+    ('mlp_concat', 'mlp', True),
+  ):
+    scores = {}
+    for h in heads_of(workdir):
+      if h['kind'] == kind and (len(h['layers']) > 1) == many:
+        cell = (*h['layers'], h['timestep'], h['grid'], h['learning_rate'])
+        scores.setdefault(cell, []).append(h['accuracy'])
+    best = max(np.mean(s) for s in scores.values())
+    assert results['rows'][row]['chosen']['score'] == pytest.approx(best)
+
+
+@pytest.mark.parametrize('kind', ['linear', 'mlp'])
+def test_a_head_of_the_grid_equals_one_trained_alone(finished, ds, kind):
+  workdir, _ = finished
+  config = get_config()
+  parts = probe.labelled_parts(ds, 'grouped')
+  mine = [
+    h
+    for h in heads_of(workdir)
+    if h['kind'] == kind and h['timestep'] == '1' and h['grid'] == 4
+  ]
+  options = Options(kind, hidden=8, epochs=12, batch_size=32)
+  y = parts.labels[parts.val]
+  seen = np.concatenate([parts.train, parts.val])
+  for h in mine[::3]:
+    pooled = [
+      np.load(f'{cache_of(workdir).folder}/t1/{name}.npy')[seen]
+      for name in h['layers']
+    ]
+    x = np.concatenate([p.reshape(len(p), -1) for p in pooled], axis=1)
+    train = x[parts.train].astype(np.float64)
+    std = train.std(0)
+    std = np.maximum(std, 1e-3 * np.median(std) + 1e-8)
+    matrix = Features(
+      x, train.mean(0).astype(np.float32), (1 / std).astype(np.float32)
+    )
+    _, _, logits = alone_of_classes(
+      matrix, parts, h['seed'], h['learning_rate'], options, len(ds.classes)
+    )
+    accuracy = (np.asarray(logits).argmax(1) == y).mean()
+    # Sums in another order may move one image over a boundary.
+    assert abs(accuracy - h['accuracy']) < 1.5 / len(y)
+  assert len({h['accuracy'] for h in mine}) > 3
+  assert config.heads.epochs == 12
+  assert config.heads.hidden == 8
+
+
+def alone_of_classes(matrix, parts, seed, rate, options, k):
+  """test_fit_heads.alone with k classes."""
+  import test_fit_heads
+
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setattr(test_fit_heads, 'K', k)
+    return alone(
+      matrix,
+      np.maximum(parts.labels[: len(matrix.x)], 0),
+      Cell(0, parts.train, seed),
+      (rate, 0.0),
+      parts.val,
+      options,
+      len(parts.train),
+    )
+
+
+@pytest.mark.parametrize('grid', [1, 2, 4])
+def test_cached_features_equal_online_ones_of_the_same_noise(
+  finished,
+  ds,
+  grid,
+):
+  workdir, _ = finished
+  parts = probe.labelled_parts(ds, 'grouped')
+  at = np.arange(0, len(parts.rows), 9)
+  images = ds.images[parts.rows[at]]
+  encoder = fake_encoder(ds)
+  key = jax.random.fold_in(stream(jax.random.key(0), 'features'), 0)
+  keys = features.image_keys(key, features.image_seeds(images))
+  maps = encoder.method.features(encoder.variables, images, keys, 51)
+  for name in ('image', 'noise'):
+    got = feature_cache.matrix(cache_of(workdir), 51, (name,), grid)[at]
+    full = np.asarray(maps[name], np.float64)
+    n, h, _, c = full.shape
+    f = h // grid
+    want = full.reshape(n, grid, f, grid, f, c).mean((2, 4)).reshape(n, -1)
+    # float16 keeps 11 bits; values are below 4.
+    np.testing.assert_allclose(got, want, atol=4e-3)
+
+
+def test_fused_features_stand_side_by_side(finished):
+  workdir, _ = finished
+  cache = cache_of(workdir)
+  both = feature_cache.matrix(cache, (1, 51), ('image', 'mean'), 4)
+  alone_ = [
+    feature_cache.matrix(cache, t, ('image', 'mean'), 4) for t in (1, 51)
+  ]
+  np.testing.assert_array_equal(both, np.concatenate(alone_, 1))
+  assert (alone_[0] != alone_[1]).any()
+  assert ablate_grid.name(ablate_grid.parse('1+51')) == '1+51'
+
+
+def test_an_interrupted_study_goes_on_from_its_finished_timesteps(
+  finished,
+  ds,
+  tmp_path,
+  monkeypatch,
+):
+  use_fake(monkeypatch, ds)
+  search, calls, passes = ablate_grid.search, [], []
+  extract = features.extract
+
+  def counted(cache, parts, k, config, level, desc):
+    calls.append(level)
+    if len(calls) == 2:
+      raise KeyboardInterrupt
+    return search(cache, parts, k, config, level, desc)
+
+  def pass_over(encoder, dataset, rows, layers, t, *args, **kwargs):
+    passes.append(t)
+    return extract(encoder, dataset, rows, layers, t, *args, **kwargs)
+
+  monkeypatch.setattr(ablate_grid, 'search', counted)
+  monkeypatch.setattr(features, 'extract', pass_over)
+  with pytest.raises(KeyboardInterrupt):
+    ablate.run(get_config(), str(tmp_path))
+  assert passes == [1, 51]
+  results = ablate.run(get_config(), str(tmp_path))
+  assert calls == [(1,), (51,), (51,)]
+  assert passes == [1, 51]  # one pass per timestep, all in all
+  workdir, whole = finished
+  assert heads_of(tmp_path) == heads_of(workdir)
+  assert results['rows'] == whole['rows']
+  assert not os.path.exists(cache_of(tmp_path).folder)
+
+
+def test_scores_of_other_settings_are_not_taken_for_these(finished, ds):
+  workdir, _ = finished
+  encoder = fake_encoder(ds)
+  layers = ('noise', 'mean', 'image')
+  path = os.path.join(workdir, 'timesteps', 'encoder', 't1.json')
+
+  def known(encoder=encoder, weights_seed=0, **changes):
+    key = ablate_grid.key(
+      encoder, ds, layers, (1,), get_config(**changes), weights_seed
+    )
+    return ablate_grid.read(path, key) is not None
+
+  assert known()
+  assert known(**{'heads.memory_mb': 1})
+  assert known(resamples=7)
+  assert not known(**{'heads.epochs': 13})
+  assert not known(**{'data.split': 'paper'})
+  assert not known(search_seeds=(0,))
+  assert not known(draws=2)
+  assert not known(weights_seed=1)
+  other = encoder._replace(info={**encoder.info, 'step': 2})
+  assert not known(encoder=other)
+  with open(path) as f:
+    cut = f.read()[:-9]
+  damaged = path + '.cut'
+  with open(damaged, 'w') as f:
+    f.write(cut)
+  assert ablate_grid.read(damaged, {}) is None
+
+
+def test_the_search_does_not_read_test_rows(finished, ds, tmp_path):
+  workdir, _ = finished
+  parts = probe.labelled_parts(ds, 'grouped')
+  os.makedirs(tmp_path / 't1')
+  for name in ('noise', 'mean', 'image'):
+    x = np.load(f'{cache_of(workdir).folder}/t1/{name}.npy')
+    x[parts.test] = np.nan
+    np.save(tmp_path / 't1' / f'{name}.npy', x)
+  cache = cache_of(workdir)._replace(folder=str(tmp_path))
+  spoilt = ablate_grid.search(cache, parts, len(ds.classes), get_config(), (1,))
+  want = [h for h in heads_of(workdir) if h['timestep'] == '1']
+  assert [{**h._asdict(), 'layers': list(h.layers)} for h in spoilt] == want
+
+
+def scored(kind='linear', layers=('a',), timestep='1', seed=0, score=0.5):
+  return Scored(kind, layers, timestep, 1, 1e-2, 0.0, seed, 8, score, score / 2)
+
+
+def test_fused_timesteps_get_rows_of_their_own():
+  heads = [
+    scored(score=0.5),
+    scored(timestep='51', score=0.6),
+    scored(timestep='1+51', score=0.9),
+    scored('mlp', ('a', 'b'), '1+51', score=0.8),
+  ]
+  chosen = ablate_grid.choose(
+    ablate_grid.average(heads, 'accuracy'), ('linear', 'mlp')
+  )
+  assert set(chosen) == {
+    'linear_single',
+    'fused_linear_single',
+    'fused_mlp_concat',
+  }
+  assert chosen['linear_single'].timestep == 51
+  assert chosen['fused_mlp_concat'].timestep == (1, 51)
+
+
+def test_a_curve_shows_the_best_setting_and_its_spread_over_seeds():
+  heads = [scored(seed=s, score=v) for s, v in enumerate((0.4, 0.5, 0.6))]
+  heads += [
+    scored(seed=s, score=0.45)._replace(learning_rate=1e-3) for s in range(3)
+  ]
+  mean, low, high = ablate_tables.best_by_timestep(heads, 'accuracy')[1]
+  assert mean == pytest.approx(0.5)
+  # t(0.975, 2 degrees of freedom) = 4.3027, from a printed table.
+  assert high - mean == pytest.approx(4.3027 * 0.1 / 3**0.5, rel=1e-4)
+  assert mean - low == pytest.approx(high - mean)
+  assert ablate_tables.band([0.3]) == (0.3, 0.3, 0.3)
+  assert ablate_tables.band([0.9, 1.0])[2] == 1.0
+
+
+def test_taps_choose_the_encoder_or_the_decoder(ds):
+  names = ('down0_0', 'down1_0', 'mid', 'up1_0', 'up0_0')
+  method = fake_encoder(ds).method._replace(layers=names)
+  chosen = {
+    taps: ablate.choose_layers(method, get_config(taps=taps))
+    for taps in ablate.TAPS
+  }
+  assert chosen['all'] == names
+  assert chosen['encoder'] == names[:3]
+  assert chosen['decoder'] == names[3:]
+
+
+def test_features_that_do_not_fit_are_refused_before_the_first_pass(
+  tmp_path,
+  ds,
+):
+  encoder = fake_encoder(ds)
+  feature_fn = features.make_feature_fn(encoder.method, ('noise', 'mean'), 2)
+  # Two layers of one channel on 2 x 2 cells, 2 bytes each.
+  assert ablate_pass.size_bytes(feature_fn, encoder, 100) == 100 * 2 * 4 * 2
+  with pytest.raises(ValueError, match=r'--config\.timesteps'):
+    ablate_pass.check_space(str(tmp_path), 2**50, 2, 100)
+
+
+@pytest.mark.parametrize(
+  ('changes', 'words'),
+  [
+    ({'taps': 'decodr'}, r'--config\.taps'),
+    ({'taps': 'decoder'}, r'--config\.taps=all'),
+    ({'taps': 'encoder', 'layers': ('image',)}, r'--config\.layers'),
+    ({'search_seeds': ()}, r'--config\.search_seeds'),
+    ({'fused': ('1,51',)}, r'--config\.fused'),
+    ({'fused': ('1+100',)}, r'--config\.timesteps'),
+  ],
+)
+def test_a_bad_config_is_refused_with_its_flag(
+  tmp_path,
+  monkeypatch,
+  ds,
+  changes,
+  words,
+):
+  use_fake(monkeypatch, ds)
+  with pytest.raises(ValueError, match=words):
+    ablate.run(get_config(**changes), str(tmp_path))
+
+
+def test_the_curve_goes_over_images_drawn_and_tests_nothing(
+  tmp_path,
+  monkeypatch,
+  ds,
+):
+  def load(path, step):
+    one = fake_encoder(ds)
+    info = {**one.info, 'step': step, 'images_seen': 32 * step}
+    return one._replace(info=info)
+
+  monkeypatch.setattr(data, 'open_dataset', lambda *_: ds)
+  monkeypatch.setattr(features, 'load_encoder', load)
+  monkeypatch.setattr(probe_curve, 'kept_steps', lambda *_: [5, 9])
+  config = get_config(curve_config, timesteps=(1,))
+  results = probe_curve.run(config, str(tmp_path))
+  curve = [p for p in results['points'] if p['row'] == 'mlp_concat']
+  assert [p['images_seen'] for p in curve] == [0, 160, 288]
+  # The fake's random weights are blind; its trained ones all see alike.
+  assert curve[0]['mean'] < curve[1]['mean'] == curve[2]['mean']
+  assert results['floors']['majority'] < 0.5
+  assert os.path.getsize(tmp_path / 'curve.png') > 5000
+  assert '"test"' not in json.dumps({**results, 'data': 0, 'config': 0})

@@ -1,0 +1,213 @@
+import json
+
+from ml_collections import ConfigDict
+import numpy as np
+import pytest
+
+from micdiffrep_jax.auditing import audit, shortcuts
+from micdiffrep_jax.data import audit as checks
+from micdiffrep_jax.data import splits, store
+from micdiffrep_jax.data.dataset import Dataset
+
+CLASSES = ('normal', 'tumour')
+
+
+def made(n=60, seed=0):
+  """A sound dataset in memory: 2 variants per source, 5 sources per part."""
+  rng = np.random.default_rng(seed)
+  images = rng.integers(0, 256, (n, 12, 12, 1), dtype=np.uint8)
+  source = np.arange(n) // 2
+  part = np.array(['train', 'val', 'test'])[source % 3]
+  label = np.array(CLASSES)[source // 3 % 2]
+  manifest = {
+    'index': np.arange(n),
+    'id': np.array([f'i{i}' for i in range(n)]),
+    'file': np.array([f'i{i}.png' for i in range(n)]),
+    'class': label,
+    'source': np.array([f's{s}' for s in source]),
+    'variant': np.where(np.arange(n) % 2, 'HF', ''),
+    'unit': np.array([f'u{s}' for s in source]),
+    'group': np.array([f'g{s}' for s in source]),
+    'width': np.full(n, 100),
+    'height': np.full(n, 90),
+    'sha256': np.array([store.pixel_hash(x) for x in images]),
+    **{name: part.copy() for name in splits.NAMES},
+  }
+  info = {
+    'size_px': 12,
+    'channels': 1,
+    'settings': {'near_duplicates': {'enabled': True}},
+  }
+  return Dataset('/data', images, manifest, CLASSES, 'f', info)
+
+
+class Untouchable:
+  """Images that nobody may read."""
+
+  def __getitem__(self, rows):
+    raise AssertionError('the images were read')
+
+  def __len__(self):
+    return 60
+
+
+def test_a_sound_dataset_passes_without_a_look_at_its_images():
+  dataset = made()._replace(images=Untouchable())
+  for split in splits.NAMES:
+    assert checks.check(dataset, split) == []
+    assert checks.refuse(dataset, split) == []
+
+
+def test_a_twin_across_parts_fails_and_is_named():
+  dataset = made()
+  dataset.images[4] = dataset.images[0]  # test and train
+  dataset.manifest['sha256'][4] = dataset.manifest['sha256'][0]
+  (reason,) = checks.check(dataset, 'grouped')
+  assert 'equal pixels' in reason
+  assert 'i0' in reason
+  assert 'i4' in reason
+  assert checks.check(dataset, 'paper') == []  # it promises sources only
+  with pytest.raises(ValueError, match='allow_failed_audit'):
+    checks.refuse(dataset, 'grouped')
+  assert checks.refuse(dataset, 'grouped', accepted=True) == [reason]
+
+
+def test_a_twin_in_an_excluded_row_is_no_leak():
+  dataset = made()
+  dataset.manifest['sha256'][4] = dataset.manifest['sha256'][0]
+  dataset.manifest['grouped'][[4, 5]] = 'excluded'
+  assert checks.check(dataset, 'grouped') == []
+
+
+def test_blank_pictures_are_no_twins():
+  dataset = made()
+  for i in (0, 4):
+    dataset.images[i] = 7
+    dataset.manifest['sha256'][i] = store.pixel_hash(dataset.images[i])
+  assert checks.check(dataset, 'grouped') == []
+
+
+def test_an_unlabelled_copy_of_a_test_image_is_a_leak():
+  dataset = made()
+  dataset.manifest['class'][[0, 1]] = ''
+  dataset.manifest['sha256'][0] = dataset.manifest['sha256'][4]
+  assert len(checks.check(dataset, 'grouped')) == 1
+
+
+def test_groups_and_sources_that_cross_fail_where_promised():
+  dataset = made()
+  dataset.manifest['group'][4] = dataset.manifest['group'][0]
+  assert 'near-duplicate groups' in checks.check(dataset, 'grouped')[0]
+  assert checks.check(dataset, 'paper') == []
+  dataset.manifest['unit'][4] = dataset.manifest['unit'][0]
+  assert 'sources or patients' in checks.check(dataset, 'paper')[0]
+  assert checks.check(dataset, 'leaky') == []
+
+
+def test_two_labels_an_empty_class_and_no_search_fail():
+  dataset = made()
+  dataset.manifest['class'][1] = 'tumour'
+  dataset.manifest['sha256'][1] = dataset.manifest['sha256'][0]
+  assert 'several labels' in checks.check(dataset, 'paper')[0]
+
+  dataset = made()
+  tumour = dataset.manifest['class'] == 'tumour'
+  dataset.manifest['grouped'][
+    tumour & (dataset.manifest['grouped'] == 'val')
+  ] = 'train'
+  assert checks.check(dataset, 'grouped') == [
+    "class 'tumour' has no val image in split 'grouped'"
+  ]
+
+  dataset = made()
+  dataset.info['settings']['near_duplicates']['enabled'] = False
+  assert 'never searched' in checks.check(dataset, 'grouped')[0]
+
+
+def test_twins_are_counted_by_hand():
+  dataset = made()
+  dataset.manifest['sha256'][4] = dataset.manifest['sha256'][0]  # a test source
+  dataset.manifest['group'][10] = dataset.manifest['group'][0]  # another one
+  twins = checks.held_out_twins(dataset, 'grouped')
+  assert twins == {
+    'test_sources': 10,
+    'unit_seen': 0,
+    'group_seen': 1,
+    'sha256_seen': 1,
+  }
+
+
+def test_a_shortcut_is_found_and_noise_is_not():
+  rng = np.random.default_rng(0)
+  labels = np.arange(120) % 2
+  groups = np.arange(120) // 2 // 2 * 2 + labels
+  noise = rng.normal(size=(120, 3)).astype(np.float32)
+  telling = noise.copy()
+  telling[:, 1] = labels
+  for x, low, high in ((telling, 0.99, 1.0), (noise, 0.25, 0.75)):
+    found = shortcuts.probe(x, labels, groups, CLASSES, resamples=20)
+    assert low <= found['balanced_accuracy']['value'] <= high
+    assert low <= found['auroc']['tumour']['value'] <= high
+  assert shortcuts.probe('no files', labels, groups, CLASSES) == {
+    'skipped': 'no files'
+  }
+
+
+def test_cross_validation_keeps_groups_whole():
+  """Each group has its own label pattern: leaked groups would be learnt."""
+  rng = np.random.default_rng(0)
+  groups = np.repeat(np.arange(40), 6)
+  labels = rng.integers(0, 2, 40)[groups]
+  x = np.repeat(rng.normal(size=(40, 4)), 6, axis=0).astype(np.float32)
+  probs = shortcuts.cross_validate(x, labels, groups, 2, 5, 0)
+  assert abs((probs.argmax(1) == labels).mean() - 0.5) < 0.25
+
+
+@pytest.fixture
+def config():
+  return ConfigDict(
+    {
+      'task': 'audit',
+      'seed': 0,
+      'data': {'path': 'x', 'split': 'grouped', 'cache': True},
+      'source': '',
+      'second_look': True,
+      'max_unseen_twins': 0.02,
+      'shortcuts': True,
+      'shortcut_images': 100,
+      'folds': 2,
+      'resamples': 10,
+    }
+  )
+
+
+def test_the_task_writes_a_page_and_fails_by_its_exit_status(
+  config, tmp_path, monkeypatch
+):
+  dataset = made()
+  monkeypatch.setattr(audit.data, 'open_dataset', lambda *a, **k: dataset)
+  audit.run(config, str(tmp_path / 'good'))
+  good = json.loads((tmp_path / 'good' / 'results.json').read_text())
+  assert good['passed']
+  assert 'file header' in good['shortcuts']
+  dataset.manifest['sha256'][4] = dataset.manifest['sha256'][0]
+  with pytest.raises(SystemExit) as stopped:
+    audit.run(config, str(tmp_path / 'bad'))
+  assert stopped.value.code == 3
+  bad = json.loads((tmp_path / 'bad' / 'results.json').read_text())
+  assert not bad['passed']
+  assert bad['content']['changed'] == ['i4']  # not the pixels of its hash
+  page = (tmp_path / 'bad' / 'audit.html').read_text()
+  assert 'The audit fails' in page
+  assert 'Not for clinical use' in page
+
+
+def test_a_second_look_finds_copies_that_no_group_joins(config):
+  dataset = made()
+  rng = np.random.default_rng(1)
+  images = rng.integers(0, 256, (60, 40, 40, 1), dtype=np.uint8)
+  images[4] = np.clip(images[0].astype(int) * 0.9 + 9, 0, 255)
+  found = audit.second_look(dataset._replace(images=images), 'grouped')
+  assert found['pairs'] == 1
+  assert found['test_sources'] == 1
+  assert found['examples'] == [['i0', 'i4']]

@@ -1,0 +1,126 @@
+import zipfile
+
+import jax
+import numpy as np
+import pytest
+from scipy import special
+import tiny_bundle
+
+from micdiffrep_jax.deploy import fingerprints, portable, portable_file
+
+
+def write(tmp_path, model, precision='float32'):
+  path = str(tmp_path / 'bundle.npz')
+  portable_file.write(path, model, precision)
+  return path
+
+
+def test_a_bundle_read_again_predicts_the_same(tmp_path):
+  model, images = tiny_bundle.model(), tiny_bundle.images(5)
+  want = portable.bundle_predict(model, images)
+  for precision, tolerance in (
+    ('float32', 0),
+    ('float16', 5e-3),
+    ('int8', 0.05),
+  ):
+    stored = portable_file.load(write(tmp_path, model, precision))
+    found = portable.bundle_predict(stored, images)
+    np.testing.assert_allclose(found, want, atol=tolerance)
+    assert stored.classes == tiny_bundle.CLASSES
+  assert np.ptp(want, axis=0).min() > 1e-3  # the images do differ
+
+
+@pytest.mark.parametrize('layer', ['down0_0', 'mid', 'up1_0'])
+def test_weights_that_are_left_out_have_no_bearing(layer):
+  """Poisoned with nan they would show; a sound subset must stay finite."""
+  encoder = tiny_bundle.encoder()
+  use = portable_file.needed(encoder, [layer], tiny_bundle.SIZE, 1)
+  leaves, tree = jax.tree.flatten(jax.device_get(encoder.variables))
+  poisoned = [
+    x if used else np.full_like(x, np.nan)
+    for x, used in zip(leaves, use.values())
+  ]
+  images = tiny_bundle.images(1)
+
+  def tap(leaves):
+    keys = jax.random.split(jax.random.key(0), 1)
+    variables = jax.tree.unflatten(tree, leaves)
+    return encoder.method.features(variables, images, keys, 3)[layer]
+
+  want, found = jax.jit(tap)(leaves), jax.jit(tap)(poisoned)
+  np.testing.assert_array_equal(found, want)
+  dropped = [name for name, used in use.items() if not used]
+  assert any('out' in name for name in dropped)
+  assert any('up0_1' in name for name in dropped)
+
+
+def test_a_bundle_of_a_shallow_layer_is_smaller(tmp_path):
+  sizes = {}
+  for layer in ('down0_0', 'up0_1'):
+    path = write(tmp_path, tiny_bundle.model(None, (layer,)))
+    with zipfile.ZipFile(path) as z:
+      sizes[layer] = [n for n in z.namelist() if n.startswith('encoder.')]
+  assert set(sizes['down0_0']) < set(sizes['up0_1'])
+  assert not any('up' in n or 'mid' in n for n in sizes['down0_0'])
+
+
+def test_a_prediction_does_not_depend_on_its_company():
+  """Up to rounding: 1e-5 on probabilities, in another place of the batch."""
+  model, images = tiny_bundle.model(), tiny_bundle.images(70)
+  together = portable.bundle_predict(model, images)
+  order = np.random.default_rng(0).permutation(70)
+  shuffled = portable.bundle_predict(model, images[order])
+  np.testing.assert_allclose(shuffled, together[order], atol=1e-5)
+  alone = portable.bundle_predict(model, images[41:42])
+  np.testing.assert_allclose(alone, together[41:42], atol=1e-5)
+
+
+def test_probabilities_are_softmax_of_logits_at_the_temperature():
+  model, images = tiny_bundle.model(), tiny_bundle.images(4)
+  raw = portable.logits(model, images).astype(np.float64)
+  want = special.softmax(raw / 2.5, axis=1)
+  np.testing.assert_allclose(portable.bundle_predict(model, images), want)
+
+
+def test_fingerprints_survive_the_file(tmp_path):
+  images = tiny_bundle.images(6)
+  known = fingerprints.Fingerprints(
+    np.array([3, 2**63 + 1], np.uint64),
+    fingerprints.crops(images, np.arange(6)),
+  )
+  model = tiny_bundle.model()._replace(fingerprints=known)
+  stored = portable_file.load(write(tmp_path, model)).fingerprints
+  np.testing.assert_array_equal(stored.hashes, known.hashes)
+  grey = stored.crops.astype(int) - known.crops
+  assert np.abs(grey).max() <= 4
+
+
+def test_a_damaged_file_is_refused(tmp_path):
+  write(tmp_path, tiny_bundle.model())
+  whole = (tmp_path / 'bundle.npz').read_bytes()
+  for damaged in (
+    whole[: len(whole) // 2],
+    whole[:400] + bytes([whole[400] ^ 1]) + whole[401:],
+    b'not a bundle',
+    b'',
+  ):
+    (tmp_path / 'bad.npz').write_bytes(damaged)
+    with pytest.raises(ValueError, match='damaged'):
+      portable_file.load(str(tmp_path / 'bad.npz'))
+  with pytest.raises(ValueError, match=r'--config\.bundle=FILE'):
+    portable_file.load(str(tmp_path / 'absent.npz'))
+
+
+def test_a_weight_too_large_for_float16_is_refused(tmp_path):
+  model = tiny_bundle.model()
+  params = {**model.head.params, 'M': model.head.params['M'] * 1e6}
+  model = model._replace(head=model.head._replace(params=params))
+  with pytest.raises(ValueError, match=r'--config\.precision=float32'):
+    write(tmp_path, model, 'float16')
+
+
+def test_images_of_another_shape_are_refused():
+  with pytest.raises(ValueError, match=r'\(16, 16, 1\)'):
+    portable.bundle_predict(
+      tiny_bundle.model(), np.zeros((1, 8, 8, 1), np.uint8)
+    )

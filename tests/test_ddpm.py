@@ -1,0 +1,70 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from configs import pretrain
+from micdiffrep_jax.methods import ddpm
+
+
+@pytest.fixture(scope='module')
+def method():
+  return ddpm.make(pretrain.get_config('test'), 16, 1)
+
+
+@pytest.fixture(scope='module')
+def state(method):
+  return jax.jit(method.init)(jax.random.key(0))
+
+
+def test_an_untrained_network_has_unit_loss(method, state):
+  # It outputs zero, so its error is the variance of the noise.
+  batch = {'image': np.full((64, 16, 16, 1), 90, np.uint8)}
+  loss, _ = jax.jit(method.loss)(*state, batch, jax.random.key(1))
+  # 16384 squared normals: a standard error of sqrt(2 / 16384) = 0.011.
+  assert abs(float(loss) - 1) < 0.05
+
+
+def test_average_weights_warm_up_and_then_trail(method, state):
+  params, extra = state
+  new = jax.tree.map(lambda p: p + 1.0, params)
+  early = method.after(new, extra, 0)['ema']['in']['kernel']
+  late = method.after(new, extra, 10**6)['ema']['in']['kernel']
+  old = params['in']['kernel']
+  np.testing.assert_allclose(early - old, 0.9, rtol=1e-4)  # 1 - 1/10
+  np.testing.assert_allclose(late - old, 0.1, rtol=1e-3)  # 1 - ema_decay
+
+
+def test_features_read_the_average_not_the_moving_weights(method, state):
+  params, extra = state
+  other = jax.tree.map(jnp.zeros_like, params)
+  frozen = method.frozen(other, extra)
+  np.testing.assert_array_equal(frozen['in']['kernel'], params['in']['kernel'])
+
+
+def test_validation_ignores_masked_rows_and_fills_every_bin(method, state):
+  params, extra = state
+  variables = method.frozen(params, extra)
+  images = np.zeros((64, 16, 16, 1), np.uint8)
+  keys = jax.random.split(jax.random.key(3), 64)
+  weights = (np.arange(64) < 48).astype(np.float32)
+  validate = jax.jit(method.validate)
+  sums = validate(variables, images, keys, weights)
+  assert float(sums['loss'][1]) == 48
+  bins = [v for k, v in sums.items() if k != 'loss']
+  assert len(bins) == ddpm.LOSS_BINS
+  np.testing.assert_allclose(sum(float(b[1]) for b in bins), 48)
+  np.testing.assert_allclose(
+    sum(float(b[0]) for b in bins), float(sums['loss'][0]), rtol=1e-4
+  )
+  images[48:] = 255
+  again = validate(variables, images, keys, weights)
+  np.testing.assert_allclose(sums['loss'][0], again['loss'][0], rtol=1e-6)
+
+
+def test_samples_are_images(method, state):
+  images = jax.jit(method.sample)(
+    method.frozen(*state), jax.random.split(jax.random.key(0), 2)
+  )
+  assert images.shape == (2, 16, 16, 1)
+  assert float(jnp.abs(images).max()) <= 1

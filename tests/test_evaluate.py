@@ -1,0 +1,154 @@
+import csv
+import json
+
+import cv2
+from ml_collections import ConfigDict
+import numpy as np
+from PIL import Image
+import pytest
+from sklearn.metrics import balanced_accuracy_score
+import tiny_bundle
+
+from micdiffrep_jax.data import store
+from micdiffrep_jax.deploy import evaluate, fingerprints, portable_file
+
+
+def heads(n, seed=0):
+  """Pictures with detail enough for the near-duplicate search, (n, 64, 64)."""
+  rng = np.random.default_rng(seed)
+  out = []
+  for _ in range(n):
+    noise = rng.integers(0, 256, (16, 16), dtype=np.uint8)
+    out.append(cv2.resize(noise, (64, 64), interpolation=cv2.INTER_CUBIC))
+  return np.stack(out)[..., None]
+
+
+def known_of(images):
+  hashes = [fingerprints.short(store.pixel_hash(x)) for x in images]
+  return fingerprints.Fingerprints(
+    np.array(hashes, np.uint64),
+    fingerprints.crops(images, np.arange(len(images))),
+  )
+
+
+def test_training_images_are_recognised_and_others_are_not():
+  train, fresh = heads(8), heads(8, seed=1)
+  known = known_of(train)
+  nearly = np.clip(train.astype(int) * 0.95 + 5, 0, 255).astype(np.uint8)
+  flipped = train[:, :, ::-1]
+  for images, equal, near in (
+    (train, True, True),
+    (nearly, False, True),
+    (flipped, False, True),
+    (fresh, False, False),
+  ):
+    found = (
+      fingerprints.equal(known, images),
+      fingerprints.near(known, fingerprints.crops(images, np.arange(8))),
+    )
+    assert found[0].all() == equal
+    assert found[0].any() == equal
+    assert found[1].all() == near
+    assert found[1].any() == near
+
+
+def test_classes_are_matched_and_typos_are_errors():
+  files = ['x/glioma/1.png', 'x/normal/sub/2.png', 'none/3.png']
+  classes = ('glioma', 'normal', 'pituitary')  # a class may be absent
+  found = evaluate.match_classes(files, classes, {'none': 'normal'})
+  assert found == ['glioma', 'normal', 'normal']
+  with pytest.raises(ValueError, match="Did you mean 'glioma'"):
+    evaluate.match_classes(['gliomaa/1.png'], classes, {})
+  with pytest.raises(ValueError, match='Unknown class'):
+    evaluate.match_classes(['1.png'], classes, {})
+
+
+def test_repeated_pictures_share_a_group():
+  images = heads(4)
+  images[3] = images[0]
+  crops = fingerprints.crops(images, np.arange(4))
+  group = evaluate.joined_groups(['a', 'b', 'b', 'c'], crops, np.arange(4))
+  assert group[0] == group[3]
+  assert group[1] == group[2]
+  assert group[0] != group[1]
+
+
+@pytest.fixture
+def config(tmp_path):
+  """Nine pictures of three classes; the bundle was trained on the first two."""
+  images = tiny_bundle.images(9)
+  for i, image in enumerate(images):
+    folder = tmp_path / 'in' / tiny_bundle.CLASSES[i % 3]
+    folder.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(image[..., 0]).save(folder / f'q{i // 3}_{i}.png')
+  path = str(tmp_path / 'bundle.npz')
+  model = tiny_bundle.model()._replace(fingerprints=known_of(images[:2]))
+  portable_file.write(path, model, 'float32')
+  return ConfigDict(
+    {
+      'task': 'evaluate',
+      'seed': 0,
+      'bundle': path,
+      'overlap': 'error',
+      'data': {
+        'source': str(tmp_path / 'in'),
+        'class_map': (),
+        'group_csv': '',
+        'group_regex': r'^(q\d+)',
+        'group_by': '',
+      },
+      'normal_class': 'bundle',
+      'workers': 1,
+      'resamples': 50,
+    }
+  )
+
+
+def table(workdir):
+  with open(workdir / 'predictions.csv', newline='') as f:
+    return list(csv.DictReader(f))
+
+
+def test_images_seen_in_training_are_refused_or_left_out(config, tmp_path):
+  out = tmp_path / 'out'
+  with pytest.raises(ValueError, match=r'--config\.overlap=drop'):
+    evaluate.run(config, str(out))
+  listed = (out / 'overlap.csv').read_text().splitlines()[1:]
+  assert sorted(listed) == ['a/q0_0.png,equal', 'b/q0_1.png,equal']
+  config.overlap = 'drop'
+  evaluate.run(config, str(out))
+  results = json.loads((out / 'results.json').read_text())
+  assert results['overlap']['equal'] == 2
+  assert results['overlap']['scored'] == 7
+  assert results['rows']['bundle']['test']['all']['n'] == 7
+
+
+def test_scores_are_those_of_the_written_predictions(config, tmp_path):
+  """Oracle: scikit-learn on predictions.csv, without the leaked images."""
+  config.overlap = 'drop'
+  out = tmp_path / 'out'
+  results = evaluate.run(config, str(out))
+  kept = [r for r in table(out) if r['in_training'] == '0']
+  want = balanced_accuracy_score(
+    [r['true_class'] for r in kept], [r['class'] for r in kept]
+  )
+  scored = results['rows']['bundle']['test']['all']
+  assert scored['balanced_accuracy']['value'] == pytest.approx(want)
+  assert scored['groups'] == 3
+
+
+def test_a_broken_file_is_told_and_the_rest_scored(config, tmp_path):
+  config.overlap = 'drop'
+  (tmp_path / 'in' / 'a' / 'q9_9.png').write_bytes(b'no picture')
+  with pytest.raises(SystemExit) as stopped:
+    evaluate.run(config, str(tmp_path / 'out'))
+  assert stopped.value.code == 3
+  results = json.loads((tmp_path / 'out' / 'results.json').read_text())
+  assert results['failed'] == [['a/q9_9.png', 'not an image that can be read']]
+  assert results['overlap']['scored'] == 7
+
+
+def test_groups_must_be_stated(config, tmp_path):
+  config.data.group_regex = ''
+  with pytest.raises(ValueError, match='group_by=file'):
+    evaluate.run(config, str(tmp_path / 'out'))

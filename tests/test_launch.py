@@ -1,0 +1,264 @@
+"""The launch scripts, run with recorders in place of the cluster's commands."""
+
+import os
+import pathlib
+import shutil
+import signal
+import subprocess
+import time
+
+import pytest
+
+ROOT = pathlib.Path(__file__).parent.parent
+LAUNCH = ROOT / 'launch'
+SCRIPTS = sorted([*LAUNCH.glob('*.sh'), *LAUNCH.glob('*.sbatch')])
+RECORDER = """#!/usr/bin/env bash
+printf '%s' "$(basename "$0")" >>"$RECORD"
+printf ' %q' "$@" >>"$RECORD"
+echo " [$JAX_PLATFORMS|$CUDA_VISIBLE_DEVICES]" >>"$RECORD"
+"""
+# Three units, of which the second fails and the third is killed.
+PYTHON = """
+case " $* " in
+  *' --sweep_list '*) printf 'unit status\\n000 a\\n001 b\\n002 c\\n' ;;
+  *' --sweep_index=1 '*) exit 2 ;;
+  *' --sweep_index=2 '*) kill -9 $$ ;;
+esac
+"""
+SRUN = """
+trap 'echo terminated >>"$RECORD"; exit 143' TERM
+for _ in {1..100}; do sleep 0.05; done
+"""
+
+
+@pytest.fixture
+def fakes(tmp_path):
+  """Recorders on the PATH; returns their folder."""
+  bodies = {
+    'python': PYTHON,
+    'nvidia-smi': 'echo 0; echo 1',
+    **dict.fromkeys(('srun', 'sbatch', 'gcloud', 'scontrol'), ''),
+  }
+  for name, body in bodies.items():
+    (tmp_path / name).write_text(RECORDER + body)
+    (tmp_path / name).chmod(0o755)
+  return tmp_path
+
+
+def environment(fakes, **more):
+  kept = {k: v for k, v in os.environ.items() if not k.startswith('SLURM')}
+  for name in ('JAX_PLATFORMS', 'CUDA_VISIBLE_DEVICES', 'XLA_FLAGS'):
+    kept.pop(name, None)
+  return {
+    **kept,
+    'PATH': f'{fakes}:{os.environ["PATH"]}',
+    'RECORD': str(fakes / 'record'),
+    **more,
+  }
+
+
+def launch(fakes, script, *arguments, **env):
+  return subprocess.run(
+    ['bash', str(LAUNCH / script), *arguments],
+    env=environment(fakes, **env),
+    capture_output=True,
+    text=True,
+    timeout=60,
+  )
+
+
+def record(fakes):
+  path = fakes / 'record'
+  return path.read_text().splitlines() if path.exists() else []
+
+
+MAIN = 'python -m micdiffrep_jax.main'
+TASK = ('--config=configs/pretrain.py', '--config.model.multipliers=(1, 2)')
+QUOTED = r'--config=configs/pretrain.py --config.model.multipliers=\(1\,\ 2\)'
+
+
+@pytest.mark.parametrize('script', SCRIPTS, ids=lambda p: p.name)
+def test_scripts_are_clean(script):
+  checker = shutil.which('shellcheck')
+  if not checker:
+    pytest.skip('shellcheck is not installed')
+  # Found beside the script, from wherever that is called.
+  command = [checker, '-x', '--source-path=SCRIPTDIR/..', str(script)]
+  done = subprocess.run(command, capture_output=True, text=True)
+  assert done.returncode == 0, done.stdout
+
+
+@pytest.mark.parametrize(
+  ('script', 'arguments', 'shown'),
+  [
+    ('gpu.sh', TASK, f'{MAIN} {QUOTED}'),
+    ('slurm.sbatch', TASK, f'srun --kill-on-bad-exit=1 {MAIN} {QUOTED}'),
+    ('tpu_vm_create.sh', ('n', 'z', 'v6e-8'), 'create n --zone=z'),
+    ('tpu_vm_setup.sh', ('n', 'z'), 'tpu-vm scp'),
+    ('tpu_pod.sh', ('n', 'z', *TASK), '--distributed=on'),
+    ('sweep.sh', ('--pool=2', *TASK), f'{MAIN} {QUOTED} --sweep_index=2'),
+    ('sweep.sh', ('--slurm', *TASK), 'sbatch --array=0-2 launch/slurm.sbatch'),
+  ],
+)
+def test_a_dry_run_shows_the_command_and_runs_nothing(
+  fakes, script, arguments, shown
+):
+  done = launch(fakes, script, '--dry_run', *arguments)
+  assert done.returncode == 0, done.stderr
+  assert shown in done.stdout
+  # A sweep asks how many units there are.
+  assert [x for x in record(fakes) if '--sweep_list' not in x] == []
+
+
+def test_gpu_runs_the_task_on_gpus_only(fakes):
+  assert launch(fakes, 'gpu.sh', *TASK).returncode == 0
+  *checks, task = record(fakes)
+  assert task == f'{MAIN} {QUOTED} [cuda,cpu|]'
+  assert any('nvidia-smi' in c for c in checks)
+
+
+@pytest.mark.parametrize(
+  ('broken', 'message'),
+  [
+    ('nvidia-smi', 'install the NVIDIA driver'),
+    ('python', 'requirements-cuda12'),
+  ],
+)
+def test_gpu_says_what_is_missing(fakes, broken, message):
+  (fakes / broken).write_text('#!/usr/bin/env bash\nexit 1\n')
+  done = launch(fakes, 'gpu.sh', *TASK)
+  assert done.returncode == 2
+  assert message in done.stderr
+  assert not any('micdiffrep_jax.main' in x for x in record(fakes))
+
+
+def test_a_job_runs_srun_and_passes_its_status_on(fakes):
+  (fakes / 'srun').write_text(RECORDER + 'exit 7\n')
+  done = launch(
+    fakes, 'slurm.sbatch', *TASK, SLURM_JOB_ID='5', SLURM_SUBMIT_DIR=str(ROOT)
+  )
+  assert done.returncode == 7
+  assert record(fakes) == [f'srun --kill-on-bad-exit=1 {MAIN} {QUOTED} [|]']
+
+
+def test_a_job_of_an_array_runs_its_unit(fakes):
+  env = {'SLURM_JOB_ID': '5', 'SLURM_ARRAY_TASK_ID': '4'}
+  assert launch(fakes, 'slurm.sbatch', *TASK, **env).returncode == 0
+  assert record(fakes)[0].endswith('--sweep_index=4 [|]')
+
+
+@pytest.mark.parametrize(
+  ('number', 'requeued'), [(signal.SIGUSR1, True), (signal.SIGTERM, False)]
+)
+def test_a_job_whose_time_is_up_stops_its_run_and_is_requeued(
+  fakes, number, requeued
+):
+  (fakes / 'srun').write_text(RECORDER + SRUN)
+  job = subprocess.Popen(
+    ['bash', str(LAUNCH / 'slurm.sbatch'), *TASK],
+    env=environment(fakes, SLURM_JOB_ID='5'),
+    stdout=subprocess.DEVNULL,
+  )
+  while not record(fakes):
+    time.sleep(0.02)
+  time.sleep(0.2)
+  job.send_signal(number)
+  assert job.wait(30) == 143
+  assert record(fakes)[1] == 'terminated'
+  again = ['scontrol requeue 5 [|]'] if requeued else []
+  assert record(fakes)[2:] == again
+
+
+def test_a_job_script_outside_a_job_says_how_to_submit_it(fakes):
+  done = launch(fakes, 'slurm.sbatch', *TASK)
+  assert done.returncode == 2
+  assert 'sbatch' in done.stderr
+  assert record(fakes) == []
+
+
+@pytest.mark.parametrize(
+  ('kind', 'version'),
+  [
+    ('v6e-8', 'v2-alpha-tpuv6e'),
+    ('v5litepod-16', 'v2-alpha-tpuv5-lite'),
+    ('v5p-8', 'v2-alpha-tpuv5'),
+    ('v4-8', 'tpu-ubuntu2204-base'),
+  ],
+)
+def test_a_tpu_is_created_with_the_image_of_its_type(fakes, kind, version):
+  done = launch(fakes, 'tpu_vm_create.sh', 'mri', 'zone-a', kind, '--spot')
+  assert done.returncode == 0
+  assert record(fakes) == [
+    'gcloud compute tpus tpu-vm create mri --zone=zone-a '
+    f'--accelerator-type={kind} --version={version} --spot [|]'
+  ]
+  assert launch(fakes, 'tpu_vm_create.sh', 'mri', 'z', 'h100').returncode == 2
+
+
+def test_a_tpu_gets_the_committed_code_on_every_worker(fakes):
+  assert launch(fakes, 'tpu_vm_setup.sh', 'mri', 'zone-a').returncode == 0
+  copy, install = record(fakes)
+  assert 'tpu-vm scp' in copy
+  assert all('--worker=all' in x for x in (copy, install))
+  assert 'requirements-tpu.txt' in install
+
+
+def test_a_pod_runs_one_program_with_its_arguments_whole(fakes):
+  done = launch(fakes, 'tpu_pod.sh', 'mri', 'zone-a', *TASK)
+  assert done.returncode == 0
+  (line,) = record(fakes)
+  assert '--worker=all' in line
+  # Quoted once for the worker's shell, so that it sees the arguments given.
+  (remote,) = [
+    x
+    for x in subprocess.run(
+      ['bash', '-c', f'printf "%s\\n" {line.removesuffix(" [|]")}'],
+      capture_output=True,
+      text=True,
+    ).stdout.split('\n--')
+    if x.startswith('command=')
+  ]
+  tail = remote.partition('micdiffrep_jax.main ')[2]
+  seen = subprocess.run(
+    ['bash', '-c', f'printf "%s\\n" {tail}'], capture_output=True, text=True
+  )
+  assert seen.stdout.splitlines() == ['--distributed=on', *TASK]
+
+
+@pytest.mark.parametrize('where', ['--pool=2', '--gpus'])
+def test_a_sweep_runs_every_unit_and_lists_the_failed_ones(fakes, where):
+  done = launch(fakes, 'sweep.sh', where, *TASK, '--sweep=x')
+  lines = [x for x in record(fakes) if '--sweep_index' in x]
+  assert sorted(x.partition(' [')[0] for x in lines) == [
+    f'{MAIN} {QUOTED} --sweep=x --sweep_index={i}' for i in range(3)
+  ]
+  devices = {x.partition('|')[2] for x in lines}
+  assert devices <= ({'0]', '1]'} if where == '--gpus' else {']'})
+  assert done.returncode == 1
+  assert done.stdout.splitlines()[-4:] == [
+    'unit status',
+    '000 a',
+    '001 b',
+    '002 c',
+  ]
+  assert done.stderr.splitlines()[-2:] == [
+    'unit 1: exit status 2',
+    'unit 2: exit status 137',
+  ]
+
+
+def test_a_sweep_on_slurm_is_one_array(fakes):
+  assert launch(fakes, 'sweep.sh', '--slurm', *TASK).returncode == 0
+  assert record(fakes)[1:] == [
+    f'sbatch --array=0-2 launch/slurm.sbatch {QUOTED} [|]'
+  ]
+
+
+@pytest.mark.parametrize(
+  'script', [s.name for s in SCRIPTS if s.name != 'common.sh']
+)
+def test_a_script_without_arguments_says_what_it_takes(fakes, script):
+  done = launch(fakes, script)
+  assert done.returncode == 2, done.stdout
+  assert script in done.stderr
+  assert record(fakes) == [] or 'sweep_list' in record(fakes)[0]

@@ -1,0 +1,82 @@
+"""What a run leaves under gs://, with a local folder in place of the bucket."""
+
+import contextlib
+import json
+import os
+
+from etils import epath
+from ml_collections import ConfigDict
+import pytest
+
+from micdiffrep_jax import log, pipeline
+from micdiffrep_jax.training import monitor
+
+WORKDIR = 'gs://bucket/run'
+
+
+class Silent:
+  """In place of TensorBoard's writer, which needs Google's own client."""
+
+  def __init__(self, *args, **kwargs):
+    pass
+
+  def add_scalar(self, *args):
+    pass
+
+  close = add_scalar
+
+
+@pytest.fixture
+def bucket(tmp_path, monkeypatch):
+  """Local files for every gs:// path."""
+  monkeypatch.setattr(log, 'SummaryWriter', Silent)
+  monkeypatch.chdir(tmp_path)
+
+  def local(path):
+    text = os.fspath(path)
+    return text.replace('gs://', f'{tmp_path}/store/')
+
+  def move(_, old, new):
+    os.replace(local(old), local(new))
+
+  with contextlib.ExitStack() as stack:
+    stack.enter_context(
+      epath.testing.mock_epath(
+        exists=lambda _, p: os.path.exists(local(p)),
+        makedirs=lambda _, p, *a, **k: os.makedirs(local(p), exist_ok=True),
+        mkdir=lambda _, p, *a, **k: os.makedirs(local(p), exist_ok=True),
+        open=lambda _, p, mode, **k: open(local(p), mode),  # noqa: SIM115
+        remove=lambda _, p: os.remove(local(p)),
+        replace=move,
+        rename=move,
+      )
+    )
+    yield tmp_path / 'store' / 'bucket' / 'run'
+
+
+def test_metrics_are_appended_and_cut_back_on_a_resume(bucket):
+  writer = log.Writer(WORKDIR)
+  for step in (1, 2, 3):
+    writer.scalars(step, {'loss': step / 2})
+  writer.close()
+  writer = log.Writer(WORKDIR, resume_step=2)
+  writer.scalars(3, {'loss': 9.0})
+  writer.close()
+  lines = (bucket / 'metrics.jsonl').read_text().splitlines()
+  assert [json.loads(x)['loss'] for x in lines] == [0.5, 1.0, 9.0]
+  assert monitor.last_metrics(WORKDIR) == {'loss': 9.0}
+  # Nothing went to a local folder of that name.
+  assert not os.path.exists('gs:')
+
+
+def test_results_of_a_finished_run_are_found(bucket):
+  config = ConfigDict({'task': 'x'})
+  assert pipeline.finished(WORKDIR, config) is None
+  log.write_results(WORKDIR, {'loss': 1.0}, config)
+  assert pipeline.finished(WORKDIR, config)['loss'] == 1.0
+  assert os.listdir(bucket) == ['results.json']
+
+
+def test_a_remote_folder_keeps_its_name():
+  assert log.absolute(WORKDIR) == WORKDIR
+  assert log.absolute('runs/x') == os.path.abspath('runs/x')

@@ -1,0 +1,63 @@
+import jax.numpy as jnp
+from ml_collections import ConfigDict
+import numpy as np
+import pytest
+
+from micdiffrep_jax.training import optim
+
+
+def config(**fields):
+  return ConfigDict(
+    {
+      'name': 'adam',
+      'lr': 0.1,
+      'schedule': 'linear',
+      'warmup_steps': 0,
+      'b1': 0.9,
+      'b2': 0.999,
+      'weight_decay': 0.0,
+      'clip_norm': 0.0,
+      **fields,
+    }
+  )
+
+
+def test_linear_decay_ends_at_zero():
+  schedule = optim.make_schedule(config(), 100)
+  np.testing.assert_allclose(
+    [schedule(0), schedule(50), schedule(100)], [0.1, 0.05, 0.0], atol=1e-7
+  )
+
+
+def test_warm_up_comes_first():
+  schedule = optim.make_schedule(
+    config(schedule='cosine', warmup_steps=10), 110
+  )
+  np.testing.assert_allclose(
+    [schedule(0), schedule(5), schedule(10), schedule(60), schedule(110)],
+    [0.0, 0.05, 0.1, 0.05, 0.0],
+    atol=1e-7,
+  )
+
+
+def test_clipping_bounds_the_update():
+  tx = optim.make_optimizer(config(name='sgd', b1=0.0, clip_norm=1.0), 10)
+  params = {'w': jnp.zeros(2)}
+  update, _ = tx.update({'w': jnp.array([30.0, 40.0])}, tx.init(params), params)
+  np.testing.assert_allclose(update['w'], [-0.06, -0.08], rtol=1e-5)
+
+
+def test_weight_decay_pulls_towards_zero_without_a_gradient():
+  tx = optim.make_optimizer(
+    config(name='adamw', schedule='constant', weight_decay=0.5), 10
+  )
+  params = {'w': jnp.ones(1)}
+  update, _ = tx.update({'w': jnp.zeros(1)}, tx.init(params), params)
+  np.testing.assert_allclose(update['w'], [-0.05], rtol=1e-5)
+
+
+@pytest.mark.parametrize('field', ['name', 'schedule', 'clip_norm'])
+def test_bad_fields_name_their_flag(field):
+  bad = {'name': 'adm', 'schedule': 'liner', 'clip_norm': -1.0}[field]
+  with pytest.raises(ValueError, match=f'--config.optim.{field}'):
+    optim.make_optimizer(config(**{field: bad}), 10)

@@ -1,0 +1,189 @@
+"""Probes a fake encoder whose layers are known to be good, poor or noise."""
+
+import importlib.util
+import json
+import os
+
+from fakes import PHANTOM, fake_encoder, quadrants
+import numpy as np
+import pytest
+
+from micdiffrep_jax import features
+from micdiffrep_jax.data import dataset as data
+from micdiffrep_jax.probing import bundle, probe
+from micdiffrep_jax.stats import metrics
+
+KINDS, PARTS = ('linear', 'mlp'), ('single', 'concat')
+
+
+def get_config(**changes):
+  spec = importlib.util.spec_from_file_location('probe', 'configs/probe.py')
+  module = importlib.util.module_from_spec(spec)
+  spec.loader.exec_module(module)
+  config = module.get_config('test')
+  config.checkpoint = 'fake'
+  config.data.path = PHANTOM
+  config.grids = (1, 4)
+  config.heads.epochs = 15
+  config.update_from_flattened_dict(changes)
+  return config.lock()
+
+
+@pytest.fixture(scope='module')
+def ds():
+  return quadrants()
+
+
+@pytest.fixture
+def use_fake(monkeypatch, ds):
+  monkeypatch.setattr(data, 'open_dataset', lambda *_: ds)
+  monkeypatch.setattr(
+    features, 'load_encoder', lambda path, step: fake_encoder(ds)
+  )
+
+
+@pytest.fixture(scope='module')
+def finished(tmp_path_factory, ds):
+  """One whole run, looked at from several sides."""
+  workdir = str(tmp_path_factory.mktemp('probe'))
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setattr(data, 'open_dataset', lambda *_: ds)
+    patch.setattr(features, 'load_encoder', lambda path, step: fake_encoder(ds))
+    results = probe.run(get_config(), workdir)
+  return workdir, results
+
+
+def test_the_informative_layer_and_pooling_are_chosen(finished):
+  _, results = finished
+  for name in ('linear_single', 'mlp_single'):
+    chosen = results['rows'][name]['chosen']
+    assert chosen['layers'] == ['image']
+    assert chosen['grid'] == 4
+  scores = [t['score'] for t in results['trials']['encoder']]
+  rows = results['rows']
+  best = {rows[f'{k}_{p}']['chosen']['score'] for k in KINDS for p in PARTS}
+  assert max(best) == max(scores)
+  blind = rows['random/mlp_concat']['test']['all']['accuracy']['value']
+  assert blind < 0.5 < rows['mlp_concat']['test']['all']['accuracy']['value']
+  assert len(scores) == 2 * 4 * 2  # grids x (layers + all) x kinds
+
+
+def test_every_row_is_reported_and_written(finished):
+  workdir, results = finished
+  heads = {'linear_single', 'linear_concat', 'mlp_single', 'mlp_concat'}
+  heads |= {'logistic', 'knn'}
+  floors = {'floor/majority', 'floor/nearest_pixels'}
+  assert set(results['rows']) == heads | {f'random/{h}' for h in heads} | floors
+  with open(os.path.join(workdir, 'results.json')) as f:
+    assert json.load(f)['rows'] == results['rows']
+  for name in ('confusion.png', 'reliability.png', 'head.npz', 'head.json'):
+    assert os.path.getsize(os.path.join(workdir, name)) > 500
+  assert not os.path.exists(os.path.join(workdir, 'features'))
+  for row in results['rows'].values():
+    assert {'all', 'all_without_normal'} <= set(row['test'])
+  assert len(results['rows']['mlp_concat']['seeds']['accuracy']['each']) == 3
+  grid = results['two_by_two']['encoder']
+  assert (
+    grid['mlp']['concat']['value']
+    == (results['rows']['mlp_concat']['test']['all']['accuracy']['value'])
+  )
+  pairs = {(c['row_a'], c['row_b']) for c in results['comparisons']}
+  assert ('mlp_concat', 'mlp_single') in pairs
+  assert ('mlp_concat', 'random/mlp_concat') in pairs
+
+
+def test_predictions_reproduce_the_reported_accuracy(finished, ds):
+  workdir, results = finished
+  path = os.path.join(workdir, 'predictions.npz')
+  with np.load(path, allow_pickle=False) as z:
+    assert (z['test.index'] == data.rows(ds, 'grouped', 'test')).all()
+    assert (z['test.label'] == data.labels(ds)[z['test.index']]).all()
+    for name, row in results['rows'].items():
+      got = metrics.scores(
+        z['test.label'], z[f'test.probs.{name}'].astype(np.float64)
+      )
+      want = row['test']['all']['accuracy']['value']
+      assert got['accuracy'] == pytest.approx(want), name
+
+
+def test_the_bundle_alone_gives_the_same_probabilities(finished, ds):
+  workdir, _ = finished
+  head = bundle.load(workdir)
+  rows = data.rows(ds, 'grouped', 'test')
+  order = np.random.default_rng(0).permutation(len(rows))
+  got = bundle.predict(head, fake_encoder(ds), ds, rows[order], batch_size=8)
+  with np.load(os.path.join(workdir, 'predictions.npz')) as z:
+    want = z['test.probs.mlp_concat'][order]
+  # Another batch size sums in another order, and features are float16.
+  np.testing.assert_allclose(got, want, atol=2e-3)
+  assert head.info['classes'] == list(ds.classes)
+
+
+def test_test_labels_cannot_move_anything_but_the_scores(
+  finished, ds, tmp_path, monkeypatch, use_fake
+):
+  # With test labels shuffled, every choice and prediction stays as it was.
+  workdir, _ = finished
+  test = data.rows(ds, 'grouped', 'test')
+  column = ds.manifest['class'].copy()
+  column[test] = np.random.default_rng(0).permutation(column[test])
+  shuffled = ds._replace(manifest={**ds.manifest, 'class': column})
+  monkeypatch.setattr(data, 'open_dataset', lambda *_: shuffled)
+  again = str(tmp_path)
+  probe.run(get_config(), again)
+  paths = [os.path.join(w, 'predictions.npz') for w in (workdir, again)]
+  with np.load(paths[0]) as a, np.load(paths[1]) as b:
+    assert (a['test.label'] != b['test.label']).any()
+    for name in a.files:
+      if '.probs.' in name:
+        np.testing.assert_array_equal(a[name], b[name], err_msg=name)
+
+
+def test_fitting_is_handed_no_test_label(ds):
+  parts = probe.labelled_parts(ds, 'grouped')
+  assert (parts.labels[parts.test] == -1).all()
+  seen = np.concatenate([parts.train, parts.val])
+  assert (parts.labels[seen] == data.labels(ds)[parts.rows[seen]]).all()
+
+
+def test_an_encoder_that_may_have_seen_test_images_is_refused(ds):
+  info = fake_encoder(ds, split='paper').info
+  with pytest.raises(ValueError, match=r'--config\.data\.split=paper'):
+    probe.seen_in_pretraining(info, ds, 'grouped', allow=False)
+  allowed = probe.seen_in_pretraining(info, ds, 'grouped', allow=True)
+  assert allowed.startswith('maybe')
+  assert probe.seen_in_pretraining(info, ds, 'paper', False) == 'no'
+  other = {**info, 'fingerprint': 'x'}
+  assert 'unknown' in probe.seen_in_pretraining(other, ds, 'paper', False)
+
+
+@pytest.mark.parametrize(
+  ('changes', 'words'),
+  [
+    ({'checkpoint': ''}, r'--config\.checkpoint'),
+    ({'grids': (3,)}, r'--config\.grids'),
+    ({'timesteps': ()}, r'--config\.timesteps'),
+    ({'heads.kinds': ('linear,mlp',)}, r'--config\.heads\.kinds'),
+    ({'heads.kinds': ('linear',)}, r'--config\.bundle'),
+    ({'floors': ('majorty',)}, "'majority'"),
+    ({'select': 'auc'}, r'--config\.select'),
+    ({'layers': ('image2',)}, r'--config\.layers'),
+    ({'timesteps': (100,)}, r'--config\.timesteps'),
+    ({'normal_class': 'N'}, r'--config\.normal_class'),
+  ],
+)
+def test_a_bad_config_is_refused_with_its_flag(
+  tmp_path, use_fake, changes, words
+):
+  with pytest.raises(ValueError, match=words):
+    probe.run(get_config(**changes), str(tmp_path))
+
+
+@pytest.mark.parametrize('preset', ['', 'paper', 'test'])
+def test_presets_pass_their_own_checks(preset):
+  spec = importlib.util.spec_from_file_location('probe', 'configs/probe.py')
+  module = importlib.util.module_from_spec(spec)
+  spec.loader.exec_module(module)
+  config = module.get_config(preset)
+  config.checkpoint = 'somewhere'
+  probe.check(config)

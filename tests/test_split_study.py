@@ -1,0 +1,124 @@
+"""The table of splits, on made-up probe results and a small phantom."""
+
+import csv
+import os
+
+import numpy as np
+import pytest
+
+from configs import splits as splits_config
+from micdiffrep_jax import checkpoint, log
+from micdiffrep_jax.data import dataset as data
+from micdiffrep_jax.probing import probe, split_study
+
+PHANTOM = 'phantom:size_px=16,patients=40,slices=3'
+
+
+@pytest.fixture(scope='module')
+def ds():
+  return data.open_dataset(PHANTOM)
+
+
+def get_config(**changes):
+  config = splits_config.get_config('test')
+  config.checkpoint = 'fake'
+  config.probe.data.path = PHANTOM
+  config.update_from_flattened_dict(changes)
+  return config.lock()
+
+
+def record(value):
+  score = {'value': value, 'low': value - 0.1, 'high': value + 0.1}
+  both = {'accuracy': score, 'balanced_accuracy': score}
+  return {'rows': {'knn': {'test': {'all': both}}}}
+
+
+VALUES = {'paper': 0.8, 'grouped': 0.7, 'leaky': 0.95}
+
+
+def test_a_row_tells_what_a_split_is_worth_against_the_grouped_one():
+  records = {name: record(value) for name, value in VALUES.items()}
+  table = split_study.compare(records)
+  accuracy = {r['split']: r for r in table if r['metric'] == 'accuracy'}
+  for name, worth in (('paper', 0.1), ('grouped', 0.0), ('leaky', 0.25)):
+    assert accuracy[name]['value'] == VALUES[name]
+    assert accuracy[name]['minus_grouped'] == pytest.approx(worth)
+  alone = split_study.compare({'leaky': record(0.9)})
+  assert alone[0]['minus_grouped'] is None
+
+
+@pytest.mark.parametrize('split', ['paper', 'grouped', 'leaky'])
+def test_test_images_that_pretraining_drew_are_counted(ds, split):
+  info = {'fingerprint': ds.fingerprint, 'split': 'grouped'}
+  found = split_study.drawn_in_pretraining(info, ds, split)
+  drawn = {
+    i for i, part in enumerate(ds.manifest['grouped']) if part == 'train'
+  }
+  labelled = set(np.flatnonzero(ds.manifest['class'] != ''))
+  test = {i for i, part in enumerate(ds.manifest[split]) if part == 'test'}
+  test &= labelled
+  kin = {ds.manifest['group'][i] for i in drawn}
+  assert found['images'] == len(test)
+  assert found['seen'] == len(test & drawn)
+  assert found['relatives'] == sum(ds.manifest['group'][i] in kin for i in test)
+  said = split_study.warning(found)
+  assert (
+    said == 'none' if split == 'grouped' else str(len(test & drawn)) in said
+  )
+  other = split_study.drawn_in_pretraining(
+    {**info, 'fingerprint': ''}, ds, split
+  )
+  assert other['seen'] is None
+  assert 'unknown' in split_study.warning(other)
+
+
+def test_each_split_is_probed_once_with_its_encoder_and_the_table_says_it(
+  ds, tmp_path, monkeypatch, capsys
+):
+  runs = []
+
+  def fake_probe(config, workdir):
+    runs.append((config.data.split, config.checkpoint, config.allow_seen_test))
+    return log.write_results(workdir, record(VALUES[config.data.split]), config)
+
+  info = {'fingerprint': ds.fingerprint, 'split': 'grouped'}
+  monkeypatch.setattr(probe, 'run', fake_probe)
+  monkeypatch.setattr(checkpoint, 'find', lambda path, step: (path, 1))
+  monkeypatch.setattr(
+    checkpoint,
+    'read_metadata',
+    lambda path, step: {
+      'info': {**info, 'split': 'paper'} if path == 'own' else info
+    },
+  )
+  config = get_config(**{'checkpoints.paper': 'own'})
+  results = split_study.run(config, str(tmp_path))
+  assert runs == [
+    ('paper', 'own', True),
+    ('grouped', 'fake', True),
+    ('leaky', 'fake', True),
+  ]
+  split_study.run(config, str(tmp_path))
+  assert len(runs) == 3
+  seen = results['test_images_in_pretraining']
+  assert seen['paper']['seen'] == seen['grouped']['seen'] == 0
+  assert seen['leaky']['seen'] > 0
+  text = capsys.readouterr().out
+  assert '95.0 [85.0, 105.0] (+25.0)' in text
+  assert f'leaky: {seen["leaky"]["seen"]} of' in text
+  with open(os.path.join(tmp_path, 'splits.csv')) as f:
+    assert len(list(csv.DictReader(f))) == len(results['table']) == 6
+
+
+@pytest.mark.parametrize(
+  ('changes', 'words'),
+  [
+    ({'checkpoint': ''}, r'--config\.checkpoints\.paper'),
+    ({'splits': ()}, r'--config\.splits'),
+    ({'splits': ('grouped', 'leeky')}, r"'leaky'"),
+    ({'probe.grids': (3,)}, r'--config\.grids'),
+  ],
+)
+def test_a_bad_config_is_refused_with_its_flag(tmp_path, changes, words):
+  with pytest.raises(ValueError, match=words):
+    split_study.run(get_config(**changes), str(tmp_path))
