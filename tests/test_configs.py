@@ -20,6 +20,8 @@ def load(path):
 
 def presets(path):
   """'' and whatever the file's own preset comparisons name."""
+  if hasattr(load(path), 'PRESETS'):
+    return load(path).PRESETS
   names = re.findall(r"preset == '(\w+)'", path.read_text())
   return ['', *names] if path.stem != 'pretrain' else ['paper', *names]
 

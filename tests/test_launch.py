@@ -12,10 +12,10 @@ import pytest
 ROOT = pathlib.Path(__file__).parent.parent
 LAUNCH = ROOT / 'launch'
 SCRIPTS = sorted([*LAUNCH.glob('*.sh'), *LAUNCH.glob('*.sbatch')])
+# One write a line: workers record side by side.
 RECORDER = """#!/usr/bin/env bash
-printf '%s' "$(basename "$0")" >>"$RECORD"
-printf ' %q' "$@" >>"$RECORD"
-echo " [$JAX_PLATFORMS|$CUDA_VISIBLE_DEVICES]" >>"$RECORD"
+printf -v line ' %q' "$@"
+echo "$(basename "$0")$line [$JAX_PLATFORMS|$CUDA_VISIBLE_DEVICES]" >>"$RECORD"
 """
 # Three units, of which the second fails and the third is killed.
 PYTHON = """

@@ -4,6 +4,7 @@ Dimension letters: N images of the dataset, n of a selection, s their side, c
 channels.
 """
 
+from collections.abc import Sequence
 import hashlib
 import json
 import os
@@ -114,6 +115,18 @@ def rows(ds: Dataset, split: str, part: str) -> np.ndarray:
   column = _split(ds, split)
   lookup(dict.fromkeys((*splits.PARTS, splits.EXCLUDED)), part, 'part')
   return np.flatnonzero(column == part).astype(np.int64)
+
+
+def pretraining_rows(
+  ds: Dataset, split: str, spare: Sequence[str] = ()
+) -> np.ndarray:
+  """The train part of a split without test images of the splits in `spare`.
+
+  One encoder can then be probed under all of these. (n,) int64, in order.
+  """
+  held_out = [rows(ds, name, 'test') for name in spare]
+  train = rows(ds, split, 'train')
+  return train[~np.isin(train, np.concatenate([[], *held_out]))]
 
 
 def split_hash(ds: Dataset, split: str) -> str:

@@ -144,7 +144,9 @@ def open_real(config: ConfigDict, encoder: features.Encoder) -> assess.Real:
       split,
       path,
     )
-  train, val = (data.rows(dataset, split, part) for part in ('train', 'val'))
+  spared = encoder.info.get('spared', ())
+  train = data.pretraining_rows(dataset, split, spared)
+  val = data.rows(dataset, split, 'val')
   if not len(train) or not len(val):
     raise ValueError(
       f'The {split!r} split of {path} has {len(train)} training and {len(val)} '

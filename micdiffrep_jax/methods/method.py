@@ -4,6 +4,9 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
+import numpy as np
+
+from micdiffrep_jax.data.dataset import Dataset
 
 Tree = Any
 Sums = dict[str, tuple[jax.Array, jax.Array]]
@@ -29,6 +32,9 @@ class Method(NamedTuple):
     layers: names that `features` knows, from the input onward.
     timesteps: number of noise levels that `features` knows; 1 where the method
       has none.
+    metrics: names of what `loss` reports, logged as running means.
+    side: dataset -> {name: (N, ...) array}, rows that travel with their images
+      in `batch` (labels, captions); None where images are all there is.
   """
 
   init: Callable[[jax.Array], tuple[Tree, Tree]]
@@ -40,6 +46,8 @@ class Method(NamedTuple):
   sample: Callable[[Tree, jax.Array], jax.Array] | None
   layers: tuple[str, ...]
   timesteps: int
+  metrics: tuple[str, ...] = ('loss',)
+  side: Callable[[Dataset], dict[str, np.ndarray]] | None = None
 
 
 def to_float(images: jax.Array) -> jax.Array:

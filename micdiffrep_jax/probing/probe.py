@@ -82,7 +82,8 @@ def seen_in_pretraining(
   """
   if info.get('fingerprint') != ds.fingerprint:
     return 'unknown: the encoder was pretrained on another dataset'
-  if info.get('split_hash') == data.split_hash(ds, split):
+  known = (info.get('split_hash'), *info.get('spared', {}).values())
+  if data.split_hash(ds, split) in known:
     return 'no'
   if not allow:
     raise ValueError(

@@ -71,7 +71,7 @@ def drawn_in_pretraining(
   found = {'images': len(test), 'pretrained_on': info.get('split')}
   if info.get('fingerprint') != ds.fingerprint:
     return {**found, 'seen': None, 'relatives': None}
-  train = data.rows(ds, info['split'], 'train')
+  train = data.pretraining_rows(ds, info['split'], info.get('spared', ()))
   groups = data.groups(ds)
   return {
     **found,

@@ -30,7 +30,7 @@ def make_state(
 ) -> TrainState:
   """The state before the first update."""
   params, extra = method.init(key)
-  averages = {'loss': jnp.float32(0), 'grad_norm': jnp.float32(0)}
+  averages = {k: jnp.float32(0) for k in (*method.metrics, 'grad_norm')}
   return TrainState(jnp.int32(0), params, extra, tx.init(params), averages)
 
 

@@ -67,14 +67,21 @@ def run(config: ConfigDict, workdir: str) -> dict[str, Any]:
     'fingerprint': dataset.fingerprint,
     'split': config.data.split,
     'split_hash': data.split_hash(dataset, config.data.split),
+    'spared': {
+      name: data.split_hash(dataset, name) for name in config.data.spare
+    },
   }
   method = make_method(config, info['size_px'], info['channels'])
-  rows = data.rows(dataset, config.data.split, 'train')
+  rows = data.pretraining_rows(dataset, config.data.split, config.data.spare)
   proof = {
     'audit_reasons': audit.refuse(
       dataset, config.data.split, config.allow_failed_audit
     ),
     'unseen': checks.prove_unseen(dataset, config.data.split, rows),
+    'unseen_of_spared': {
+      name: checks.prove_unseen(dataset, name, rows)
+      for name in config.data.spare
+    },
   }
   debug.parse_window(config.profile)
   with guard.lock(workdir), debug.checks(config.debug):
@@ -168,6 +175,7 @@ def fit(
   batches = train_stream(
     dataset, rows, size, seed=config.seed, start_step=start
   )
+  side = method.side(dataset) if method.side else {}
   bar = log.progress(
     total=steps * size, initial=start * size, desc='pretrain', unit='img'
   )
@@ -206,7 +214,9 @@ def fit(
   ):
     for step in range(start + 1, steps + 1):
       trace(step, state)
-      batch = sharding.place({'image': next(batches)['image']}, mesh)
+      drawn = next(batches)
+      beside = {k: rows_of[drawn['index']] for k, rows_of in side.items()}
+      batch = sharding.place({'image': drawn['image'], **beside}, mesh)
       with jax.transfer_guard(transfers):
         state, metrics = program.step(state, batch, train_key)
       settle()
