@@ -19,7 +19,8 @@ from configs import ablate
 def get_config(preset: str = '') -> ConfigDict:
   """The fields of an ablation, and those of the draws.
 
-  fused, seeds, search_seeds, bundle and normal_class have no effect here.
+  fused, seeds, search_seeds, bundle and normal_class have no effect here; there
+  are no views.
   """
   if preset not in ('', 'tiny', 'test'):
     raise ValueError(f'Unknown preset {preset!r}; one of tiny, test, or none.')

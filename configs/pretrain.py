@@ -13,6 +13,18 @@ The same command goes on where a stopped run was.
 from ml_collections import ConfigDict
 
 
+def augment_config() -> ConfigDict:
+  """Augmentation on the device; ours. Half-ranges, 0 is off."""
+  augment = ConfigDict()
+  augment.flip = 0.5  # probability, left-right
+  augment.rotate_deg = 0.0
+  augment.scale = 0.0  # relative
+  augment.shift = 0.0  # share of the side
+  augment.brightness = 0.0
+  augment.contrast = 0.0  # relative
+  return augment
+
+
 def get_config(preset: str = 'paper') -> ConfigDict:
   """The fields of a run; a comment marks what the paper leaves open."""
   config = ConfigDict()
@@ -52,13 +64,7 @@ def get_config(preset: str = 'paper') -> ConfigDict:
   config.diffusion.beta_end = 2e-2
   config.diffusion.weighting = 'none'  # none | min_snr
 
-  config.augment = ConfigDict()  # ours; half-ranges, 0 is off
-  config.augment.flip = 0.5  # probability, left-right
-  config.augment.rotate_deg = 0.0
-  config.augment.scale = 0.0  # relative
-  config.augment.shift = 0.0  # share of the side
-  config.augment.brightness = 0.0
-  config.augment.contrast = 0.0  # relative
+  config.augment = augment_config()
 
   config.optim = ConfigDict()
   config.optim.name = 'adam'  # adam | adamw | sgd

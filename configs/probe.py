@@ -14,6 +14,8 @@ Layer, timestep, grid, learning rate and weight decay are chosen on validation.
 
 from ml_collections import ConfigDict
 
+from configs import pretrain
+
 
 def get_config(preset: str = '') -> ConfigDict:
   """The fields of a probe run; a comment marks what the paper leaves open."""
@@ -38,6 +40,12 @@ def get_config(preset: str = '') -> ConfigDict:
   config.seeds = (0, 1, 2)  # of the final heads; the search uses the first
   config.select = 'accuracy'  # or balanced_accuracy, on validation
   config.bundle = 'mlp_concat'  # the row written to head.npz: MSFA
+
+  # Heads see the features of images as they are, computed once; or, with views,
+  # a fresh noise draw and augmentation of each image every epoch, in turn.
+  config.online = ConfigDict()
+  config.online.views = 0  # as many as epochs: no view is seen twice
+  config.online.augment = pretrain.augment_config()
 
   config.heads = ConfigDict()
   config.heads.kinds = ('linear', 'mlp')  # mlp on all layers is MSFA

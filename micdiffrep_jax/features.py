@@ -185,12 +185,14 @@ def extract(
   batch_size: int = 128,
   feature_fn: Callable | None = None,
   desc: str = 'features',
+  first_draw: int = 0,
 ) -> dict[str, np.ndarray]:
   """Features of dataset rows, {layer: (n, g, g, d) float16}, in their order.
 
-  Averaged over `draws` noise draws. Pass the `feature_fn` of make_feature_fn to
-  share its compilation between calls. Raises ValueError for images of another
-  size than the encoder's, an unknown layer or a timestep out of range.
+  Averaged over `draws` noise draws, numbered from `first_draw`. Pass the
+  `feature_fn` of make_feature_fn to share its compilation. Raises
+  ValueError for images of another size than the encoder's, an unknown layer or
+  a timestep out of range.
   """
   names = check_request(encoder.method, layers, (t,))
   check_images(encoder, dataset)
@@ -199,7 +201,8 @@ def extract(
   feature_fn = feature_fn or make_feature_fn(encoder.method, names, grid)
   root = stream(jax.random.key(seed), 'features')
   keys = [
-    sharding.replicate(jax.random.fold_in(root, i), mesh) for i in range(draws)
+    sharding.replicate(jax.random.fold_in(root, first_draw + i), mesh)
+    for i in range(draws)
   ]
   level = sharding.replicate(np.int32(t), mesh)
   found: dict[str, np.ndarray] = {}

@@ -39,7 +39,9 @@ def alone(features, labels, cell, setting, evaluate, options, rows_of_all):
     cell.rows, cell.seed, steps * options.epochs, options.batch_size
   )
   x = features.x[None] if features.x.ndim == 2 else features.x
-  draws = np.random.default_rng([cell.seed, 1]).integers(len(x), size=shape)
+  draws = np.empty(shape, int)
+  for epoch in range(options.epochs):
+    draws[epoch] = epoch % len(x)
   return ALONE(
     options,
     (jnp.asarray(x[None]), features.shift[None], features.scale[None]),

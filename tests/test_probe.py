@@ -5,11 +5,13 @@ import json
 import os
 
 from fakes import PHANTOM, fake_encoder, quadrants
+import jax
 import numpy as np
 import pytest
 
 from micdiffrep_jax import features
 from micdiffrep_jax.data import dataset as data
+from micdiffrep_jax.heads import feature_cache
 from micdiffrep_jax.probing import bundle, probe
 from micdiffrep_jax.stats import metrics
 
@@ -155,6 +157,8 @@ def test_an_encoder_that_may_have_seen_test_images_is_refused(ds):
   assert probe.seen_in_pretraining(info, ds, 'paper', False) == 'no'
   other = {**info, 'fingerprint': 'x'}
   assert 'unknown' in probe.seen_in_pretraining(other, ds, 'paper', False)
+  spared = {**info, 'spared': {'grouped': data.split_hash(ds, 'grouped')}}
+  assert probe.seen_in_pretraining(spared, ds, 'grouped', False) == 'no'
 
 
 @pytest.mark.parametrize(
@@ -187,3 +191,57 @@ def test_presets_pass_their_own_checks(preset):
   config = module.get_config(preset)
   config.checkpoint = 'somewhere'
   probe.check(config)
+
+
+def test_heads_see_a_fresh_view_each_epoch_and_are_scored_without(
+  tmp_path, use_fake, ds
+):
+  config = get_config(
+    keep_features=True,
+    random_encoder=False,
+    **{'grids': (4,), 'online.views': 3, 'online.augment.brightness': 0.2},
+  )
+  results = probe.run(config, str(tmp_path))
+  rows = results['rows']
+  assert rows['mlp_concat']['test']['all']['accuracy']['value'] > 0.5
+  parts = probe.labelled_parts(ds, 'grouped')
+  cache = feature_cache.Cache(
+    str(tmp_path / 'features/encoder'), ('image',), (10,), 3
+  )
+  x = feature_cache.training_matrix(cache, 10, ('image',), 4, parts.train)
+  plain = feature_cache.matrix(cache, 10, ('image',), 4)
+  assert x.shape == (3, *plain.shape)
+  others = np.setdiff1d(np.arange(len(plain)), parts.train)
+  for one in x:
+    np.testing.assert_array_equal(one[others], plain[others])
+    assert (one[parts.train] != plain[parts.train]).any(1).mean() > 0.9
+  assert (x[0, parts.train] != x[1, parts.train]).any(1).mean() > 0.9
+
+
+def test_a_view_is_the_image_augmented_as_its_key_says(ds):
+  encoder = fake_encoder(ds)
+  still, moved = (
+    feature_cache.make_view_fn(
+      encoder.method,
+      ('mean',),
+      1,
+      get_config(
+        **{'online.augment.flip': 0.0, 'online.augment.brightness': most}
+      ).online.augment,
+    )
+    for most in (0.0, 0.25)
+  )
+  images = ds.images[:32]
+  seeds = features.image_seeds(images)
+  key, t = jax.random.key(0), np.int32(0)
+  call = lambda fn, at: np.asarray(  # noqa: E731
+    fn(encoder.variables, images[at], seeds[at], key, t)['mean']
+  ).ravel()
+  everything = np.arange(32)
+  before, after = call(still, everything), call(moved, everything)
+  want = (images / 255).mean((1, 2, 3))
+  np.testing.assert_allclose(before, want, atol=1e-5)
+  # Brightness adds at most a quarter of the range, to what is not black.
+  assert np.abs(after - before).max() <= 0.25 + 1e-3
+  assert np.abs(after - before).max() > 0.05
+  np.testing.assert_array_equal(call(moved, everything[::-1])[::-1], after)

@@ -166,6 +166,39 @@ def test_a_finished_run_is_not_trained_further(uninterrupted):
   jax.tree.map(np.testing.assert_array_equal, before, final_state(workdir))
 
 
+def test_spared_splits_lose_their_test_images_from_pretraining():
+  ds = data.open_dataset('phantom:size_px=16,patients=60')
+  rows = data.pretraining_rows(ds, 'grouped', ('paper', 'leaky'))
+  assert 0 < len(rows) < len(data.rows(ds, 'grouped', 'train'))
+  for split in ('grouped', 'paper', 'leaky'):
+    assert checks.prove_unseen(ds, split, rows)['shared_images'] == 0
+  with pytest.raises(ValueError, match='test images'):
+    checks.prove_unseen(ds, 'leaky', data.rows(ds, 'grouped', 'train'))
+  with pytest.raises(ValueError, match='split'):
+    data.pretraining_rows(ds, 'grouped', ('papers',))
+
+
+def test_side_arrays_travel_with_their_images(tmp_path, monkeypatch):
+  ds = data.open_dataset('phantom:size_px=16,patients=60')
+  brightness = np.asarray(ds.images).reshape(len(ds.images), -1).sum(1)
+
+  def loss(params, extra, batch, key):
+    total = jnp.sum(batch['image'].astype(jnp.int32), (1, 2, 3))
+    wrong = jnp.sum(total != batch['brightness']).astype(jnp.float32)
+    return wrong + jnp.sum(params['w']), (extra, {'loss': wrong, 'twice': 2.0})
+
+  method = linear_method()._replace(
+    loss=loss,
+    metrics=('loss', 'twice'),
+    side=lambda found: {'brightness': brightness.astype(np.int32)},
+  )
+  monkeypatch.setattr(train, 'make_method', lambda *_: method)
+  train.run(tiny_config(**{'eval_every': 100}), str(tmp_path))
+  (line,) = [x for x in metrics_of(tmp_path) if x.get('images_seen') == 128]
+  assert line['loss'] == 0
+  assert line['twice'] > 0
+
+
 def test_changed_settings_are_named_and_refused(uninterrupted):
   workdir = str(uninterrupted[0])
   changed = tiny_config(**{'optim.lr': 2e-3, 'model.dropout': 0.1})

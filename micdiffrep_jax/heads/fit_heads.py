@@ -138,10 +138,9 @@ def fit(
     ]
     shape = (len(chunk), options.epochs, steps, options.batch_size)
     draws = used[0].x.shape[0] if used[0].x.ndim == 3 else 1
-    drawn = [
-      np.random.default_rng([cells[i].seed, 1]).integers(draws, size=shape[1:])
-      for i in chunk
-    ]
+    # A fresh view each epoch, in turn.
+    turn = np.arange(options.epochs, dtype=np.int32) % draws
+    drawn = np.broadcast_to(turn[:, None, None], shape[1:])
     params, trace, logits = train_cells(
       options,
       stack(used, d),
@@ -150,7 +149,7 @@ def fit(
       (rows, row_weights),
       np.array(which, np.int32),
       np.array([widths[j] for j in which], np.int32),
-      (np.stack(order).reshape(shape), np.stack(drawn).astype(np.int32)),
+      (np.stack(order).reshape(shape), np.broadcast_to(drawn, shape)),
       jax.vmap(jax.random.key)(np.array([cells[i].seed for i in chunk])),
       tried,
     )

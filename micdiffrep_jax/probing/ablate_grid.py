@@ -19,8 +19,8 @@ import numpy as np
 from micdiffrep_jax import log
 from micdiffrep_jax.data import dataset as data
 from micdiffrep_jax.features import Encoder
-from micdiffrep_jax.heads import feature_matrix, fit_heads
-from micdiffrep_jax.heads.feature_cache import Cache, matrix
+from micdiffrep_jax.heads import feature_cache, feature_matrix, fit_heads
+from micdiffrep_jax.heads.feature_cache import Cache
 from micdiffrep_jax.heads.fit_heads import Cell, Setting
 from micdiffrep_jax.probing import probe_suite
 from micdiffrep_jax.probing.probe_rows import Parts
@@ -71,7 +71,7 @@ def key(
 ) -> dict[str, Any]:
   """All that decides the scores of a timestep."""
   heads = {k: v for k, v in config.heads.items() if k != 'memory_mb'}
-  fields = ('grids', 'draws', 'seed', 'standardise', 'search_seeds')
+  fields = ('grids', 'draws', 'seed', 'standardise', 'search_seeds', 'online')
   return log.plain(
     {
       'encoder': encoder.info,
@@ -146,7 +146,9 @@ def search(
   for grid in config.grids:
     sets = []
     for layers in choices:
-      x = matrix(cache, level, layers, grid)[:seen]
+      x = feature_cache.training_matrix(
+        cache, level, layers, grid, parts.train, seen
+      )
       sets.append(
         feature_matrix.standardise(x, parts.train)
         if config.standardise

@@ -15,7 +15,7 @@ import numpy as np
 from micdiffrep_jax import features, log
 from micdiffrep_jax.data import dataset as data
 from micdiffrep_jax.heads import feature_cache
-from micdiffrep_jax.probing import ablate_grid
+from micdiffrep_jax.probing import ablate_grid, probe
 from micdiffrep_jax.probing.ablate_grid import Level, Scored
 from micdiffrep_jax.probing.probe_rows import Parts
 
@@ -80,7 +80,9 @@ def fill(
   """
   levels = levels_of(config)
   steps = tuple(sorted({t for level in levels for t in level}))
-  cache = feature_cache.Cache(os.path.join(folder, 'features'), layers, steps)
+  cache = feature_cache.Cache(
+    os.path.join(folder, 'features'), layers, steps, config.online.views
+  )
   keys = [
     ablate_grid.key(encoder, ds, layers, level, config, weights_seed)
     for level in levels
@@ -95,7 +97,11 @@ def fill(
     feature_fn = features.make_feature_fn(
       encoder.method, layers, max(config.grids)
     )
-    need = size_bytes(feature_fn, encoder, len(parts.rows))
+    need = size_bytes(
+      feature_fn,
+      encoder,
+      len(parts.rows) + config.online.views * len(parts.train),
+    )
     new = {t for i in todo for t in levels[i]}
     check_space(folder, need, len(new), len(parts.rows))
     started = time.monotonic()
@@ -155,4 +161,5 @@ def extract(
     config.batch_size,
     weights_seed,
     feature_fn,
+    views=probe.views_of(config, parts),
   )

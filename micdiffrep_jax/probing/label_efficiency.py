@@ -36,6 +36,11 @@ def check(config: ConfigDict) -> None:
   ablate.check(config)
   table = dict.fromkeys(('share', 'all'))
   lookup(table, config.validation, 'validation', '--config.validation')
+  if config.online.views:
+    raise ValueError(
+      f'online.views={config.online.views}: draws of labels share features '
+      'without views. Set --config.online.views=0.'
+    )
   if config.heads.best_epoch:
     raise ValueError(
       'Choosing the epoch would use all validation labels for every share. '

@@ -12,7 +12,7 @@ from typing import Any
 from ml_collections import ConfigDict
 import numpy as np
 
-from micdiffrep_jax import features, log
+from micdiffrep_jax import augment, features, log
 from micdiffrep_jax.data import audit
 from micdiffrep_jax.data import dataset as data
 from micdiffrep_jax.heads import feature_cache
@@ -54,6 +54,12 @@ def check(config: ConfigDict) -> None:
     raise ValueError(
       f'Grids {bad} given; one of {_GRIDS}. Set them with --config.grids.'
     )
+  if config.online.views < 0:
+    raise ValueError(
+      f'online.views={config.online.views} is negative; 0 means none. Set '
+      '--config.online.views.'
+    )
+  augment.check(config.online.augment)
   if not config.checkpoint:
     raise ValueError(
       'No encoder given. Set --config.checkpoint to a pretraining folder.'
@@ -61,6 +67,16 @@ def check(config: ConfigDict) -> None:
   rows = [f'{k}_{s}' for k in config.heads.kinds for s in ('single', 'concat')]
   table = dict.fromkeys(rows)
   lookup(table, config.bundle, 'row', '--config.bundle')
+
+
+def views_of(
+  config: ConfigDict, parts: probe_rows.Parts
+) -> feature_cache.Views | None:
+  """The views of config.online, for the train rows; None for 0 views."""
+  online = config.online
+  if not online.views:
+    return None
+  return feature_cache.Views(online.views, parts.train, online.augment)
 
 
 def normal_class(name: str, classes: tuple[str, ...]) -> str:
@@ -170,6 +186,7 @@ def run(config: ConfigDict, workdir: str) -> dict[str, Any]:
       config.seed,
       config.batch_size,
       weights_seed=config.seed if prefix else 0,
+      views=views_of(config, parts),
     )
     found, tried, head = probe_suite.run_suite(
       cache, parts, ds.classes, config, desc=prefix + 'heads'

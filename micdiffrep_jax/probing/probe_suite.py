@@ -11,7 +11,7 @@ from ml_collections import ConfigDict
 import numpy as np
 
 from micdiffrep_jax import log
-from micdiffrep_jax.heads import feature_matrix, fit_heads
+from micdiffrep_jax.heads import feature_cache, feature_matrix, fit_heads
 from micdiffrep_jax.heads.feature_cache import Cache, matrix
 from micdiffrep_jax.heads.feature_matrix import Features
 from micdiffrep_jax.heads.fit_heads import Cell, Setting
@@ -36,7 +36,7 @@ def load(
   cache: Cache, parts: Parts, config: ConfigDict, t: Any, layers: Any, grid: int
 ) -> Features:
   """Features of all rows, with statistics of the train rows."""
-  x = matrix(cache, t, layers, grid)
+  x = feature_cache.training_matrix(cache, t, layers, grid, parts.train)
   if not config.standardise:
     return feature_matrix.literal(x)
   return feature_matrix.standardise(x, parts.train)
@@ -141,7 +141,8 @@ def finish(
     keep_params=True,
     memory_mb=config.heads.memory_mb,
   )
-  test = found._replace(x=found.x[parts.test])
+  whole = found.x if found.x.ndim == 2 else found.x[0]  # test: no view
+  test = found._replace(x=whole[parts.test])
   y = parts.labels[parts.val]
   temperatures, probs, raw = [], [], []
   for fitted in fits:
