@@ -28,8 +28,9 @@ def run(config: ConfigDict, workdir: str) -> dict[str, Any]:
   """Task `pipeline`: runs config.stages in order, each in its own folder.
 
   A stage whose results.json stands there with the same config is not run again.
-  A `checkpoint` left empty is the folder of the stage `pretrain`; `runs` left
-  empty are the folders of all stages before.
+  A `checkpoint` left empty is the folder of the stage `pretrain` and a `probe`
+  that of `probe`, where these came before; `runs` left empty are the folders of
+  all stages before.
   """
   results = {}
   for number, stage in enumerate(config.stages):
@@ -42,8 +43,9 @@ def run(config: ConfigDict, workdir: str) -> dict[str, Any]:
     folder = os.path.join(workdir, stage)
     unit = config[stage].copy_and_resolve_references()
     with unit.unlocked():
-      if unit.get('checkpoint', None) == '':
-        unit.checkpoint = os.path.join(workdir, 'pretrain')
+      for field, earlier in (('checkpoint', 'pretrain'), ('probe', 'probe')):
+        if unit.get(field, None) == '' and earlier in config.stages[:number]:
+          unit[field] = os.path.join(workdir, earlier)
       if unit.get('runs', None) == ():
         unit.runs = tuple(
           os.path.join(workdir, s) for s in config.stages[:number]

@@ -216,6 +216,12 @@ def test_heads_see_a_fresh_view_each_epoch_and_are_scored_without(
     np.testing.assert_array_equal(one[others], plain[others])
     assert (one[parts.train] != plain[parts.train]).any(1).mean() > 0.9
   assert (x[0, parts.train] != x[1, parts.train]).any(1).mean() > 0.9
+  got = bundle.predict(
+    bundle.load(str(tmp_path)), fake_encoder(ds), ds, parts.rows[parts.test]
+  )
+  with np.load(tmp_path / 'predictions.npz') as z:
+    want = z['test.probs.mlp_concat']
+  np.testing.assert_allclose(got, want, atol=2e-3)
 
 
 def test_a_view_is_the_image_augmented_as_its_key_says(ds):
