@@ -21,17 +21,19 @@ def _contrast(config: ConfigDict, size: str) -> None:
   config.model.blocks = (3, 4, 6, 3)  # per stage
   config.model.bottleneck = True
   config.model.width = 64  # of the first stage; doubles with each
-  config.model.stem = 'imagenet'  # imagenet | stride2 | stride1: 4, 2, 1 x less
+  config.model.stem = 'imagenet'  # or stride4 | stride2 | stride1
   config.model.groups = 1  # of the batch norm, each with its own statistics
   config.model.dtype = 'float32'  # or bfloat16: convolutions and products only
   config.optim.clip_norm = 0.0
   config.optim.schedule = 'cosine'
   if size == 'tiny':
     config.batch_size = 64
-    config.model.blocks = (2, 2, 2, 2)  # ResNet-18
+    # ResNet-18 of width 16 without its first stage, which is two thirds of the
+    # time on CPU and a hundredth of the parameters.
+    config.model.blocks = (2, 2, 2)
     config.model.bottleneck = False
-    config.model.width = 16
-    config.model.stem = 'stride2'  # 32, 16, 8, 4 px
+    config.model.width = 32
+    config.model.stem = 'stride4'  # 16, 8, 4 px
     config.save_every = 500
     config.eval_every = 500
   elif size == 'test':
