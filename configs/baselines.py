@@ -14,7 +14,96 @@ from configs import pretrain
 SIZES = ('paper', 'tiny', 'test')
 
 
-METHODS: dict = {}
+def _contrast(config: ConfigDict, size: str) -> None:
+  """The encoder and the views of MoCo and BYOL."""
+  del config.augment
+  config.model = ConfigDict()  # ResNet-50
+  config.model.blocks = (3, 4, 6, 3)  # per stage
+  config.model.bottleneck = True
+  config.model.width = 64  # of the first stage; doubles with each
+  config.model.stem = 'imagenet'  # or stride4 | stride2 | stride1
+  config.model.groups = 1  # of the batch norm, each with its own statistics
+  config.model.dtype = 'float32'  # or bfloat16: convolutions and products only
+  config.optim.clip_norm = 0.0
+  config.optim.schedule = 'cosine'
+  if size == 'tiny':
+    config.batch_size = 64
+    # ResNet-18 of width 16 without its first stage, which is two thirds of the
+    # time on CPU and a hundredth of the parameters.
+    config.model.blocks = (2, 2, 2)
+    config.model.bottleneck = False
+    config.model.width = 32
+    config.model.stem = 'stride4'  # 16, 8, 4 px
+    config.save_every = 500
+    config.eval_every = 500
+  elif size == 'test':
+    config.model.blocks = (1, 1, 1)
+    config.model.bottleneck = False
+    config.model.width = 8
+    config.model.stem = 'stride1'  # 16, 8, 4 px
+
+
+def _moco(config: ConfigDict, size: str) -> None:
+  """MoCo v2; the paper's optimizer, momentum and temperature."""
+  _contrast(config, size)
+  config.views = 'paper'  # paper | paper_asymmetric | mri
+  config.moco = ConfigDict()
+  config.moco.hidden = 2048
+  config.moco.features = 128
+  config.moco.queue = 65_536  # keys; at most a quarter of the images
+  config.moco.momentum = 0.999  # of the key encoder
+  config.moco.temperature = 0.2
+  config.batch_size = 256
+  config.model.groups = 8  # the reference has one a GPU
+  config.optim.name = 'sgd'
+  config.optim.lr = 0.03
+  config.optim.weight_decay = 1e-4
+  if size == 'tiny':
+    config.batch_size = 64
+    config.steps = 4000
+    config.model.groups = 4
+    config.moco.hidden = 128
+    config.moco.queue = 1024
+    config.moco.momentum = 0.99
+  elif size == 'test':
+    config.batch_size = 16
+    config.model.groups = 2
+    config.moco.hidden = 16
+    config.moco.features = 8
+    config.moco.queue = 32
+    config.moco.momentum = 0.9
+
+
+def _byol(config: ConfigDict, size: str) -> None:
+  """BYOL; the recipe that its authors publish for 300 epochs."""
+  _contrast(config, size)
+  config.views = 'paper_asymmetric'  # paper | paper_asymmetric | mri
+  config.byol = ConfigDict()
+  config.byol.hidden = 4096  # of projector and predictor
+  config.byol.features = 256
+  config.byol.tau = 0.99  # the target's decay at the start; 1 at the end
+  config.batch_size = 1024  # 4096 in the paper
+  config.optim.name = 'lars'
+  config.optim.lr = 1.2  # 0.3 per 256 images
+  config.optim.weight_decay = 1e-6
+  config.optim.warmup_steps = 1000
+  if size == 'tiny':
+    config.batch_size = 64
+    config.steps = 4000
+    config.byol.hidden = 512
+    config.byol.features = 128
+    config.optim.name = 'adamw'
+    config.optim.lr = 1e-3
+    config.optim.warmup_steps = 200
+  elif size == 'test':
+    config.batch_size = 16
+    config.byol.hidden = 16
+    config.byol.features = 8
+    config.optim.lr = 0.1
+    config.optim.warmup_steps = 2
+
+
+METHODS: dict = {'moco': _moco, 'byol': _byol}
 PRESETS = tuple(f'{m},{s}' for m in METHODS for s in SIZES)
 
 

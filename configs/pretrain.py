@@ -67,13 +67,13 @@ def get_config(preset: str = 'paper') -> ConfigDict:
   config.augment = augment_config()
 
   config.optim = ConfigDict()
-  config.optim.name = 'adam'  # adam | adamw | sgd
+  config.optim.name = 'adam'  # adam | adamw | sgd | lars
   config.optim.lr = 1e-4
   config.optim.schedule = 'linear'  # linear | cosine | constant, to 0
   config.optim.warmup_steps = 0
-  config.optim.b1 = 0.9
+  config.optim.b1 = 0.9  # the momentum of sgd and lars
   config.optim.b2 = 0.999
-  config.optim.weight_decay = 0.0  # adamw only
+  config.optim.weight_decay = 0.0  # adam has none
   config.optim.clip_norm = 1.0  # ours; 0 for none
 
   config.log_every = 100  # steps

@@ -30,7 +30,7 @@ def check(config: ConfigDict) -> None:
       )
 
 
-def _affine(x: jax.Array, matrix: jax.Array, offset: jax.Array) -> jax.Array:
+def affine(x: jax.Array, matrix: jax.Array, offset: jax.Array) -> jax.Array:
   """Samples x (h, w, c) at matrix @ (pixel - centre) + centre + offset.
 
   Bilinear; outside is -1, the black of the background.
@@ -74,7 +74,7 @@ def augment(key: jax.Array, x: jax.Array, config: ConfigDict) -> jax.Array:
     cos, sin = jnp.cos(angle) / zoom, jnp.sin(angle) / zoom
     matrix = jnp.stack([cos, -sin, sin, cos], axis=-1).reshape(b, 2, 2)
     offset = uniform(k_shift, config.shift * h, (b, 2))
-    x = jax.vmap(_affine)(x, matrix, offset)
+    x = jax.vmap(affine)(x, matrix, offset)
   if config.brightness or config.contrast:
     gain = 1 + uniform(k_contrast, config.contrast, (b, 1, 1, 1))
     lift = 2 * uniform(k_bright, config.brightness, (b, 1, 1, 1))

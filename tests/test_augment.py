@@ -41,7 +41,7 @@ def test_flips_mirror_about_half_of_the_images(images):
 def test_a_shift_moves_the_picture_and_brings_in_black():
   x = jnp.full((1, 9, 9, 1), -1.0).at[0, 4, 4, 0].set(1.0)
   matrix, offset = jnp.eye(2), jnp.array([1.0, -2.0])
-  out = np.asarray(augment._affine(x[0], matrix, offset))
+  out = np.asarray(augment.affine(x[0], matrix, offset))
   # The output at p shows the input at p + offset.
   assert out[3, 6, 0] == 1
   assert (np.delete(out.ravel(), 3 * 9 + 6) == -1).all()
@@ -49,7 +49,7 @@ def test_a_shift_moves_the_picture_and_brings_in_black():
 
 def test_a_quarter_turn_is_a_quarter_turn(images):
   matrix = jnp.array([[0.0, -1.0], [1.0, 0.0]])
-  out = augment._affine(images[0], matrix, jnp.zeros(2))
+  out = augment.affine(images[0], matrix, jnp.zeros(2))
   expected = np.rot90(np.asarray(images[0]), -1)
   np.testing.assert_allclose(
     np.abs(np.asarray(out) - expected).max(), 0, atol=1e-4

@@ -47,6 +47,49 @@ def test_clipping_bounds_the_update():
   np.testing.assert_allclose(update['w'], [-0.06, -0.08], rtol=1e-5)
 
 
+def test_sgd_decays_every_weight():
+  tx = optim.make_optimizer(
+    config(name='sgd', b1=0.0, schedule='constant', weight_decay=0.5), 10
+  )
+  params = {'w': jnp.ones((1, 1)), 'b': jnp.full(1, 2.0)}
+  zeros = {'w': jnp.zeros((1, 1)), 'b': jnp.zeros(1)}
+  update, _ = tx.update(zeros, tx.init(params), params)
+  np.testing.assert_allclose(update['w'], [[-0.05]], rtol=1e-5)
+  np.testing.assert_allclose(update['b'], [-0.1], rtol=1e-5)
+
+
+def test_lars_is_its_loop_under_a_warm_up():
+  fields = config(
+    name='lars', lr=2.0, schedule='cosine', warmup_steps=5, weight_decay=0.1
+  )
+  tx = optim.make_optimizer(fields, 20)
+  rng = np.random.default_rng(0)
+  params = {'w': rng.normal(size=(3, 2)), 'b': rng.normal(size=2)}
+  params = {k: jnp.asarray(v, jnp.float32) for k, v in params.items()}
+  want = {k: np.asarray(v, np.float64) for k, v in params.items()}
+  velocity = {k: np.zeros_like(v) for k, v in want.items()}
+  state = tx.init(params)
+  for step in range(20):
+    gradient = {k: rng.normal(size=v.shape) for k, v in want.items()}
+    g = {k: jnp.asarray(v, jnp.float32) for k, v in gradient.items()}
+    updates, state = tx.update(g, state, params)
+    params = {k: v + updates[k] for k, v in params.items()}
+    if step < 5:
+      rate = 2.0 * step / 5
+    else:
+      rate = 1.0 + np.cos(np.pi * (step - 5) / 15)
+    for k in want:
+      move = gradient[k]
+      if k == 'w':
+        move = move + 0.1 * want[k]
+        norms = np.linalg.norm(want[k]) / np.linalg.norm(move)
+        move = 1e-3 * norms * move
+      velocity[k] = 0.9 * velocity[k] + move
+      want[k] = want[k] - rate * velocity[k]
+  for k in want:
+    np.testing.assert_allclose(params[k], want[k], rtol=1e-4, atol=1e-5)
+
+
 def test_weight_decay_pulls_towards_zero_without_a_gradient():
   tx = optim.make_optimizer(
     config(name='adamw', schedule='constant', weight_decay=0.5), 10

@@ -142,4 +142,5 @@ def make(config: ConfigDict, size_px: int, channels: int) -> Method:
     sample=sample,
     layers=tap_names(len(model.multipliers), model.blocks),
     timesteps=T,
+    output='mid',
   )

@@ -35,6 +35,10 @@ class Method(NamedTuple):
     metrics: names of what `loss` reports, logged as running means.
     side: dataset -> {name: (N, ...) array}, rows that travel with their images
       in `batch` (labels, captions); None where images are all there is.
+    output: the layer whose average over pixels stands for an image where one
+      vector is wanted; '' for the last of `layers`.
+    check: number of training images -> None; ValueError where they do not suit
+      the settings. None where any number does.
   """
 
   init: Callable[[jax.Array], tuple[Tree, Tree]]
@@ -48,6 +52,8 @@ class Method(NamedTuple):
   timesteps: int
   metrics: tuple[str, ...] = ('loss',)
   side: Callable[[Dataset], dict[str, np.ndarray]] | None = None
+  output: str = ''
+  check: Callable[[int], None] | None = None
 
 
 def to_float(images: jax.Array) -> jax.Array:

@@ -4,6 +4,7 @@ Validation images only: the test part is never touched here.
 """
 
 from collections.abc import Callable
+import functools
 import json
 import time
 from typing import Any
@@ -21,6 +22,7 @@ from micdiffrep_jax.data import dataset as data
 from micdiffrep_jax.generation import grids
 from micdiffrep_jax.keys import stream
 from micdiffrep_jax.methods import Method
+from micdiffrep_jax.stats.rank import effective_rank
 
 
 class Clock:
@@ -68,7 +70,9 @@ def make(
 
   val_loss and val_loss_t* (fixed images, timesteps and noise), probe_accuracy
   (balanced, of a ridge classifier on a few frozen features: features peak
-  before samples do), and a picture of samples.
+  before samples do), feature_rank (effective, of the averaged output layer, and
+  feature_rank_init with initial weights: a loss may fall while features
+  collapse), and a picture of samples.
   """
   split = config.data.split
   val = data.rows(dataset, split, 'val')
@@ -89,17 +93,55 @@ def make(
     return method.sample(variables, keys)
 
   feature_fn = features.make_feature_fn(method, method.layers, 2)
+  level = min(config.monitor.probe_timestep, method.timesteps - 1)
+  watched = _spread(val, config.monitor.images)
 
-  def validation_loss(variables):
-    rows = _spread(val, config.monitor.images)
-    sums: dict[str, np.ndarray] = {}
+  def batches_of(rows):
     for start in range(0, len(rows), batch_size):
       part = rows[start : start + batch_size]
       weights = (np.arange(batch_size) < len(part)).astype(np.float32)
       images = dataset.images[np.resize(part, batch_size)]
-      batch = features.place_whole(
-        (images, features.image_seeds(images), weights), mesh
+      yield (
+        len(part),
+        features.place_whole(
+          (images, features.image_seeds(images), weights), mesh
+        ),
       )
+
+  @jax.jit
+  def outputs(variables, images, seeds, t):
+    keys = features.image_keys(key, seeds)
+    taps = method.features(variables, images, keys, t)
+    return features.pool_map(taps[method.output or method.layers[-1]], 1)
+
+  def rank(variables):
+    t = sharding.replicate(np.int32(level), mesh)
+    found = [
+      sharding.fetch(outputs(variables, *batch[:2], t))[:count]
+      for count, batch in batches_of(watched)
+    ]
+    return effective_rank(np.concatenate(found).reshape(len(watched), -1))
+
+  @functools.cache
+  def first_rank():
+    # Computed, not stored: a resumed run has it too.
+    encoder = features.Encoder(method, None, config, info)
+    return rank(features.random_encoder(encoder, config.seed).variables)
+
+  def ranks(variables):
+    now, first = rank(variables), first_rank()
+    if now < first:
+      log.get_logger().warning(
+        'Features may be collapsing: their effective rank is %.1f, %.1f with '
+        'initial weights.',
+        now,
+        first,
+      )
+    return {'feature_rank': now, 'feature_rank_init': first}
+
+  def validation_loss(variables):
+    sums: dict[str, np.ndarray] = {}
+    for _, batch in batches_of(watched):
       found = sharding.fetch(validate(variables, *batch))
       for name, pair in found.items():
         sums[name] = sums.get(name, np.zeros(2)) + np.array(pair)
@@ -122,7 +164,7 @@ def make(
             encoder,
             dataset,
             rows,
-            t=min(config.monitor.probe_timestep, method.timesteps - 1),
+            t=level,
             grid=2,
             batch_size=batch_size,
             feature_fn=feature_fn,
@@ -144,6 +186,8 @@ def make(
   def watch(state, step):
     variables = frozen(state.params, state.extra)
     metrics = validation_loss(variables) if len(val) else {}
+    if len(watched) > 1 and method.layers:
+      metrics |= ranks(variables)
     if config.monitor.probe_images:
       metrics |= quick_probe(variables)
     if config.monitor.samples and method.sample is not None:

@@ -1,5 +1,6 @@
 """The optimizer chain and its learning-rate schedule, from config.optim."""
 
+import jax
 from ml_collections import ConfigDict
 import optax
 
@@ -32,17 +33,42 @@ def make_schedule(optim: ConfigDict, steps: int) -> optax.Schedule:
   return optax.join_schedules([ramp, main], [warmup])
 
 
+def lars(
+  schedule: optax.Schedule, momentum: float, weight_decay: float
+) -> optax.GradientTransformation:
+  """LARS as BYOL has it; biases and norms are neither decayed nor rescaled.
+
+  Momentum sums rescaled gradients and the rate multiplies last. optax.lars
+  multiplies first, so that under a warm-up old gradients keep their old rate.
+  Source: You et al. 2017; Grill et al. 2020, appendix.
+  """
+
+  def matrices(params):
+    return jax.tree.map(lambda x: x.ndim > 1, params)
+
+  return optax.chain(
+    optax.add_decayed_weights(weight_decay, matrices),
+    optax.masked(optax.scale_by_trust_ratio(trust_coefficient=1e-3), matrices),
+    optax.trace(momentum),
+    optax.scale_by_learning_rate(schedule),
+  )
+
+
 def make_optimizer(
   optim: ConfigDict, steps: int
 ) -> optax.GradientTransformation:
-  """Clips by global norm (0: not at all), then adam, adamw or sgd."""
+  """Clips by global norm (0: not at all), then adam, adamw, sgd or lars."""
   schedule = make_schedule(optim, steps)
   optimizers = {
     'adam': lambda: optax.adam(schedule, optim.b1, optim.b2),
     'adamw': lambda: optax.adamw(
       schedule, optim.b1, optim.b2, weight_decay=optim.weight_decay
     ),
-    'sgd': lambda: optax.sgd(schedule, optim.b1),
+    'sgd': lambda: optax.chain(
+      optax.add_decayed_weights(optim.weight_decay),
+      optax.sgd(schedule, optim.b1),
+    ),
+    'lars': lambda: lars(schedule, optim.b1, optim.weight_decay),
   }
   optimizer = lookup(
     optimizers, optim.name, 'optimizer', '--config.optim.name'

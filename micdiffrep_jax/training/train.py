@@ -71,8 +71,13 @@ def run(config: ConfigDict, workdir: str) -> dict[str, Any]:
       name: data.split_hash(dataset, name) for name in config.data.spare
     },
   }
-  method = make_method(config, info['size_px'], info['channels'])
   rows = data.pretraining_rows(dataset, config.data.split, config.data.spare)
+  # A method may follow a schedule over the run; the config is kept as given.
+  resolved = config.copy_and_resolve_references()
+  resolved.steps = count_steps(config, len(rows))
+  method = make_method(resolved, info['size_px'], info['channels'])
+  if method.check:
+    method.check(len(rows))
   proof = {
     'audit_reasons': audit.refuse(
       dataset, config.data.split, config.allow_failed_audit

@@ -1,0 +1,136 @@
+"""What methods that compare two views of an image share.
+
+Letters: b batch, h w pixels, c channels, d features.
+"""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from ml_collections import ConfigDict
+
+from micdiffrep_jax import views
+from micdiffrep_jax.methods.method import to_float
+from micdiffrep_jax.models.resnet import (
+  Embedder,
+  Projector,
+  ResNet,
+  check_resnet,
+)
+
+Tree = Any
+_POWER_STEPS = 16
+
+
+def make_embedder(
+  config: ConfigDict, size_px: int, hidden: int, out: int, norm: bool
+) -> Embedder:
+  """Encoder and projector of a pretraining config.
+
+  Raises ValueError for an encoder that does not fit the images, a batch that
+  its groups do not divide, or an unknown policy of views.
+  """
+  model = config.model
+  check_resnet(size_px, model.blocks, model.stem)
+  check_positive('model', {'width': model.width, 'groups': model.groups})
+  part = config.batch_size // max(config.accumulate, 1)
+  if part % model.groups or part // model.groups < 2:
+    raise ValueError(
+      f'{model.groups} groups of the batch norm do not divide {part} images '
+      '(batch_size / accumulate) into parts of at least 2. Set '
+      '--config.model.groups, --config.batch_size or --config.accumulate.'
+    )
+  views.get_policy(config.views)
+  encoder = ResNet(
+    tuple(model.blocks),
+    model.bottleneck,
+    model.width,
+    model.stem,
+    model.groups,
+    model.dtype,
+  )
+  projector = Projector(hidden, out, norm, model.groups, model.dtype)
+  return Embedder(encoder, projector)
+
+
+def check_positive(group: str, fields: dict[str, int]) -> None:
+  """Raises ValueError for a count below 1."""
+  for name, value in fields.items():
+    if value < 1:
+      raise ValueError(
+        f'{group}.{name}={value} is below 1. Set --config.{group}.{name}.'
+      )
+
+
+def check_share(group: str, name: str, value: float) -> None:
+  """Raises ValueError for a moving average outside [0, 1)."""
+  if not 0 <= value < 1:
+    raise ValueError(
+      f'{group}.{name}={value} is outside [0, 1). Set --config.{group}.{name}.'
+    )
+
+
+def train_pass(
+  model: Any, params: Tree, stats: Tree, x: jax.Array
+) -> tuple[jax.Array, Tree]:
+  """Output (b, d) under batch statistics, and the new running averages."""
+  out, updates = model.apply(
+    {'params': params, 'batch_stats': stats},
+    x,
+    train=True,
+    mutable=['batch_stats'],
+  )
+  out = out[0] if isinstance(out, tuple) else out
+  return out, updates.get('batch_stats', {})
+
+
+def eval_pass(model: Any, params: Tree, stats: Tree, x: jax.Array) -> Any:
+  """What the model returns under running averages."""
+  return model.apply({'params': params, 'batch_stats': stats}, x)
+
+
+def layer_names(config: ConfigDict) -> tuple[str, ...]:
+  """The taps of the encoder."""
+  return tuple(f'stage{i + 1}' for i in range(len(config.model.blocks)))
+
+
+def views_of_each(
+  keys: jax.Array, images: jax.Array, policy: str
+) -> tuple[jax.Array, jax.Array]:
+  """Two views of uint8 images (b, h, w, c), each drawn from its own key."""
+
+  def draw(key, x):
+    first, second = views.two_views(key, x[None], policy)
+    return first[0], second[0]
+
+  return jax.vmap(draw)(keys, to_float(images))
+
+
+def unit(x: jax.Array) -> jax.Array:
+  """x (b, d) -> rows of length 1; a zero row stays zero."""
+  squares = jnp.sum(jnp.square(x), axis=-1, keepdims=True)
+  return x * jax.lax.rsqrt(jnp.maximum(squares, 1e-12))
+
+
+def spread(z: jax.Array) -> dict[str, jax.Array]:
+  """How far unit features z (b, d) are from collapse.
+
+  feature_std: mean deviation of a coordinate; 1 / sqrt(d) where directions are
+  uniform, 0 where all are the same. top_share: the largest principal
+  component's share of the variance, by power iteration, so slightly low.
+  """
+  z = jax.lax.stop_gradient(z)
+  z = z - jnp.mean(z, axis=0, keepdims=True)
+  variance = jnp.mean(jnp.square(z), axis=0)
+
+  def power(_, v):
+    v = (z @ v) @ z
+    return v * jax.lax.rsqrt(jnp.maximum(jnp.sum(jnp.square(v)), 1e-30))
+
+  # A row of the data is never orthogonal to all that the data span.
+  v = jax.lax.fori_loop(0, _POWER_STEPS, power, z[0])
+  top = jnp.mean(jnp.square(z @ v))
+  return {
+    'feature_std': jnp.mean(jnp.sqrt(variance)),
+    'top_share': top / jnp.maximum(jnp.sum(variance), 1e-12),
+  }

@@ -1,0 +1,198 @@
+"""Random views of images for self-supervised pretraining, on the device.
+
+Crops and blurs are two small matrix products per image, one along each axis:
+far cheaper on CPU and accelerators than gathers.
+Letters: b batch, h w pixels, c channels; i of the output, j of the input.
+"""
+
+import math
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from micdiffrep_jax.augment import affine
+from micdiffrep_jax.lookup import lookup
+
+
+class View(NamedTuple):
+  """How one view is drawn; probabilities in [0, 1], 0 switches a part off.
+
+  Attributes:
+    crop: least and largest share of the area.
+    rotate_deg: half-range.
+    jitter: probability that brightness and contrast change.
+    brightness: relative half-range of a factor on intensities in [0, 1].
+    contrast: relative half-range of a factor around the mean of the image.
+    blur: probability.
+    solarize: probability.
+    flip: probability, left-right.
+  """
+
+  crop: tuple[float, float]
+  rotate_deg: float
+  jitter: float
+  brightness: float
+  contrast: float
+  blur: float
+  solarize: float
+  flip: float
+
+
+# Chen et al. 2020 (MoCo v2). Hue, saturation and grey-scale are the identity on
+# grey images; brightness and contrast 0.6 instead of 0.4 make up for them.
+_MOCO = View((0.2, 1.0), 0.0, 0.8, 0.6, 0.6, 0.5, 0.0, 0.5)
+# Milder, ours: a lesion stays in the crop, and dark stays dark.
+_MRI = View((0.4, 1.0), 10.0, 0.8, 0.4, 0.4, 0.25, 0.0, 0.5)
+
+POLICIES = {
+  'paper': (_MOCO, _MOCO),
+  # Grill et al. 2020, table 6, with MoCo's crop: 0.08 of 64 px shows nothing.
+  'paper_asymmetric': (
+    _MOCO._replace(blur=1.0),
+    _MOCO._replace(blur=0.1, solarize=0.2),
+  ),
+  'mri': (_MRI, _MRI),
+}
+
+
+def get_policy(name: str) -> tuple[View, View]:
+  """The two views of a policy; ValueError for an unknown name."""
+  return lookup(POLICIES, name, 'policy of views', '--config.views')
+
+
+def _bilinear(start: jax.Array, length: jax.Array, size: int) -> jax.Array:
+  """Weights (b, i, j) that resize [start, start + length) (b,) to `size`.
+
+  Antialiased: where the crop is larger than the output, the triangle widens.
+  Rows add up to 1; beyond the border nothing is read.
+  """
+  step = length / size
+  pixels = jnp.arange(size) + 0.5
+  centre = start[:, None] + step[:, None] * pixels[None, :]
+  distance = jnp.abs(centre[:, :, None] - pixels[None, None, :])
+  weights = jax.nn.relu(1 - distance / jnp.maximum(step, 1.0)[:, None, None])
+  return weights / jnp.sum(weights, axis=-1, keepdims=True)
+
+
+def _separable(rows: jax.Array, columns: jax.Array, x: jax.Array) -> jax.Array:
+  """rows (b, i, h) and columns (b, k, w) on x (b, h, w, c) -> (b, i, k, c)."""
+  x = jnp.einsum('bih,bhwc->biwc', rows, x)
+  return jnp.einsum('bkw,biwc->bikc', columns, x)
+
+
+def random_resized_crop(
+  key: jax.Array,
+  x: jax.Array,
+  scale: tuple[float, float] = (0.2, 1.0),
+  ratio: tuple[float, float] = (3 / 4, 4 / 3),
+) -> jax.Array:
+  """Crops a random part of each image and resizes it to the whole, bilinearly.
+
+  x (b, h, w, c) float32 -> the same shape and range. scale: least and largest
+  share of the area, in (0, 1]; ratio: of width to height, log-uniform. Ours: a
+  side longer than the image is cut to it, where torchvision draws again.
+  """
+  b, h, w, _ = x.shape
+  k_area, k_ratio, k_top, k_left = jax.random.split(key, 4)
+  area = jax.random.uniform(k_area, (b,), minval=scale[0], maxval=scale[1])
+  log_ratio = jax.random.uniform(
+    k_ratio, (b,), minval=math.log(ratio[0]), maxval=math.log(ratio[1])
+  )
+  height = h * jnp.minimum(1.0, jnp.sqrt(area * jnp.exp(-log_ratio)))
+  width = w * jnp.minimum(1.0, jnp.sqrt(area * jnp.exp(log_ratio)))
+  top = jax.random.uniform(k_top, (b,)) * (h - height)
+  left = jax.random.uniform(k_left, (b,)) * (w - width)
+  return _separable(_bilinear(top, height, h), _bilinear(left, width, w), x)
+
+
+def rotate(key: jax.Array, x: jax.Array, half_range_deg: float) -> jax.Array:
+  """Turns x (b, h, w, c) about its centre; corners fill with -1."""
+  limit = half_range_deg * math.pi / 180
+  angle = jax.random.uniform(key, x.shape[:1], minval=-limit, maxval=limit)
+  cos, sin = jnp.cos(angle), jnp.sin(angle)
+  matrix = jnp.stack([cos, -sin, sin, cos], axis=-1).reshape(-1, 2, 2)
+  return jax.vmap(lambda image, m: affine(image, m, jnp.zeros(2)))(x, matrix)
+
+
+def jitter(
+  key: jax.Array, x: jax.Array, brightness: float, contrast: float
+) -> jax.Array:
+  """Scales intensities, then their distance from the mean; clips to [-1, 1].
+
+  x (b, h, w, c) in [-1, 1]; factors uniform within 1 -+ the half-ranges.
+  """
+  k_brightness, k_contrast = jax.random.split(key)
+
+  def factor(k, half_range):
+    shape = (x.shape[0], 1, 1, 1)
+    return 1 + half_range * jax.random.uniform(k, shape, minval=-1.0)
+
+  x = (x + 1) * factor(k_brightness, brightness) - 1
+  x = jnp.clip(x, -1.0, 1.0)
+  mean = jnp.mean(x, axis=(1, 2, 3), keepdims=True)
+  x = (x - mean) * factor(k_contrast, contrast) + mean
+  return jnp.clip(x, -1.0, 1.0)
+
+
+def _gaussian(sigma: jax.Array, size: int) -> jax.Array:
+  """Weights (b, i, j) of a blur by sigma (b,) pixels; rows add up to 1."""
+  pixels = jnp.arange(size)
+  squares = jnp.square(pixels[:, None] - pixels[None, :]).astype(jnp.float32)
+  return jax.nn.softmax(
+    -squares[None, :, :] / (2 * jnp.square(sigma))[:, None, None], axis=-1
+  )
+
+
+def blur(key: jax.Array, x: jax.Array) -> jax.Array:
+  """Gaussian blur of x (b, h, w, c), sigma uniform in [0.1, 2 h / 224] px.
+
+  The papers' [0.1, 2] is meant for 224 px; it shrinks with the image.
+  """
+  b, h, w, _ = x.shape
+  sigma = jax.random.uniform(
+    key, (b,), minval=0.1, maxval=max(2 * h / 224, 0.1)
+  )
+  return _separable(_gaussian(sigma, h), _gaussian(sigma, w), x)
+
+
+def solarize(x: jax.Array) -> jax.Array:
+  """Inverts the bright half: x in [-1, 1] -> -|x|."""
+  return -jnp.abs(x)
+
+
+def draw_view(key: jax.Array, x: jax.Array, view: View) -> jax.Array:
+  """One view of each image: x (b, h, w, c) float32 in [-1, 1] -> the same."""
+  k_rotate, k_crop, k_flip, k_jitter, k_blur, k_solarize = jax.random.split(
+    key, 6
+  )
+
+  def sometimes(k, probability, changed, x):
+    return jnp.where(
+      jax.random.bernoulli(k, probability, (x.shape[0], 1, 1, 1)), changed, x
+    )
+
+  if view.rotate_deg:
+    x = rotate(k_rotate, x, view.rotate_deg)
+  x = random_resized_crop(k_crop, x, view.crop)
+  if view.flip:
+    x = sometimes(k_flip, view.flip, x[:, :, ::-1], x)
+  if view.jitter:
+    k_choice, k_draw = jax.random.split(k_jitter)
+    changed = jitter(k_draw, x, view.brightness, view.contrast)
+    x = sometimes(k_choice, view.jitter, changed, x)
+  if view.blur:
+    k_choice, k_draw = jax.random.split(k_blur)
+    x = sometimes(k_choice, view.blur, blur(k_draw, x), x)
+  if view.solarize:
+    x = sometimes(k_solarize, view.solarize, solarize(x), x)
+  return x
+
+
+def two_views(
+  key: jax.Array, x: jax.Array, policy: str
+) -> tuple[jax.Array, jax.Array]:
+  """Two independent views of x (b, h, w, c) float32 in [-1, 1], same shape."""
+  k_first, k_second = jax.random.split(key)
+  first, second = get_policy(policy)
+  return draw_view(k_first, x, first), draw_view(k_second, x, second)

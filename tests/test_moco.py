@@ -1,0 +1,167 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from configs import baselines
+from micdiffrep_jax import views
+from micdiffrep_jax.methods import moco, two_view
+from micdiffrep_jax.methods.method import to_float
+from micdiffrep_jax.training.state import make_state, make_step
+
+
+def config(**changes):
+  c = baselines.get_config('moco,test')
+  c.update_from_flattened_dict(changes)
+  return c
+
+
+def images(b=16, seed=0):
+  rng = np.random.default_rng(seed)
+  return rng.integers(0, 256, (b, 16, 16, 1)).astype(np.uint8)
+
+
+@pytest.fixture(scope='module')
+def method():
+  return moco.make(config(), 16, 1)
+
+
+@pytest.fixture(scope='module')
+def state(method):
+  return jax.jit(method.init)(jax.random.key(0))
+
+
+def unit_rows(n, d, seed):
+  x = np.random.default_rng(seed).normal(size=(n, d))
+  return (x / np.linalg.norm(x, axis=1, keepdims=True)).astype(np.float32)
+
+
+def test_info_nce_is_the_cross_entropy_of_the_own_key():
+  q, k, queue = unit_rows(3, 4, 0), unit_rows(3, 4, 1), unit_rows(6, 4, 2)
+  found = moco.info_nce(q, k, queue, 0.2)
+  for i in range(3):
+    own = np.exp(float(q[i] @ k[i]) / 0.2)
+    others = sum(np.exp(float(q[i] @ row) / 0.2) for row in queue)
+    np.testing.assert_allclose(
+      found[i], -np.log(own / (own + others)), rtol=1e-5
+    )
+
+
+def test_the_queue_drops_its_oldest_keys_and_wraps():
+  queue, head = jnp.zeros((6, 1)), jnp.int32(0)
+  kept = [0.0] * 6
+  for i in range(1, 8):
+    keys = [float(2 * i), float(2 * i + 1)]
+    queue, head = moco.push(queue, head, jnp.array(keys)[:, None])
+    kept = (kept + keys)[-6:]
+    assert sorted(np.asarray(queue)[:, 0]) == sorted(kept)
+    # Oldest first from the head on.
+    rolled = np.roll(np.asarray(queue)[:, 0], -int(head))
+    assert rolled.tolist() == kept
+
+
+def test_gather_undoes_scatter_and_keys_meet_strangers():
+  rows = np.arange(32)
+  dealt = np.asarray(moco.scatter(jnp.asarray(rows), 4))
+  np.testing.assert_array_equal(moco.gather(jnp.asarray(dealt), 4), rows)
+  for part in dealt.reshape(4, 8):
+    # As many of each group of the queries: 8 rows, 4 groups.
+    assert np.bincount(part // 8, minlength=4).tolist() == [2, 2, 2, 2]
+
+
+def test_the_queue_starts_as_random_directions(state):
+  queue = np.asarray(state[1]['queue'])
+  np.testing.assert_allclose(np.linalg.norm(queue, axis=1), 1, rtol=1e-5)
+  assert abs(queue.mean()) < 0.1
+  for a, b in zip(
+    jax.tree.leaves(state[0]), jax.tree.leaves(state[1]['key']), strict=True
+  ):
+    np.testing.assert_array_equal(a, b)
+
+
+def test_keys_come_from_the_average_of_all_parameters_so_far(method):
+  # Two steps; what the second one queues tells which weights encoded it.
+  tx = optax.sgd(0.5)
+  step = jax.jit(make_step(method, tx))
+  first = make_state(method, tx, jax.random.key(0))
+  second, _ = step(first, {'image': images(seed=1)}, jax.random.key(5))
+  third, _ = step(second, {'image': images(seed=2)}, jax.random.key(5))
+  average = jax.tree.map(
+    lambda old, new: 0.9 * old + 0.1 * new, first.params, second.params
+  )
+  model = two_view.make_embedder(config(), 16, 16, 8, norm=False)
+  key = jax.random.fold_in(jax.random.key(5), 1)
+  _, x_k = views.two_views(key, to_float(images(seed=2)), 'paper')
+  order = np.asarray(moco.scatter(jnp.arange(16), 2))
+
+  def queued_by(params):
+    k, _ = two_view.train_pass(
+      model, params, second.extra['key_stats'], x_k[order]
+    )
+    rows = np.empty((16, 8))
+    rows[order] = two_view.unit(k)
+    return rows
+
+  have = third.extra['queue'][16:]
+  np.testing.assert_allclose(have, queued_by(average), atol=1e-4)
+  assert np.abs(have - queued_by(first.params)).max() > 1e-2
+  assert np.abs(have - queued_by(second.params)).max() > 1e-2
+
+
+def test_keys_get_no_gradient(method, state):
+  params, extra = state
+  batch = {'image': images()}
+
+  @jax.jit
+  def gradients(key_params, params):
+    return jax.grad(
+      lambda k, p: method.loss(
+        p, {**extra, 'key': k}, batch, jax.random.key(0)
+      )[0],
+      argnums=(0, 1),
+    )(key_params, params)
+
+  into_key, into_query = gradients(extra['key'], params)
+  assert all(not np.asarray(g).any() for g in jax.tree.leaves(into_key))
+  assert float(optax.global_norm(into_query)) > 1e-3
+
+
+@pytest.mark.parametrize(
+  ('change', 'words'),
+  [
+    ({'moco.queue': 40}, '--config.moco.queue'),
+    ({'moco.temperature': 0.0}, '--config.moco.temperature'),
+    ({'moco.momentum': 1.0}, '--config.moco.momentum'),
+    ({'moco.features': 0}, '--config.moco.features'),
+    ({'model.groups': 1}, '--config.model.groups'),
+    ({'model.groups': 5}, '5 groups'),
+    ({'accumulate': 8}, '2 groups'),
+    ({'views': 'papers'}, '--config.views'),
+  ],
+)
+def test_bad_settings_are_refused(change, words):
+  with pytest.raises(ValueError, match=words):
+    moco.make(config(**change), 16, 1)
+
+
+def test_a_queue_needs_four_times_its_images(method):
+  method.check(128)
+  with pytest.raises(ValueError, match='--config.moco.queue'):
+    method.check(127)
+
+
+def test_validation_counts_each_image_by_its_weight(method, state):
+  variables = method.frozen(*state)
+  validate = jax.jit(method.validate)
+  weights = np.array([1, 1, 0, 0], np.float32)
+
+  def keys():
+    return jax.random.split(jax.random.key(0), 4)
+
+  x = images(4)
+  one = validate(variables, x, keys(), weights)['loss']
+  changed = np.concatenate([x[:2], images(2, seed=9)])
+  other = validate(variables, changed, keys(), weights)['loss']
+  assert float(one[1]) == 2
+  np.testing.assert_allclose(one[0], other[0], rtol=1e-5)
