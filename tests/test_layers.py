@@ -9,8 +9,9 @@ PACKAGE = pathlib.Path(__file__).parent.parent / 'micdiffrep_jax'
 # pipeline.TASKS, which names modules and imports them on use.
 ORDER = (
   'lookup keys stats log sharding diffusion augment sampling guard debug seals '
-  'checkpoint distributed sweep_table data models methods features generation '
-  'training heads reporting pipeline probing deploy auditing sweep main'
+  'checkpoint distributed sweep_table data models methods features converting '
+  'generation training heads reporting pipeline probing deploy auditing sweep '
+  'main'
 ).split()
 FILES = sorted(PACKAGE.rglob('*.py'))
 

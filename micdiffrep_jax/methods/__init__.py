@@ -1,8 +1,13 @@
 """Pretraining methods: each is a record of functions behind one shape."""
 
-from micdiffrep_jax.methods import ddpm
+from micdiffrep_jax.methods import clip, ddpm, frozen
 from micdiffrep_jax.methods.method import Method
 
-METHODS = {'ddpm': ddpm.make}
+METHODS = {
+  'ddpm': ddpm.make,
+  'clip': clip.make,
+  'clip_frozen': frozen.make,
+  'imagenet_supervised': frozen.make,
+}
 
 __all__ = ['METHODS', 'Method']

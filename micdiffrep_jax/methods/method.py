@@ -1,6 +1,7 @@
 """What a pretraining method is to the rest of the code."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import jax
@@ -35,6 +36,7 @@ class Method(NamedTuple):
     metrics: names of what `loss` reports, logged as running means.
     side: dataset -> {name: (N, ...) array}, rows that travel with their images
       in `batch` (labels, captions); None where images are all there is.
+    facts: what every result must say of the method beside its name.
   """
 
   init: Callable[[jax.Array], tuple[Tree, Tree]]
@@ -48,6 +50,7 @@ class Method(NamedTuple):
   timesteps: int
   metrics: tuple[str, ...] = ('loss',)
   side: Callable[[Dataset], dict[str, np.ndarray]] | None = None
+  facts: Mapping[str, Any] = MappingProxyType({})
 
 
 def to_float(images: jax.Array) -> jax.Array:

@@ -72,6 +72,7 @@ def run(config: ConfigDict, workdir: str) -> dict[str, Any]:
     },
   }
   method = make_method(config, info['size_px'], info['channels'])
+  info |= method.facts
   rows = data.pretraining_rows(dataset, config.data.split, config.data.spare)
   proof = {
     'audit_reasons': audit.refuse(
