@@ -72,6 +72,7 @@ def _clip(config: ConfigDict, size: str) -> None:
     config.model.patch, config.model.out = 8, 8
     config.text.width, config.text.depth, config.text.heads = 16, 1, 2
     config.text.length, config.text.vocabulary = 16, 32
+    config.batch_size = 16
     config.optim.warmup_steps = 2
 
 
