@@ -74,6 +74,7 @@ TASKS: dict[str, Callable[[ConfigDict, str], dict]] = {
   'prepare': _task('data.prepare'),
   'audit': _task('auditing.audit'),
   'pretrain': _task('training.train'),
+  'convert_clip': _task('converting.convert'),
   'probe': _task('probing.probe'),
   'probe_curve': _task('probing.probe_curve'),
   'ablate': _task('probing.ablate'),

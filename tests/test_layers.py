@@ -10,8 +10,8 @@ PACKAGE = pathlib.Path(__file__).parent.parent / 'micdiffrep_jax'
 ORDER = (
   'lookup keys stats log sharding diffusion augment views sampling guard '
   'debug seals checkpoint distributed sweep_table data models methods '
-  'features generation training heads reporting pipeline probing deploy '
-  'auditing sweep main'
+  'features converting generation training heads reporting pipeline probing '
+  'deploy auditing sweep main'
 ).split()
 FILES = sorted(PACKAGE.rglob('*.py'))
 

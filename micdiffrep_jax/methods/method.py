@@ -1,6 +1,7 @@
 """What a pretraining method is to the rest of the code."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import jax
@@ -39,6 +40,7 @@ class Method(NamedTuple):
       vector is wanted; '' for the last of `layers`.
     check: number of training images -> None; ValueError where they do not suit
       the settings. None where any number does.
+    facts: what every result must say of the method beside its name.
   """
 
   init: Callable[[jax.Array], tuple[Tree, Tree]]
@@ -54,6 +56,7 @@ class Method(NamedTuple):
   side: Callable[[Dataset], dict[str, np.ndarray]] | None = None
   output: str = ''
   check: Callable[[int], None] | None = None
+  facts: Mapping[str, Any] = MappingProxyType({})
 
 
 def to_float(images: jax.Array) -> jax.Array:

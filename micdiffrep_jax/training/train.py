@@ -76,6 +76,7 @@ def run(config: ConfigDict, workdir: str) -> dict[str, Any]:
   resolved = config.copy_and_resolve_references()
   resolved.steps = count_steps(config, len(rows))
   method = make_method(resolved, info['size_px'], info['channels'])
+  info |= method.facts
   if method.check:
     method.check(len(rows))
   proof = {

