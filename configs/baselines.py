@@ -136,7 +136,7 @@ def _clip(config: ConfigDict, size: str) -> None:
   config.optim.schedule = 'cosine'
   config.optim.warmup_steps = 500
   config.optim.b2 = 0.98
-  config.optim.weight_decay = 0.2  # of everything, ours
+  config.optim.weight_decay = 0.2
   if size != 'paper':
     config.text.tokens = 'words'
     config.text.vocabulary = 512
@@ -165,7 +165,89 @@ def _clip(config: ConfigDict, size: str) -> None:
     config.optim.warmup_steps = 2
 
 
-METHODS: dict = {'moco': _moco, 'byol': _byol, 'clip': _clip}
+def _mae(config: ConfigDict, size: str) -> None:
+  """Hidden patches from visible ones."""
+  del config.augment
+  config.model = ConfigDict()  # the encoder: ViT-B/16
+  config.model.width = 768
+  config.model.depth = 12
+  config.model.heads = 12
+  config.model.patch = 16
+  config.model.dtype = 'float32'  # or bfloat16: products only
+  config.mae = ConfigDict()  # the decoder, and the task
+  config.mae.width = 512
+  config.mae.depth = 8
+  config.mae.heads = 16
+  config.mae.mask = 0.75  # share of the patches that is hidden
+  config.mae.normalise = True  # each target patch by its mean and deviation
+  config.mae.variance_floor = 0.0  # ours; least variance divided by, e.g. 1e-3
+  config.crop = (0.2, 1.0)  # share of the area; flips too
+  config.batch_size = 256  # 4096 in the paper
+  config.optim.name = 'adamw'
+  config.optim.lr = 1.5e-4  # per 256 images
+  config.optim.schedule = 'cosine'
+  config.optim.warmup_steps = 2000  # 40 epochs in the paper
+  config.optim.b2 = 0.95
+  config.optim.weight_decay = 0.05
+  if size == 'tiny':
+    config.model.width, config.model.depth, config.model.heads = 128, 6, 4
+    config.model.patch = 8
+    config.mae.width, config.mae.depth, config.mae.heads = 64, 2, 4
+    config.mae.variance_floor = 1e-3
+    config.batch_size = 64
+    config.steps = 4000
+    config.optim.lr = 1e-3
+    config.optim.warmup_steps = 300
+    config.save_every, config.eval_every = 1000, 1000
+  elif size == 'test':
+    config.model.width, config.model.depth, config.model.heads = 16, 2, 2
+    config.model.patch = 4
+    config.mae.width, config.mae.depth, config.mae.heads = 8, 1, 2
+    config.batch_size = 16
+    config.optim.warmup_steps = 2
+
+
+def _supervised(config: ConfigDict, size: str) -> None:
+  """The control that reads the labels of the train part."""
+  kept = config.augment
+  _contrast(config, size)
+  config.augment = kept
+  config.classes = 4  # of the dataset
+  config.optim.name = 'adamw'
+  config.optim.lr = 1e-3
+  config.optim.weight_decay = 0.05
+  config.augment.rotate_deg = 10.0
+  config.augment.scale = 0.1
+  config.augment.shift = 0.05
+  config.augment.brightness = 0.1
+  config.augment.contrast = 0.2
+  if size == 'paper':
+    config.batch_size = 256
+    config.optim.warmup_steps = 500
+  elif size == 'tiny':
+    config.steps = 4000
+    config.optim.warmup_steps = 200
+
+
+def _random(config: ConfigDict, size: str) -> None:
+  """The UNet as initialised: one update at rate 0."""
+  found = pretrain.get_config(size)
+  config.method = 'ddpm'
+  for name in ('model', 'diffusion', 'batch_size'):
+    config[name] = found[name]
+  config.steps = 1
+  config.optim.lr = 0.0
+  config.optim.warmup_steps = 0
+
+
+METHODS: dict = {
+  'mae': _mae,
+  'moco': _moco,
+  'byol': _byol,
+  'clip': _clip,
+  'supervised': _supervised,
+  'random': _random,
+}
 PRESETS = tuple(f'{m},{s}' for m in METHODS for s in SIZES)
 
 

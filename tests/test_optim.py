@@ -94,9 +94,11 @@ def test_weight_decay_pulls_towards_zero_without_a_gradient():
   tx = optim.make_optimizer(
     config(name='adamw', schedule='constant', weight_decay=0.5), 10
   )
-  params = {'w': jnp.ones(1)}
-  update, _ = tx.update({'w': jnp.zeros(1)}, tx.init(params), params)
-  np.testing.assert_allclose(update['w'], [-0.05], rtol=1e-5)
+  params = {'w': jnp.ones((1, 1)), 'bias': jnp.ones(1)}
+  zeros = jax.tree.map(jnp.zeros_like, params)
+  update, _ = tx.update(zeros, tx.init(params), params)
+  np.testing.assert_allclose(update['w'], [[-0.05]], rtol=1e-5)
+  assert update['bias'] == 0
 
 
 @pytest.mark.parametrize('field', ['name', 'schedule', 'clip_norm'])

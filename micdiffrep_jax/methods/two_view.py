@@ -22,13 +22,11 @@ Tree = Any
 _POWER_STEPS = 16
 
 
-def make_embedder(
-  config: ConfigDict, size_px: int, hidden: int, out: int, norm: bool
-) -> Embedder:
-  """Encoder and projector of a pretraining config.
+def make_encoder(config: ConfigDict, size_px: int) -> ResNet:
+  """The encoder of a pretraining config.
 
-  Raises ValueError for an encoder that does not fit the images, a batch that
-  its groups do not divide, or an unknown policy of views.
+  Raises ValueError where it does not fit the images, or where its groups do not
+  divide the batch.
   """
   model = config.model
   check_resnet(size_px, model.blocks, model.stem)
@@ -40,8 +38,7 @@ def make_embedder(
       '(batch_size / accumulate) into parts of at least 2. Set '
       '--config.model.groups, --config.batch_size or --config.accumulate.'
     )
-  views.get_policy(config.views)
-  encoder = ResNet(
+  return ResNet(
     tuple(model.blocks),
     model.bottleneck,
     model.width,
@@ -49,6 +46,15 @@ def make_embedder(
     model.groups,
     model.dtype,
   )
+
+
+def make_embedder(
+  config: ConfigDict, size_px: int, hidden: int, out: int, norm: bool
+) -> Embedder:
+  """Encoder and projector; ValueError also for an unknown policy of views."""
+  encoder = make_encoder(config, size_px)
+  views.get_policy(config.views)
+  model = config.model
   projector = Projector(hidden, out, norm, model.groups, model.dtype)
   return Embedder(encoder, projector)
 

@@ -34,21 +34,23 @@ class Block(nn.Module):
   activation: str
   causal: bool
   dtype: str
+  epsilon: float = 1e-5  # of the norms
 
   @nn.compact
   def __call__(self, x):
     b, length, d = x.shape
+    norm = functools.partial(nn.LayerNorm, epsilon=self.epsilon)
     dense = functools.partial(
       nn.Dense, dtype=self.dtype, kernel_init=nn.initializers.xavier_uniform()
     )
-    h = _norm(name='norm1')(x)
+    h = norm(name='norm1')(x)
     q, k, v = (
       dense(d, name=name)(h).reshape(b, length, self.heads, d // self.heads)
       for name in ('query', 'key', 'value')
     )
     h = jax.nn.dot_product_attention(q, k, v, is_causal=self.causal)
     x = x + dense(d, name='out')(h.reshape(b, length, d)).astype(x.dtype)
-    h = dense(4 * d, name='up')(_norm(name='norm2')(x))
+    h = dense(4 * d, name='up')(norm(name='norm2')(x))
     h = dense(d, name='down')(ACTIVATIONS[self.activation](h))
     return x + h.astype(x.dtype)
 

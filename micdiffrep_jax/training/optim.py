@@ -1,5 +1,7 @@
 """The optimizer chain and its learning-rate schedule, from config.optim."""
 
+from typing import Any
+
 import jax
 from ml_collections import ConfigDict
 import optax
@@ -42,16 +44,17 @@ def lars(
   multiplies first, so that under a warm-up old gradients keep their old rate.
   Source: You et al. 2017; Grill et al. 2020, appendix.
   """
-
-  def matrices(params):
-    return jax.tree.map(lambda x: x.ndim > 1, params)
-
   return optax.chain(
     optax.add_decayed_weights(weight_decay, matrices),
     optax.masked(optax.scale_by_trust_ratio(trust_coefficient=1e-3), matrices),
     optax.trace(momentum),
     optax.scale_by_learning_rate(schedule),
   )
+
+
+def matrices(params: Any) -> Any:
+  """True for weights, False for biases, gains and tokens, which never decay."""
+  return jax.tree.map(lambda x: x.ndim > 1, params)
 
 
 def make_optimizer(
@@ -62,7 +65,11 @@ def make_optimizer(
   optimizers = {
     'adam': lambda: optax.adam(schedule, optim.b1, optim.b2),
     'adamw': lambda: optax.adamw(
-      schedule, optim.b1, optim.b2, weight_decay=optim.weight_decay
+      schedule,
+      optim.b1,
+      optim.b2,
+      weight_decay=optim.weight_decay,
+      mask=matrices,
     ),
     'sgd': lambda: optax.chain(
       optax.add_decayed_weights(optim.weight_decay),

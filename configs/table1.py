@@ -1,0 +1,57 @@
+r"""The paper's Table 1: every method on the same images, under one probe.
+
+python -m micdiffrep_jax.main --config=configs/table1.py:PRESET \
+  --config.data.path=DATASET --workdir=runs/table1
+
+paper   the recipes of the papers, 112 px; for a GPU, days.
+tiny    64 px, 256,000 images drawn by each method; a night on 2 CPU cores.
+test    seconds a method; for trying things out.
+A method that is pretrained already: --config.checkpoints.ddpm=RUN. Cells that
+are finished are not run again.
+"""
+
+from ml_collections import ConfigDict
+
+from configs import baselines, pretrain, probe
+
+METHODS = ('ddpm', 'mae', 'moco', 'byol', 'clip', 'supervised')
+
+
+def get_config(preset: str = 'paper') -> ConfigDict:
+  """The pretraining of each method, and the probe that all of them get."""
+  preset = preset or 'paper'
+  if preset not in baselines.SIZES:
+    raise ValueError(f'Unknown preset {preset!r}; one of {baselines.SIZES}.')
+  config = ConfigDict()
+  config.task = 'table1'
+  config.data = ConfigDict()
+  config.data.path = 'phantom'  # a prepared folder, or phantom[:key=value,...]
+  config.data.cache = True  # images as one array in memory-mapped form
+  config.splits = (
+    'grouped',
+    'paper',
+  )  # columns; pretraining sees no test of any
+  config.methods = METHODS  # rows
+  config.images_drawn = 16_000_000  # by each method, in pretraining
+  config.pretrain = ConfigDict({'ddpm': pretrain.get_config(preset)})
+  for name in METHODS[1:]:
+    config.pretrain[name] = baselines.get_config(f'{name},{preset}')
+  # Folders of pretraining runs to take instead; also of encoders that others
+  # trained, from configs/convert_clip.py.
+  config.checkpoints = ConfigDict(dict.fromkeys(METHODS, ''))
+  config.checkpoints.external = ''
+  small = preset if preset != 'paper' else ''
+  config.probe = probe.get_config(small)
+  config.probe.classic = ('logistic', 'knn')
+  config.headline = 'logistic'  # the probe of the plot, and the paper's column
+  config.resamples = 2000  # of groups, for paired comparisons with `ddpm`
+  if preset == 'tiny':
+    config.images_drawn = 256_000
+    # Logistic regression, trained by Adam like the other heads: minutes less.
+    config.headline = 'linear_concat'
+    config.probe.classic = ('knn',)
+  elif preset == 'test':
+    config.data.path = config.probe.data.path
+    config.images_drawn = 320
+    config.methods = ('ddpm', 'mae')
+  return config

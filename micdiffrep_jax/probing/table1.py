@@ -1,0 +1,155 @@
+"""Task `table1`: every method pretrained on the same images, under one probe.
+
+The same training images, the same number of them drawn, the same heads and the
+same candidate settings chosen on validation; beside each method its own
+architecture with random weights, and the floors once.
+"""
+
+import os
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from ml_collections import ConfigDict
+
+from micdiffrep_jax import features, log, pipeline
+from micdiffrep_jax.data import splits
+from micdiffrep_jax.lookup import lookup
+from micdiffrep_jax.probing import ablate_tables, probe, table1_rows
+from micdiffrep_jax.training import train
+
+
+def check(config: ConfigDict) -> None:
+  """Raises ValueError for what can be told to be wrong before anything runs."""
+  for field in ('methods', 'splits'):
+    if not config[field]:
+      raise ValueError(f'--config.{field} is empty; give at least one.')
+  for name in config.methods:
+    if name not in config.checkpoints or not config.checkpoints[name]:
+      lookup(config.pretrain, name, 'method', '--config.methods')
+  for name in config.splits:
+    lookup(dict.fromkeys(splits.NAMES), name, 'split', '--config.splits')
+  if config.images_drawn < 1:
+    raise ValueError(
+      f'images_drawn={config.images_drawn}: set --config.images_drawn to 1 or '
+      'more.'
+    )
+  names = ('linear_single', table1_rows.MSFA, *config.probe.classic)
+  lookup(dict.fromkeys(names), config.headline, 'row', '--config.headline')
+
+
+def pretrain_config(config: ConfigDict, name: str) -> ConfigDict:
+  """The pretraining of a method on what no split of the table tests."""
+  unit = config.pretrain[name].copy_and_resolve_references()
+  with unit.unlocked():
+    unit.data.path, unit.data.cache = config.data.path, config.data.cache
+    unit.data.split = config.splits[0]
+    unit.data.spare = tuple(config.splits[1:])
+    unit.steps = -(-config.images_drawn // unit.batch_size)
+    warmup = unit.optim.warmup_steps  # of a longer run, maybe
+    unit.optim.warmup_steps = min(warmup, unit.steps // 10)
+  return unit
+
+
+def probe_config(
+  config: ConfigDict, checkpoint: str, split: str, timesteps: int, first: bool
+) -> ConfigDict:
+  """One probe for all; methods without noise have the one timestep 0."""
+  unit = config.probe.copy_and_resolve_references()
+  with unit.unlocked():
+    unit.data.path, unit.data.cache = config.data.path, config.data.cache
+    unit.data.split, unit.checkpoint = split, checkpoint
+    if timesteps == 1:
+      unit.timesteps = (0,)
+    if not first:
+      unit.floors = ()  # they are those of the first
+  return unit
+
+
+def finished(config: ConfigDict, folder: str, task: Any) -> dict[str, Any]:
+  """The results of a cell, which is run unless it has been."""
+  found = pipeline.finished(folder, config)
+  return task(config, folder) if found is None else found
+
+
+def flops_per_image(encoder: features.Encoder) -> float | None:
+  """Of a training step, forward and backward; None where XLA does not say.
+
+  Counted before compilation, so nothing is fused or dropped yet.
+  """
+  method, config, info = encoder.method, encoder.config, encoder.info
+  if not info.get('images_seen'):
+    return None  # nothing was trained here
+  b, size, c = config.batch_size, info['size_px'], info['channels']
+  params, extra = jax.eval_shape(method.init, jax.random.key(0))
+  batch = {'image': jax.ShapeDtypeStruct((b, size, size, c), jnp.uint8)}
+  if method.side:
+    return None  # labels and captions: their shapes are the dataset's
+  grad = jax.grad(lambda p, e, x, k: method.loss(p, e, x, k)[0])
+  lowered = jax.jit(grad).lower(params, extra, batch, jax.random.key(0))
+  cost = lowered.cost_analysis()
+  return None if not cost else float(cost['flops']) / b
+
+
+def run(config: ConfigDict, workdir: str) -> dict[str, Any]:
+  """Pretrains and probes what is not finished; writes the table in four forms.
+
+  table1.csv, table1.md, table1.png and results.json.
+  """
+  check(config)
+  cells: dict[str, dict[str, Any]] = {}
+  costs: dict[str, dict[str, Any]] = {}
+  for name in config.methods:
+    checkpoint = config.checkpoints.get(name, '')
+    if not checkpoint:
+      checkpoint = os.path.join(workdir, name, 'pretrain')
+      log.get_logger().info('%s: pretraining in %s.', name, checkpoint)
+      finished(pretrain_config(config, name), checkpoint, train.run)
+    encoder = features.load_encoder(checkpoint)
+    costs[name] = {
+      'images_drawn': encoder.info.get('images_seen', 0),
+      'parameters': sum(x.size for x in jax.tree.leaves(encoder.variables)),
+      'flops_per_image': flops_per_image(encoder),
+      'facts': dict(encoder.method.facts),
+      'checkpoint': checkpoint,
+    }
+    for split in config.splits:
+      first = name == config.methods[0]
+      unit = probe_config(
+        config, checkpoint, split, encoder.method.timesteps, first
+      )
+      folder = os.path.join(workdir, name, f'probe_{split}')
+      log.get_logger().info('%s: probing in %s.', name, folder)
+      found = finished(unit, folder, probe.run)
+      cells.setdefault(name, {})[split] = (found, folder)
+  scores = table1_rows.rows_of(
+    {
+      name: {split: found for split, (found, _) in by_split.items()}
+      for name, by_split in cells.items()
+    },
+    config.headline,
+  )
+  results = {
+    'task': 'table1',
+    'table': scores,
+    'costs': costs,
+    'candidates': {
+      name: {
+        split: table1_rows.trials(found)
+        for split, (found, _) in by_split.items()
+      }
+      for name, by_split in cells.items()
+    },
+    'comparisons': table1_rows.comparisons(cells, config),
+    'headline': config.headline,
+    'splits': config.splits,
+  }
+  if jax.process_index() == 0:
+    rows = [[row[c] for c in table1_rows.COLUMNS] for row in scores]
+    path = os.path.join(workdir, 'table1.csv')
+    ablate_tables.write_csv(path, table1_rows.COLUMNS, rows)
+    text = table1_rows.markdown(results)
+    log.write_whole(os.path.join(workdir, 'table1.md'), text.encode())
+    table1_rows.draw(os.path.join(workdir, 'table1.png'), results)
+    print(text, flush=True)
+  return log.write_results(workdir, results, config)

@@ -1,0 +1,98 @@
+"""Two methods pretrained and probed for seconds, then the table of both."""
+
+import csv
+
+import numpy as np
+import pytest
+
+from configs import table1 as table1_config
+from micdiffrep_jax.probing import table1
+from micdiffrep_jax.stats import bootstrap
+from micdiffrep_jax.training import train
+
+
+def get_config(**changes):
+  config = table1_config.get_config('test')
+  config.images_drawn = 64
+  config.splits = ('grouped',)
+  config.probe.classic = ('knn',)
+  config.headline = 'knn'
+  config.probe.heads.kinds = ('linear',)
+  config.probe.bundle = 'linear_concat'
+  config.probe.random_encoder = False
+  for name in config.methods:
+    config.pretrain[name].monitor.samples = 0
+    config.pretrain[name].monitor.probe_images = 0
+  config.update_from_flattened_dict(changes)
+  return config.lock()
+
+
+@pytest.fixture(scope='module')
+def finished(tmp_path_factory):
+  workdir = tmp_path_factory.mktemp('table1')
+  return workdir, table1.run(get_config(), str(workdir))
+
+
+def test_every_method_draws_the_same_images_and_has_its_rows(finished):
+  workdir, results = finished
+  assert {c['images_drawn'] for c in results['costs'].values()} == {64}
+  assert {(r['method'], r['row']) for r in results['table']} == {
+    *((m, r) for m in ('ddpm', 'mae') for r in ('linear_single', 'knn')),
+    *((m, 'linear_concat') for m in ('ddpm', 'mae')),
+    ('floor', 'majority'),
+    ('floor', 'nearest_pixels'),
+  }
+  with open(workdir / 'table1.csv') as f:
+    lines = list(csv.DictReader(f))
+  assert len(lines) == len(results['table'])
+  (mae,) = [x for x in lines if (x['method'], x['row']) == ('mae', 'knn')]
+  assert float(mae['paper']) == 69
+  text = (workdir / 'table1.md').read_text()
+  assert '| mae | knn | 69 |' in text
+  assert (workdir / 'table1.png').stat().st_size > 5000
+
+
+def test_methods_are_compared_on_the_same_groups(finished):
+  workdir, results = finished
+  (found,) = [c for c in results['comparisons'] if c['row'] == 'knn']
+  right = {}
+  for name in ('ddpm', 'mae'):
+    with np.load(workdir / name / 'probe_grouped/predictions.npz') as z:
+      said, labels = z['test.probs.knn'].argmax(1), z['test.label']
+      right[name] = (said == labels).mean()
+      groups = z['test.group']
+  assert found['other'] == 'mae'
+  assert np.isclose(found['difference'], right['ddpm'] - right['mae'])
+  assert len(bootstrap.group_weights(groups, 2, 0)[0][0]) > 3
+
+
+def test_finished_cells_are_not_run_again(finished, monkeypatch):
+  workdir, results = finished
+  for module, name in ((train, 'run'), (table1.probe, 'run')):
+    monkeypatch.setattr(
+      module, name, lambda *_: pytest.fail('a finished cell was run again')
+    )
+  again = table1.run(get_config(), str(workdir))
+  assert again['table'] == results['table']
+
+
+def test_one_encoder_spares_the_test_images_of_every_split():
+  config = get_config(splits=('grouped', 'paper'))
+  unit = table1.pretrain_config(config, 'mae')
+  assert (unit.data.split, unit.data.spare) == ('grouped', ('paper',))
+  assert unit.steps * unit.batch_size == 64
+
+
+@pytest.mark.parametrize(
+  ('field', 'value', 'message'),
+  [
+    ('methods', ('ddpm', 'mea'), 'mea'),
+    ('methods', (), '--config.methods'),
+    ('splits', ('groups',), '--config.splits'),
+    ('images_drawn', 0, '--config.images_drawn'),
+    ('headline', 'msfa', '--config.headline'),
+  ],
+)
+def test_a_bad_config_is_refused_with_its_flag(field, value, message, tmp_path):
+  with pytest.raises(ValueError, match=message):
+    table1.run(get_config(**{field: value}), str(tmp_path))
