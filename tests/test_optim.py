@@ -1,3 +1,4 @@
+import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 import numpy as np
