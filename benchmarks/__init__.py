@@ -1,0 +1,1 @@
+"""Measurements that README quotes; each is one command."""
