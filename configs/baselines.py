@@ -4,12 +4,13 @@ python -m micdiffrep_jax.main --config=configs/baselines.py:METHOD,SIZE \
   --config.data.path=DATASET --workdir=RUN
 
 SIZE is paper (the default; a GPU or TPU), tiny (64 px, 2 CPU cores) or test
-(seconds). What all methods share is in configs/pretrain.py.
+(seconds). What all methods share is in configs/pretrain.py. METHOD clip_frozen
+trains nothing: it is configs/convert_clip.py, and takes --config.source=FILE.
 """
 
 from ml_collections import ConfigDict
 
-from configs import pretrain
+from configs import convert_clip, pretrain
 
 SIZES = ('paper', 'tiny', 'test')
 
@@ -255,6 +256,8 @@ def get_config(preset: str = 'mae,paper') -> ConfigDict:
   """The fields of a baseline; a comment marks what is ours."""
   name, _, size = preset.partition(',')
   size = size or 'paper'
+  if name == 'clip_frozen':
+    return convert_clip.get_config()
   if name not in METHODS or size not in SIZES:
     raise ValueError(
       f'Unknown preset {preset!r}; METHOD or METHOD,SIZE with METHOD one of '
