@@ -5,7 +5,7 @@ python -m micdiffrep_jax.main --config=configs/pretrain.py:PRESET \
 
 paper   112 px, 47 M parameters; one GPU of 12 GB or more.
 small   64 px, 2 CPU cores, a day.
-tiny    64 px, 192,000 images drawn: 100 minutes on one CPU core.
+tiny    64 px, 256,000 images drawn: 90 minutes on one CPU core.
 test    32 px, seconds; for trying things out.
 The same command goes on where a stopped run was.
 """
@@ -101,7 +101,7 @@ def get_config(preset: str = 'paper') -> ConfigDict:
     config.optim.lr = 2e-4
     config.ema_decay = 0.999
   elif preset == 'tiny':
-    config.steps = 6000
+    config.steps = 8000
     config.model.channels = 64
     config.model.multipliers = (1, 2, 2)  # on patches: 16, 8, 4 px
     config.model.patch = 4
@@ -112,8 +112,8 @@ def get_config(preset: str = 'paper') -> ConfigDict:
     config.optim.warmup_steps = 200
     config.ema_decay = 0.999
     config.save_every = 500
-    config.keep_every = 1500
-    config.eval_every = 1500
+    config.keep_every = 2000
+    config.eval_every = 2000
   elif preset == 'test':
     config.data.path = 'phantom:size_px=16,patients=60'
     config.batch_size = 16

@@ -69,11 +69,7 @@ def get_config(preset: str = 'paper') -> ConfigDict:
   config.pretrain.data.spare = ('paper',)
   # `leaky` needs an encoder of its own: --config.splits.checkpoints.leaky=RUN.
   config.splits.splits = ('paper', 'grouped')
-  if preset == 'tiny':
-    config.pretrain.steps = 8000
-    config.pretrain.keep_every = 2000
-    config.pretrain.eval_every = 2000
-  elif preset == 'test':
+  if preset == 'test':
     made.source = 'phantom:size_px=16,patients=60'
     made.size_px = 16
     made.group_regex = ''
