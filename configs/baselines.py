@@ -45,7 +45,13 @@ def _contrast(config: ConfigDict, size: str) -> None:
 
 
 def _moco(config: ConfigDict, size: str) -> None:
-  """MoCo v2; the paper's optimizer, momentum and temperature."""
+  """MoCo v2; the paper's optimizer, momentum and temperature.
+
+  tiny with --config.steps=1000, on 9,569 images of 64 px: 64,000 images drawn
+  in 13 minutes on a shared CPU core. Effective rank 63.4, with random weights
+  54.4; test accuracy (configs/probe.py:tiny, one average a layer) of logistic
+  regression .640 against .589, of nearest neighbours .745 against .719.
+  """
   _contrast(config, size)
   config.views = 'paper'  # paper | paper_asymmetric | mri
   config.moco = ConfigDict()

@@ -5,7 +5,7 @@ import optax
 import pytest
 
 from configs import baselines
-from micdiffrep_jax import views
+from micdiffrep_jax import sharding, views
 from micdiffrep_jax.methods import moco, two_view
 from micdiffrep_jax.methods.method import to_float
 from micdiffrep_jax.training.state import make_state, make_step
@@ -165,3 +165,23 @@ def test_validation_counts_each_image_by_its_weight(method, state):
   other = validate(variables, changed, keys(), weights)['loss']
   assert float(one[1]) == 2
   np.testing.assert_allclose(one[0], other[0], rtol=1e-5)
+
+
+def test_eight_devices_give_the_loss_and_the_queue_of_one(method, state):
+  mesh = jax.sharding.Mesh(np.array(jax.devices()), ('data',))
+  f = jax.jit(jax.value_and_grad(method.loss, has_aux=True))
+  (one, (extra, _)), gradient = f(
+    *state, {'image': images()}, jax.random.key(0)
+  )
+  whole = sharding.replicated(mesh)
+  split = sharding.place({'image': images()}, mesh)
+  key = sharding.replicate(jax.random.key(0), mesh)
+  (eight, (other, _)), moved = f(*jax.device_put(state, whole), split, key)
+  assert len(eight.sharding.device_set) == 8
+  # Sums in another order; groups of 8 images span four devices.
+  np.testing.assert_allclose(eight, one, rtol=1e-4)
+  np.testing.assert_allclose(other['queue'], extra['queue'], atol=1e-4)
+  for a, b in zip(
+    jax.tree.leaves(gradient), jax.tree.leaves(moved), strict=True
+  ):
+    np.testing.assert_allclose(a, b, atol=1e-3)

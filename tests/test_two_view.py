@@ -141,7 +141,7 @@ def test_a_fall_of_the_rank_below_its_first_value_is_warned_of(
   monkeypatch.setattr(
     logger, 'warning', lambda *a: warnings.append(a[0] % a[1:])
   )
-  results = train.run(make_config('byol', steps=2), str(tmp_path))
+  results = train.run(make_config('byol', steps=3), str(tmp_path))
   assert results['feature_rank'] == pytest.approx(1, abs=1e-3)
   assert any('collapsing' in w for w in warnings)
 
