@@ -1,12 +1,12 @@
 import jax
 import numpy as np
 import pytest
+import torch_efficientnet
 
 from configs import convert_clip
 from micdiffrep_jax import features
 from micdiffrep_jax.converting import convert, efficientnet_weights
 from micdiffrep_jax.models.efficientnet_lite import EfficientNetLite, tap_names
-from tests import torch_efficientnet
 
 torch = pytest.importorskip('torch', reason='the reference needs torch')
 STAGES = ((3, 1, 1, 6, 1), (5, 2, 3, 8, 2), (3, 2, 3, 10, 1))
@@ -42,6 +42,7 @@ def test_random_weights_neither_vanish_nor_explode():
 
 def test_a_missing_tensor_is_named():
   state = torch_efficientnet.random_state(STAGES, 4, 12)
+  state = {k: v.numpy() for k, v in state.items()}
   del state['_blocks.1._bn0.weight']
   with pytest.raises(ValueError, match=r'_blocks\.1\._bn0\.weight'):
     efficientnet_weights.convert(state, STAGES)

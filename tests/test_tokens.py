@@ -28,7 +28,8 @@ def test_byte_pairs_equal_those_of_transformers(tmp_path):
   transformers = pytest.importorskip(
     'transformers', reason='the reference is transformers'
   )
-  merges = ['a n', 'an d</w>', 't h', 'th e</w>', 'o n', 'i on</w>', 'on e</w>']
+  merges = ['a n', 'an d</w>', 't h', 'th e</w>', 'o n</w>', 'i on</w>']
+  merges += ['o n', 'on e</w>']
   (tmp_path / 'merges.txt').write_text('\n'.join(['#version', *merges, '']))
   letters = list(tokens._alphabet().values())
   pieces = [*letters, *(v + '</w>' for v in letters)]

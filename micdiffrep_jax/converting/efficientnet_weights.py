@@ -40,7 +40,9 @@ def convert(state: Mapping[str, np.ndarray], stages=LITE0) -> Tree:
     params['stem'] = _conv(state, '_conv_stem')
     norm('_bn0', params, stats, 'stem_norm')
     for i, block in enumerate(blocks(stages)):
-      name, p, s = f'_blocks.{i}', {}, {}
+      name = f'_blocks.{i}'
+      p: Tree = {}
+      s: Tree = {}
       if block.expand != 1:
         p['expand'] = _conv(state, f'{name}._expand_conv')
         norm(f'{name}._bn0', p, s, 'expand_norm')
