@@ -41,8 +41,8 @@ def convert(state: Mapping[str, np.ndarray], stages=LITE0) -> Tree:
     norm('_bn0', params, stats, 'stem_norm')
     for i, block in enumerate(blocks(stages)):
       name = f'_blocks.{i}'
-      p: dict = {}
-      s: dict = {}
+      p: Tree = {}
+      s: Tree = {}
       if block.expand != 1:
         p['expand'] = _conv(state, f'{name}._expand_conv')
         norm(f'{name}._bn0', p, s, 'expand_norm')
