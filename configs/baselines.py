@@ -85,7 +85,7 @@ def _byol(config: ConfigDict, size: str) -> None:
 
   tiny collapses in part in short runs: no healthy setting is known yet. On
   9,569 images of 64 px, views `paper`, 28,000 images drawn with AdamW 5e-4,
-  weight decay 0.01, batch 128 and tau 0.996: effective rank 27, with random
+  weight decay 0.01, batch 128 and tau 0.996: effective rank 25, with random
   weights 54, and features worse than random ones. LARS 0.5 with tau 0.97, batch
   64: 20 after 8,000 images. Watch feature_rank against feature_rank_init.
   """
