@@ -40,7 +40,7 @@ class _Storage(NamedTuple):
 
   key: str
   kind: str
-  count: int
+  length: int
 
 
 class _Tensor(NamedTuple):
@@ -152,10 +152,10 @@ def _read_zip(path: str) -> dict[str, np.ndarray]:
       if storage not in found:
         content = _member(archive, f'{prefix}data/{storage.key}', path)
         dtype = np.dtype(_DTYPES[storage.kind])
-        if not 0 <= storage.count * dtype.itemsize <= len(content):
+        if not 0 <= storage.length * dtype.itemsize <= len(content):
           raise ValueError(f'{path!r} is cut short.')
         found[storage] = np.frombuffer(
-          content[: storage.count * dtype.itemsize], dtype
+          content[: storage.length * dtype.itemsize], dtype
         )
       named[name] = _array(tensor, found[storage])
     return named
@@ -180,7 +180,7 @@ def _read_old(path: str) -> dict[str, np.ndarray]:
       dtype = np.dtype(_DTYPES[storage.kind])
       count = int.from_bytes(f.read(8), 'little')
       content = f.read(count * dtype.itemsize)
-      if count != storage.count or len(content) != count * dtype.itemsize:
+      if count != storage.length or len(content) != count * dtype.itemsize:
         raise ValueError(f'{path!r} is cut short.')
       found[key] = np.frombuffer(content, dtype)
     return {k: _array(t, found[t.storage.key]) for k, t in tensors.items()}
