@@ -2,13 +2,14 @@
 
 import json
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from PIL import Image
 import pytest
 
 from configs import convert_clip, pretrain, probe
-from micdiffrep_jax.converting import convert
+from micdiffrep_jax.converting import clip_weights, convert
 from micdiffrep_jax.data import dataset as data
 from micdiffrep_jax.methods import METHODS, frozen
 from micdiffrep_jax.probing import probe as probing
@@ -119,3 +120,36 @@ def test_a_frozen_encoder_is_not_pretrained(tmp_path):
   rows = data.pretraining_rows(dataset, 'grouped')
   with pytest.raises(ValueError, match='converted by.*--config.method'):
     train.fit(method, run, dataset, rows, {}, {}, str(tmp_path / 'pretrain'))
+
+
+def test_both_layouts_give_the_same_variables():
+  state = tower()
+  v, layer = 'vision_model.', 'vision_model.encoder.layers.0.'
+  block = 'visual.transformer.resblocks.0.'
+  other = {
+    'visual.conv1.weight': state[v + 'embeddings.patch_embedding.weight'],
+    'visual.class_embedding': state[v + 'embeddings.class_embedding'],
+    'visual.positional_embedding': state[
+      v + 'embeddings.position_embedding.weight'
+    ],
+    'visual.proj': state['visual_projection.weight'].T,
+  }
+  for kind in ('weight', 'bias'):
+    other |= {
+      f'visual.ln_pre.{kind}': state[f'{v}pre_layrnorm.{kind}'],
+      f'visual.ln_post.{kind}': state[f'{v}post_layernorm.{kind}'],
+      f'{block}ln_1.{kind}': state[f'{layer}layer_norm1.{kind}'],
+      f'{block}ln_2.{kind}': state[f'{layer}layer_norm2.{kind}'],
+      f'{block}mlp.c_fc.{kind}': state[f'{layer}mlp.fc1.{kind}'],
+      f'{block}mlp.c_proj.{kind}': state[f'{layer}mlp.fc2.{kind}'],
+      f'{block}attn.in_proj_{kind}': np.concatenate(
+        [state[f'{layer}self_attn.{x}_proj.{kind}'] for x in 'qkv']
+      ),
+      f'{block}attn.out_proj.{kind}': state[
+        f'{layer}self_attn.out_proj.{kind}'
+      ],
+    }
+  a = clip_weights.convert(state, 2, 'quick_gelu')
+  b = clip_weights.convert(other, 2, 'quick_gelu')
+  assert a[:2] == b[:2]
+  jax.tree.map(np.testing.assert_array_equal, a[2], b[2])

@@ -149,3 +149,20 @@ def test_a_file_cut_short_is_refused(tower, tmp_path):
   path.write_bytes(path.read_bytes()[:-10])
   with pytest.raises(ValueError, match='cut short'):
     torch_file.read(str(path))
+
+
+def test_an_array_built_by_hand_in_a_pickle_is_refused(tmp_path):
+  """What a pickle sets on a tensor must not reach an array's internals."""
+  path = str(tmp_path / 'a.pt')
+  torch.save({'x': torch.zeros(4)}, path)
+  with zipfile.ZipFile(path) as archive:
+    names = {n: archive.read(n) for n in archive.namelist()}
+  found = next(n for n in names if n.endswith('data.pkl'))
+  content = names[found]
+  at = content.rindex(b'R') + 1  # the tensor is rebuilt; set its state: (1,)
+  names[found] = content[:at] + b'K\x01\x85b' + content[at:]
+  with zipfile.ZipFile(path, 'w') as archive:
+    for name, value in names.items():
+      archive.writestr(name, value)
+  with pytest.raises(ValueError, match='damaged|no PyTorch file'):
+    torch_file.read(path)

@@ -32,6 +32,7 @@ def read(path: str, activation: str) -> tuple[State, str]:
   if not path.endswith('.safetensors'):
     return torch_file.read(path), _known(activation, 'quick_gelu', path)
   try:
+    from safetensors import SafetensorError
     from safetensors.numpy import load_file
   except ImportError as e:
     raise ValueError(
@@ -43,7 +44,10 @@ def read(path: str, activation: str) -> tuple[State, str]:
     with open(beside) as f:
       record = json.load(f)
     told = record.get('vision_config', record).get('hidden_act', 'quick_gelu')
-  return load_file(path), _known(activation, told, path)
+  try:
+    return load_file(path), _known(activation, told, path)
+  except SafetensorError as e:
+    raise ValueError(f'{path!r} is damaged: {e}. Set --config.source.') from e
 
 
 def _known(given: str, told: str, path: str) -> str:

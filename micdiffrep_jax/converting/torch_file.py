@@ -7,9 +7,9 @@ before 2020.
 """
 
 from collections import OrderedDict
-import os
+from collections.abc import Iterator
 import pickle
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, NamedTuple
 import zipfile
 
 import ml_dtypes
@@ -35,31 +35,37 @@ class _Module:
   """Stands for a TorchScript object: its attributes, none of its code."""
 
 
-def _rebuild_tensor(
-  storage: np.ndarray, offset: int, size: tuple, stride: tuple, *_: Any
-) -> np.ndarray:
-  """A view of a storage; raises ValueError where it would leave it."""
-  last = offset + sum((n - 1) * s for n, s in zip(size, stride, strict=True))
-  if min((offset, *size, *stride)) < 0 or (
-    0 not in size and last >= storage.size
-  ):
-    raise ValueError('A tensor lies outside its storage.')
-  if 0 in size:
-    return np.empty(size, storage.dtype)
-  return np.lib.stride_tricks.as_strided(
-    storage[offset:],
-    size,
-    [s * storage.itemsize for s in stride],
-    writeable=False,
-  )
+class _Storage(NamedTuple):
+  """Numbers that a file names: where they are, their type, how many."""
+
+  key: str
+  kind: str
+  length: int
+
+
+class _Tensor(NamedTuple):
+  """A view of a storage; no array yet, as a pickle may set an array's state."""
+
+  storage: _Storage
+  offset: int
+  size: tuple[int, ...]
+  stride: tuple[int, ...]
+
+
+def _rebuild_tensor(*args: Any) -> _Tensor:
+  return _Tensor(*args[:4])
+
+
+def _rebuild_parameter(data: _Tensor, *_: Any) -> _Tensor:
+  return data
 
 
 class _Unpickler(pickle.Unpickler):
-  """Builds dicts, lists and tensors; any other name is an error."""
+  """Builds dicts, lists and the two records above; other names are errors."""
 
-  def __init__(self, file: BinaryIO, path: str, storages: '_Storages'):
+  def __init__(self, file: BinaryIO, path: str):
     super().__init__(file, encoding='utf-8')
-    self._path, self._storages = path, storages
+    self._path = path
 
   def find_class(self, module: str, name: str) -> Any:
     if (module, name) == ('collections', 'OrderedDict'):
@@ -67,9 +73,9 @@ class _Unpickler(pickle.Unpickler):
     if (module, name) == ('torch._utils', '_rebuild_tensor_v2'):
       return _rebuild_tensor
     if (module, name) == ('torch._utils', '_rebuild_parameter'):
-      return lambda data, *_: data
+      return _rebuild_parameter
     if module == 'torch' and name in _DTYPES:
-      return np.dtype(_DTYPES[name])
+      return name
     if module == 'torch.jit._pickle' and name in _LISTS:
       return list
     if module == '__torch__' or module.startswith('__torch__.'):
@@ -80,33 +86,24 @@ class _Unpickler(pickle.Unpickler):
       '--config.source.'
     )
 
-  def persistent_load(self, pid: Any) -> np.ndarray:
-    kind, dtype, key, _, count = pid[:5]
-    if kind != 'storage' or not isinstance(dtype, np.dtype):
-      raise ValueError(f'{self._path} holds {kind!r}, not only tensors.')
-    return self._storages.get(key, dtype, count)
+  def persistent_load(self, pid: Any) -> _Storage:
+    what, kind, key, _, count = pid[:5]
+    if what != 'storage' or kind not in _DTYPES or not isinstance(count, int):
+      raise ValueError(f'{self._path} holds {what!r}, not only tensors.')
+    return _Storage(str(key), kind, count)
 
 
-class _Storages:
-  """Arrays by key; those of the old format are filled after they are named."""
-
-  def __init__(self, path: str, archive: zipfile.ZipFile | None, prefix: str):
-    self._path, self._archive, self._prefix = path, archive, prefix
-    self._limit = os.path.getsize(path)
-    self.found: dict[str, np.ndarray] = {}
-
-  def get(self, key: str, dtype: np.dtype, count: int) -> np.ndarray:
-    if key in self.found:
-      return self.found[key]
-    if not 0 <= count * dtype.itemsize <= self._limit:
-      raise ValueError(f'{self._path} names more data than it can hold.')
-    if self._archive is None:
-      self.found[key] = np.zeros(count, dtype)
-    else:
-      content = _member(self._archive, f'{self._prefix}data/{key}', self._path)
-      # The last storage may be padded.
-      self.found[key] = np.frombuffer(content, dtype, count)
-    return self.found[key]
+def _array(tensor: _Tensor, flat: np.ndarray) -> np.ndarray:
+  """A view of a storage; raises ValueError where it would leave it."""
+  _, offset, size, stride = tensor
+  if 0 in size:
+    return np.empty(size, flat.dtype)
+  last = offset + sum((n - 1) * s for n, s in zip(size, stride, strict=True))
+  if min((offset, *size, *stride)) < 0 or last >= flat.size:
+    raise ValueError('A tensor lies outside its storage.')
+  return np.lib.stride_tricks.as_strided(
+    flat[offset:], size, [s * flat.itemsize for s in stride], writeable=False
+  )
 
 
 def _member(archive: zipfile.ZipFile, name: str, path: str) -> bytes:
@@ -123,20 +120,20 @@ def read(path: str) -> dict[str, np.ndarray]:
   """
   try:
     with open(path, 'rb') as f:
-      tree = _read_zip(path) if zipfile.is_zipfile(f) else _read_old(path)
+      zipped = zipfile.is_zipfile(f)
+    named = (_read_zip if zipped else _read_old)(path)
   except OSError as e:
     raise ValueError(f'{path!r}: {e.strerror}. Set --config.source.') from e
   except (pickle.UnpicklingError, zipfile.BadZipFile, LookupError) as e:
     raise ValueError(f'{path!r} is no PyTorch file: {e}.') from e
   except (EOFError, TypeError, AttributeError, UnicodeDecodeError) as e:
     raise ValueError(f'{path!r} is damaged: {e}.') from e
-  found = dict(_tensors(tree, ''))
-  if not found:
+  if not named:
     raise ValueError(f'{path!r} holds no tensors.')
-  return found
+  return named
 
 
-def _read_zip(path: str) -> Any:
+def _read_zip(path: str) -> dict[str, np.ndarray]:
   with zipfile.ZipFile(path) as archive:
     names = archive.namelist()
     inner = [n for n in names if n.count('/') == 1 and n.endswith('/data.pkl')]
@@ -146,36 +143,54 @@ def _read_zip(path: str) -> Any:
     order = f'{prefix}byteorder'
     if order in names and _member(archive, order, path) != b'little':
       raise ValueError(f'{path!r} was written on a big-endian machine.')
-    storages = _Storages(path, archive, prefix)
     with archive.open(inner[0]) as f:
-      return _Unpickler(f, path, storages).load()  # type: ignore[arg-type]
+      tree = _Unpickler(f, path).load()  # type: ignore[arg-type]
+    found: dict[_Storage, np.ndarray] = {}
+    named = {}
+    for name, tensor in _tensors(tree, ''):
+      storage = tensor.storage
+      if storage not in found:
+        content = _member(archive, f'{prefix}data/{storage.key}', path)
+        dtype = np.dtype(_DTYPES[storage.kind])
+        if not 0 <= storage.length * dtype.itemsize <= len(content):
+          raise ValueError(f'{path!r} is cut short.')
+        found[storage] = np.frombuffer(
+          content[: storage.length * dtype.itemsize], dtype
+        )
+      named[name] = _array(tensor, found[storage])
+    return named
 
 
-def _read_old(path: str) -> Any:
-  storages = _Storages(path, None, '')
+def _read_old(path: str) -> dict[str, np.ndarray]:
   with open(path, 'rb') as f:
 
     def load():
-      return _Unpickler(f, path, storages).load()
+      return _Unpickler(f, path).load()
 
     if load() != _MAGIC:
       raise ValueError(f'{path!r} is no PyTorch file.')
     _, system = load(), load()
     if not system['little_endian']:
       raise ValueError(f'{path!r} was written on a big-endian machine.')
-    tree, keys = load(), load()
-    for key in keys:
-      count, storage = int.from_bytes(f.read(8), 'little'), storages.found[key]
-      content = f.read(storage.nbytes)
-      if count != storage.size or len(content) != storage.nbytes:
+    tensors = dict(_tensors(load(), ''))
+    storages = {t.storage.key: t.storage for t in tensors.values()}
+    found = {}
+    for key in load():
+      storage = storages[key]
+      dtype = np.dtype(_DTYPES[storage.kind])
+      count = int.from_bytes(f.read(8), 'little')
+      content = f.read(count * dtype.itemsize)
+      if count != storage.length or len(content) != count * dtype.itemsize:
         raise ValueError(f'{path!r} is cut short.')
-      storage[:] = np.frombuffer(content, storage.dtype)
-  return tree
+      found[key] = np.frombuffer(content, dtype)
+    return {k: _array(t, found[t.storage.key]) for k, t in tensors.items()}
 
 
-def _tensors(tree: Any, name: str):
-  """Yields (dotted name, array) of all tensors below."""
-  if isinstance(tree, np.ndarray):
+def _tensors(tree: Any, name: str) -> Iterator[tuple[str, _Tensor]]:
+  """Yields (dotted name, tensor) of all tensors below."""
+  if isinstance(tree, _Tensor):
+    if not isinstance(tree.storage, _Storage):
+      raise ValueError(f'Tensor {name!r} has no storage.')
     yield name, tree
     return
   if isinstance(tree, _Module):
