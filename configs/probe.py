@@ -86,8 +86,9 @@ def get_config(preset: str = '') -> ConfigDict:
     config.timesteps = (1,)
     config.grids = (4,)
     config.heads.hidden = 128
-    config.heads.learning_rates = (1e-3, 3e-3)
+    config.heads.learning_rates = (3e-4, 1e-3)
     config.heads.weight_decays = (0.0,)
+    config.heads.dropout = 0.5  # 1.7 points on validation over none
     config.classic = ('knn',)
   elif preset == 'test':
     config.data.path = 'phantom:size_px=16,patients=60'
