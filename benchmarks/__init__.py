@@ -1,1 +1,0 @@
-"""Measurements that README quotes; each is one command."""
