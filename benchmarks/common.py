@@ -13,6 +13,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+SIZES_PX = {'paper': 112, 'small': 64, 'tiny': 64, 'test': 16}  # of presets
+
 
 def clock() -> Callable[[], float]:
   """CPU time on one core, else wall time.

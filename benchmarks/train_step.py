@@ -20,12 +20,12 @@ from configs import pretrain
 from micdiffrep_jax import features, sharding
 from micdiffrep_jax.training.train import compile_program
 
-SIZES_PX = {'paper': 112, 'small': 64, 'tiny': 64, 'test': 16}
-
 
 def arguments() -> argparse.Namespace:
   parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-  parser.add_argument('--preset', default='tiny', choices=sorted(SIZES_PX))
+  parser.add_argument(
+    '--preset', default='tiny', choices=sorted(common.SIZES_PX)
+  )
   parser.add_argument('--batch_size', type=int, default=32)
   parser.add_argument('--dtype', default='float32', help='or bfloat16')
   parser.add_argument(
@@ -64,7 +64,7 @@ def main() -> None:
   args = arguments()
   config = pretrain.get_config(args.preset)
   config.batch_size, config.model.dtype = args.batch_size, args.dtype
-  size_px = SIZES_PX[args.preset]
+  size_px = common.SIZES_PX[args.preset]
   torch_unet.use_our_cores()
   ours, compiled, parameters = our_step(config, size_px)
   kinds = {'diffusers': False}
