@@ -4,8 +4,8 @@ from collections.abc import Callable, Mapping
 import contextlib
 import json
 import os
-import resource
 import statistics
+import sys
 import time
 from typing import Any
 
@@ -103,8 +103,12 @@ def machine() -> str:
   return f'{there} shared x86-64 cores'
 
 
-def peak_rss_mb() -> float:
-  return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+def command() -> str:
+  """What was typed, but for where results go and whose home it is."""
+  name = os.path.splitext(os.path.basename(sys.argv[0]))[0]
+  given = [x for x in sys.argv[1:] if not x.startswith('--out=')]
+  line = ' '.join(['python -m', f'benchmarks.{name}', *given])
+  return line.replace(os.path.expanduser('~'), '~')
 
 
 def short(x: Any) -> Any:
@@ -124,6 +128,7 @@ def emit(name: str, record: dict, out: str = '') -> None:
   record = {
     'clock': timed,
     **record,
+    'command': command(),
     'machine': machine(),
     'load': os.getloadavg()[0],
   }
