@@ -1,6 +1,6 @@
 """Times a grid of probes: one pass per timestep against a pass per epoch.
 
-python benchmarks/ablation.py [--rows=1024] [--preset=tiny] \
+python -m benchmarks.ablation [--rows=1024] [--preset=tiny] \
   [--checkpoint=RUN] [--data=DATASET]
 
 Both ways train the same probes (layer x pooling x head x rate x seed) on the

@@ -1,6 +1,6 @@
 """Images per second of the training stream; prints one line of JSON.
 
-python benchmarks/data_stream.py --size_px=112 --images=20000 --batch_size=128
+python -m benchmarks.data_stream --size_px=112 --images=20000 --batch_size=128
 Time is wall time on the whole machine and CPU time of this process; the first
 batches, which include the shuffle's start, are not counted.
 """
