@@ -25,6 +25,9 @@ from micdiffrep_jax.methods import Method
 from micdiffrep_jax.stats.rank import effective_rank
 
 
+COLLAPSE = 0.9  # share of the first rank below which a warning is given
+
+
 class Clock:
   """Images per second between readings, without what stops the clock."""
 
@@ -130,7 +133,7 @@ def make(
 
   def ranks(variables):
     now, first = rank(variables), first_rank()
-    if now < first:
+    if now < COLLAPSE * first:
       log.get_logger().warning(
         'Features may be collapsing: their effective rank is %.1f, %.1f with '
         'initial weights.',
