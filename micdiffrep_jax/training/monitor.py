@@ -24,7 +24,6 @@ from micdiffrep_jax.keys import stream
 from micdiffrep_jax.methods import Method
 from micdiffrep_jax.stats.rank import effective_rank
 
-
 COLLAPSE = 0.9  # share of the first rank below which a warning is given
 
 
