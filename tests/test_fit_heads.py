@@ -98,6 +98,26 @@ def test_heads_trained_together_equal_heads_trained_alone(options):
         np.testing.assert_allclose(fitted.params[name][a], value, atol=2e-4)
 
 
+def test_cells_are_split_over_the_devices(monkeypatch):
+  sets, labels = problem()
+  seen = []
+
+  def watch(*arguments):
+    found = train_head.train_cells(*arguments)
+    seen.append(jax.tree.leaves((arguments[5], found[0], found[2])))
+    return found
+
+  monkeypatch.setattr(fit_heads, 'train_cells', watch)
+  cells = [Cell(0, np.arange(90), seed) for seed in range(9)]
+  fits = fit_heads.fit(
+    sets, labels, K, cells, SETTINGS, np.arange(90, N), Options(epochs=1)
+  )
+  assert len(fits) == 9
+  for x in seen[0]:
+    assert x.shape[0] == 16  # 9 cells on 8 devices
+    assert {s.data.shape[0] for s in x.addressable_shards} == {2}
+
+
 def test_chunks_do_not_change_the_heads():
   sets, labels = problem(widths=(5, 20, 6))
   cells = [Cell(s, np.arange(90), seed) for seed in (0, 1) for s in range(3)]

@@ -3,7 +3,7 @@
 One head is a plain function with its steps in a scan (train_head.py); all
 others come by vmap: over settings (learning rate x weight decay), which share
 their batches, and over cells (feature set x rows x seed), whose features are
-padded to a common width.
+padded to a common width. Cells are split over the devices.
 
 Letters: n rows of a feature set, d features, k classes, b batch, s steps,
 a settings, c cells, r noise draws of the features.
@@ -17,6 +17,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from micdiffrep_jax import sharding
+from micdiffrep_jax.features import place_whole
 from micdiffrep_jax.heads.feature_matrix import Features
 from micdiffrep_jax.heads.head_chunks import bucket, cell_memory, plan, stack
 from micdiffrep_jax.heads.train_head import BLOCK, Options, train_cells
@@ -120,13 +122,16 @@ def fit(
     cell_memory, options, k=classes, settings=len(settings), rows=len(rows)
   )
   of_set = [cell.features for cell in cells]
+  mesh = sharding.make_mesh()
   out: dict[int, Fit] = {}
   for chunk in bar(plan(sets, of_set, cell_bytes, memory_mb)):
     numbers = sorted({cells[i].features for i in chunk})
     used = [sets[j] for j in numbers]
     widths = [s.x.shape[-1] for s in used]
     d = widths[0] if len(used) == 1 else bucket(max(widths))
-    which = [numbers.index(cells[i].features) for i in chunk]
+    # Each device trains its share of the cells; repeated ones fill the last.
+    padded = [*chunk, *[chunk[0]] * (-len(chunk) % mesh.size)]
+    which = [numbers.index(cells[i].features) for i in padded]
     order = [
       batch_rows(
         cells[i].rows,
@@ -134,30 +139,36 @@ def fit(
         steps * options.epochs,
         options.batch_size,
       )
-      for i in chunk
+      for i in padded
     ]
-    shape = (len(chunk), options.epochs, steps, options.batch_size)
+    shape = (len(padded), options.epochs, steps, options.batch_size)
     draws = used[0].x.shape[0] if used[0].x.ndim == 3 else 1
     # A fresh view each epoch, in turn.
     turn = np.arange(options.epochs, dtype=np.int32) % draws
     drawn = np.broadcast_to(turn[:, None, None], shape[1:])
-    params, trace, logits = train_cells(
-      options,
+    shared = (
       stack(used, d),
       labels.astype(np.int32),
       weights.astype(np.float32),
       (rows, row_weights),
+    )
+    own = (
       np.array(which, np.int32),
       np.array([widths[j] for j in which], np.int32),
       (np.stack(order).reshape(shape), np.broadcast_to(drawn, shape)),
-      jax.vmap(jax.random.key)(np.array([cells[i].seed for i in chunk])),
-      tried,
+      np.array([cells[i].seed for i in padded]),
     )
-    trace, logits = np.asarray(trace), np.asarray(logits)
+    if mesh.size > 1:
+      shared = sharding.replicate(shared, mesh)
+      own = place_whole(own, mesh)
+      tried = sharding.replicate(tried, mesh)
+    params, trace, logits = sharding.fetch(
+      train_cells(options, *shared, *own, tried)
+    )
     for j, i in enumerate(chunk):
       kept = None
       if keep_params:
-        kept = {name: np.asarray(p[j]) for name, p in params.items()}
+        kept = {name: p[j] for name, p in params.items()}
         first = 'W' if 'W' in kept else 'M'
         kept[first] = kept[first][..., : widths[which[j]]]
       out[i] = Fit(

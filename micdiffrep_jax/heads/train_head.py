@@ -155,10 +155,18 @@ def train_head(
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def train_cells(options: Options, *arguments: Any) -> tuple[Any, Array, Array]:
-  """Runs train_head over cells (c) and, within them, over settings (a)."""
-  settings = jax.vmap(
+def train_cells(
+  options: Options,
+  *arguments: Any,
+) -> tuple[Any, Array, Array]:
+  """Runs train_head over cells (c) and, within them, over settings (a).
+
+  arguments as train_head has them, but a seed (c,) in place of a key.
+  """
+  *before, seeds, settings = arguments
+  keys = jax.vmap(jax.random.key)(seeds)
+  one = jax.vmap(
     functools.partial(train_head, options), in_axes=(None,) * 8 + (0,)
   )
-  cells = jax.vmap(settings, in_axes=(None,) * 4 + (0,) * 4 + (None,))
-  return cells(*arguments)
+  cells: Any = jax.vmap(one, in_axes=(None,) * 4 + (0,) * 4 + (None,))
+  return cells(*before, keys, settings)

@@ -106,8 +106,16 @@ def run(config: ConfigDict, workdir: str) -> dict[str, Any]:
       log.get_logger().info('%s: pretraining in %s.', name, checkpoint)
       finished(pretrain_config(config, name), checkpoint, train.run)
     encoder = features.load_encoder(checkpoint)
+    drawn = encoder.info.get('images_seen', 0)
+    if drawn and abs(drawn - config.images_drawn) > encoder.config.batch_size:
+      log.get_logger().warning(
+        '%s drew %d images, not the %d of the others.',
+        checkpoint,
+        drawn,
+        config.images_drawn,
+      )
     costs[name] = {
-      'images_drawn': encoder.info.get('images_seen', 0),
+      'images_drawn': drawn,
       'parameters': sum(x.size for x in jax.tree.leaves(encoder.variables)),
       'flops_per_image': flops_per_image(encoder),
       'facts': dict(encoder.method.facts),

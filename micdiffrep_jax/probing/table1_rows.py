@@ -126,7 +126,8 @@ def markdown(results: Mapping[str, Any]) -> str:
     told = 'unknown' if flops is None else f'{flops / 1e9:.2f}'
     text.append(
       f'{name}: {cost["images_drawn"]:,} images drawn, '
-      f'{cost["parameters"] / 1e6:.2f} M parameters, {told} GFLOP an image'
+      f'{cost["parameters"] / 1e6:.2f} M parameters with all that '
+      f'pretraining holds, {told} GFLOP an image and step'
       + ''.join(f', {k}' for k, v in cost['facts'].items() if v is True)
       + '.'
     )
