@@ -12,7 +12,8 @@ small=0
 if [ "${1:-}" = --small ]; then small=1; shift; fi
 out=${1:-bench_out}
 mkdir -p "$out"
-export JAX_COMPILATION_CACHE_DIR="${JAX_COMPILATION_CACHE_DIR:-$PWD/$out/xla}"
+out=$(cd "$out" && pwd)
+export JAX_COMPILATION_CACHE_DIR="${JAX_COMPILATION_CACHE_DIR:-$out/xla}"
 # torch shares the card: JAX must not take most of it beforehand.
 export XLA_PYTHON_CLIENT_PREALLOCATE=false
 failed=0
