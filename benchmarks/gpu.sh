@@ -7,7 +7,7 @@
 # has finished is skipped, so the same command goes on after an interruption;
 # one that fails does not stop the others. No part begins after 8 minutes.
 set -u
-cd "$(dirname "$0")/.."
+cd "$(dirname "$0")/.." || exit 1
 small=0
 if [ "${1:-}" = --small ]; then small=1; shift; fi
 out=${1:-bench_out}
@@ -29,7 +29,7 @@ part() {
     return
   fi
   echo "$name: python -m benchmarks.$*"
-  if timeout "$left" python -m benchmarks."$@" --out="$out/results.json" \
+  if timeout "$left" python -m "benchmarks.$1" "${@:2}" --out="$out/results.json" \
     > "$out/$name.log" 2>&1; then
     touch "$out/$name.done"
   else
