@@ -14,7 +14,7 @@ validation, the chosen cells are tested once.
 
 from ml_collections import ConfigDict
 
-from configs import pretrain
+from configs import probe
 
 
 def get_config(preset: str = '') -> ConfigDict:
@@ -44,11 +44,7 @@ def get_config(preset: str = '') -> ConfigDict:
   config.select = 'accuracy'  # or balanced_accuracy, on validation
   config.bundle = 'mlp_concat'  # the row of confusion.png: MSFA
 
-  # Heads see the features of images as they are, computed once; or, with views,
-  # a fresh noise draw and augmentation of each image every epoch, in turn.
-  config.online = ConfigDict()
-  config.online.views = 0  # as many as epochs: no view is seen twice
-  config.online.augment = pretrain.augment_config()
+  config.online = probe.online_config()
 
   config.heads = ConfigDict()
   config.heads.kinds = ('linear', 'mlp')  # mlp on all layers is MSFA

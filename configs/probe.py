@@ -17,6 +17,18 @@ from ml_collections import ConfigDict
 from configs import pretrain
 
 
+def online_config() -> ConfigDict:
+  """Heads see the features of images as they are, computed once; or views.
+
+  Those are a fresh noise draw and augmentation of each image every epoch, in
+  turn.
+  """
+  online = ConfigDict()
+  online.views = 0  # as many as epochs: no view is seen twice
+  online.augment = pretrain.augment_config()
+  return online
+
+
 def get_config(preset: str = '') -> ConfigDict:
   """The fields of a probe run; a comment marks what the paper leaves open."""
   config = ConfigDict()
@@ -41,11 +53,7 @@ def get_config(preset: str = '') -> ConfigDict:
   config.select = 'accuracy'  # or balanced_accuracy, on validation
   config.bundle = 'mlp_concat'  # the row written to head.npz: MSFA
 
-  # Heads see the features of images as they are, computed once; or, with views,
-  # a fresh noise draw and augmentation of each image every epoch, in turn.
-  config.online = ConfigDict()
-  config.online.views = 0  # as many as epochs: no view is seen twice
-  config.online.augment = pretrain.augment_config()
+  config.online = online_config()
 
   config.heads = ConfigDict()
   config.heads.kinds = ('linear', 'mlp')  # mlp on all layers is MSFA

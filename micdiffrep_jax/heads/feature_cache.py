@@ -146,12 +146,13 @@ def fill(
       continue
     shutil.rmtree(place, ignore_errors=True)
     os.makedirs(place)
-    common = (layers, t, grid)
     found = features.extract(
       encoder,
       dataset,
       rows,
-      *common,
+      layers,
+      t,
+      grid,
       draws,
       seed,
       batch_size,
@@ -164,7 +165,9 @@ def fill(
         encoder,
         dataset,
         rows[positions],
-        *common,
+        layers,
+        t,
+        grid,
         1,
         seed,
         batch_size,
@@ -174,7 +177,7 @@ def fill(
       )
       _save(os.path.join(place, f'view{i}'), found, t)
     log.write_json(os.path.join(place, 'key.json'), key)
-  return Cache(folder, layers, tuple(timesteps), views.number if views else 0)
+  return Cache(folder, layers, tuple(timesteps), number)
 
 
 def _save(place: str, found: dict[str, np.ndarray], t: int) -> None:

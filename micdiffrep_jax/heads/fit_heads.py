@@ -145,7 +145,7 @@ def fit(
     draws = used[0].x.shape[0] if used[0].x.ndim == 3 else 1
     # A fresh view each epoch, in turn.
     turn = np.arange(options.epochs, dtype=np.int32) % draws
-    drawn = np.broadcast_to(turn[:, None, None], shape[1:])
+    drawn = np.broadcast_to(turn[:, None, None], shape)
     shared = (
       stack(used, d),
       labels.astype(np.int32),
@@ -155,7 +155,7 @@ def fit(
     own = (
       np.array(which, np.int32),
       np.array([widths[j] for j in which], np.int32),
-      (np.stack(order).reshape(shape), np.broadcast_to(drawn, shape)),
+      (np.stack(order).reshape(shape), drawn),
       np.array([cells[i].seed for i in padded]),
     )
     if mesh.size > 1:

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from ml_collections import ConfigDict
 
 from micdiffrep_jax.lookup import lookup
-from micdiffrep_jax.methods.method import Method
+from micdiffrep_jax.methods.method import Method, unchanged
 from micdiffrep_jax.models import clip_vision, efficientnet_lite
 
 
@@ -86,7 +86,7 @@ def make(config: ConfigDict, size_px: int, channels: int) -> Method:
   return Method(
     init=init,
     loss=refuse,
-    after=lambda params, extra, step: extra,
+    after=unchanged,
     frozen=lambda params, extra: params,
     features=features,
     validate=lambda variables, images, keys, weights: {},

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from ml_collections import ConfigDict
 
 from micdiffrep_jax import views
-from micdiffrep_jax.methods.method import Method, to_float
+from micdiffrep_jax.methods.method import Method, to_float, unchanged
 from micdiffrep_jax.models import vit
 from micdiffrep_jax.models.clip_vision import check_vit
 
@@ -84,6 +84,7 @@ def make(config: ConfigDict, size_px: int, channels: int) -> Method:
   )
   count = (size_px // model.patch) ** 2
   visible = visible_patches(config, size_px)
+  view = views.View(tuple(config.crop), 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, flip=0.5)
 
   def init(key):
     k_encoder, k_decoder = jax.random.split(key)
@@ -109,11 +110,8 @@ def make(config: ConfigDict, size_px: int, channels: int) -> Method:
     return jnp.sum(of_patch * hidden, axis=-1) / jnp.sum(hidden, axis=-1)
 
   def loss(params, extra, batch, key):
-    k_crop, k_flip, k_mask = jax.random.split(key, 3)
-    x = to_float(batch['image'])
-    x = views.random_resized_crop(k_crop, x, tuple(config.crop))
-    flip = jax.random.bernoulli(k_flip, 0.5, (len(x), 1, 1, 1))
-    x = jnp.where(flip, x[:, :, ::-1], x)
+    k_view, k_mask = jax.random.split(key)
+    x = views.draw_view(k_view, to_float(batch['image']), view)
     value = jnp.mean(errors(params, x, jax.random.split(k_mask, len(x))))
     return value, (extra, {'loss': value})
 
@@ -130,7 +128,7 @@ def make(config: ConfigDict, size_px: int, channels: int) -> Method:
   return Method(
     init=init,
     loss=loss,
-    after=lambda params, extra, step: extra,
+    after=unchanged,
     frozen=lambda params, extra: params,
     features=features,
     validate=validate,

@@ -59,6 +59,12 @@ class Method(NamedTuple):
   facts: Mapping[str, Any] = MappingProxyType({})
 
 
+def unchanged(params: Tree, extra: Tree, step: jax.Array) -> Tree:
+  """`after` of a method whose extra no update moves."""
+  del params, step
+  return extra
+
+
 def to_float(images: jax.Array) -> jax.Array:
   """uint8 [0, 255] -> float32 [-1, 1], on the device: bytes travel."""
   return images.astype(jax.numpy.float32) / 127.5 - 1.0

@@ -13,7 +13,7 @@ import optax
 from micdiffrep_jax import augment
 from micdiffrep_jax.data import dataset as data
 from micdiffrep_jax.methods import two_view
-from micdiffrep_jax.methods.method import Method, to_float
+from micdiffrep_jax.methods.method import Method, to_float, unchanged
 from micdiffrep_jax.models.heads import HEADS
 
 
@@ -38,12 +38,9 @@ def make(config: ConfigDict, size_px: int, channels: int) -> Method:
 
   def init(key):
     k_model, k_head = jax.random.split(key)
-    variables = model.init(k_model, jnp.zeros((1, size_px, size_px, channels)))
-    d = jax.eval_shape(
-      lambda v, x: model.apply(v, x)[0],
-      variables,
-      jnp.zeros((1, size_px, size_px, channels)),
-    ).shape[-1]
+    x = jnp.zeros((1, size_px, size_px, channels))
+    (pooled, _), variables = model.init_with_output(k_model, x)
+    d = pooled.shape[-1]
     params = {
       'encoder': variables['params'],
       'head': head.init(k_head, d, d, 0, config.classes, True),
@@ -78,7 +75,7 @@ def make(config: ConfigDict, size_px: int, channels: int) -> Method:
   return Method(
     init=init,
     loss=loss,
-    after=lambda params, extra, step: extra,
+    after=unchanged,
     frozen=lambda params, extra: {
       'params': params['encoder'],
       'stats': extra['stats'],
