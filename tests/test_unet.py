@@ -1,14 +1,11 @@
+from flax import linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from micdiffrep_jax.models.unet import (
-  UNet,
-  check_unet,
-  tap_names,
-  time_embedding,
-)
+from micdiffrep_jax.models.unet import UNet, check_unet, tap_names
+from micdiffrep_jax.models.unet_blocks import Grow, time_embedding
 
 TINY = dict(channels=8, multipliers=(1, 2), blocks=1, attention=(4,), groups=4)
 
@@ -108,6 +105,24 @@ def test_patches_and_remat_keep_the_shape_and_the_values(perturbed):
   )
   assert out.shape == (1, 8, 8, 1)
   assert taps['down0_0'].shape == (1, 4, 4, 8)
+
+
+def test_growing_is_a_convolution_of_repeated_pixels():
+  x = jax.random.normal(jax.random.key(0), (2, 3, 5, 4))
+  grow = Grow(6, 'float32')
+  params = {
+    'kernel': jax.random.normal(jax.random.key(1), (3, 3, 4, 6)),
+    'bias': jax.random.normal(jax.random.key(2), (6,)),
+  }
+  literal = nn.Conv(6, (3, 3)).apply(
+    {'params': params}, jnp.repeat(jnp.repeat(x, 2, axis=1), 2, axis=2)
+  )
+  found = grow.apply({'params': params}, x)
+  np.testing.assert_allclose(found, literal, atol=1e-5)
+  shapes = jax.eval_shape(grow.init, jax.random.key(0), x)['params']
+  assert {k: v.shape for k, v in shapes.items()} == {
+    k: v.shape for k, v in params.items()
+  }
 
 
 def test_a_fresh_network_predicts_zero():

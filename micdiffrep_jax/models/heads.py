@@ -38,7 +38,8 @@ def _uniform(key: Array, d: int, out: int, fan_in: Any) -> Array:
 
 
 def _dense(params: Params, name: str, x: Array) -> Array:
-  y = jnp.einsum('bd,od->bo', x, params[name])
+  # Weights first: the compiler then turns the few rows, not the many weights.
+  y = jnp.einsum('od,bd->ob', params[name], x).T
   bias = params.get(name + '_bias')
   return y if bias is None else y + bias[None, :]
 

@@ -7,106 +7,17 @@ Letters: b batch, h w pixels, c channels, d features.
 
 from collections.abc import Sequence
 import functools
-import math
 
 from flax import linen as nn
-import jax
 import jax.numpy as jnp
 
-_init = nn.initializers.variance_scaling(1.0, 'fan_avg', 'uniform')
-_zeros = nn.initializers.zeros
-
-
-def time_embedding(t: jax.Array, width: int) -> jax.Array:
-  """Sinusoids of the integer timestep: t (b,) -> (b, width) float32.
-
-  t is not divided by T: neighbouring steps would become indistinguishable.
-  """
-  half = width // 2
-  frequencies = jnp.exp(-math.log(10000.0) / (half - 1) * jnp.arange(half))
-  angles = t.astype(jnp.float32)[:, None] * frequencies[None, :]
-  return jnp.concatenate([jnp.sin(angles), jnp.cos(angles)], axis=-1)
-
-
-class ResBlock(nn.Module):
-  """GroupNorm, SiLU, conv, timestep, GroupNorm, SiLU, conv; x (b, h, w, c)."""
-
-  width: int
-  groups: int
-  dropout: float
-  train: bool
-  dtype: str
-
-  @nn.compact
-  def __call__(self, x, temb):
-    norm = functools.partial(nn.GroupNorm, self.groups, epsilon=1e-6)
-    conv = functools.partial(
-      nn.Conv, self.width, (3, 3), dtype=self.dtype, kernel_init=_init
-    )
-    h = conv(name='conv1')(nn.silu(norm(name='norm1')(x)))
-    shift = nn.Dense(
-      self.width, dtype=self.dtype, kernel_init=_init, name='time'
-    )(nn.silu(temb))
-    h = h + shift[:, None, None, :]
-    h = nn.silu(norm(name='norm2')(h))
-    h = nn.Dropout(self.dropout, name='dropout')(
-      h, deterministic=not self.train
-    )
-    # Zero initialisation: every block starts as the identity.
-    h = conv(name='conv2', kernel_init=_zeros)(h)
-    if x.shape[-1] != self.width:
-      x = nn.Dense(
-        self.width, dtype=self.dtype, kernel_init=_init, name='shortcut'
-      )(x)
-    return x + h
-
-
-class Attention(nn.Module):
-  """Self-attention over the pixels of x (b, h, w, c), with a residual."""
-
-  heads: int
-  groups: int
-  dtype: str
-
-  @nn.compact
-  def __call__(self, x):
-    b, h, w, c = x.shape
-    y = nn.GroupNorm(self.groups, epsilon=1e-6, name='norm')(x)
-    qkv = nn.Dense(3 * c, dtype=self.dtype, kernel_init=_init, name='qkv')(
-      y.reshape(b, h * w, c)
-    )
-    qkv = qkv.reshape(b, h * w, 3, self.heads, c // self.heads)
-    y = jax.nn.dot_product_attention(qkv[:, :, 0], qkv[:, :, 1], qkv[:, :, 2])
-    y = nn.Dense(c, dtype=self.dtype, kernel_init=_zeros, name='out')(
-      y.reshape(b, h * w, c)
-    )
-    return x + y.reshape(b, h, w, c)
-
-
-class Stage(nn.Module):
-  """A residual block and, where the resolution asks for it, attention."""
-
-  width: int
-  attend: bool
-  heads: int
-  groups: int
-  dropout: float
-  train: bool  # a field, not an argument: remat traces arguments
-  dtype: str
-
-  @nn.compact
-  def __call__(self, x, temb):
-    x = ResBlock(
-      self.width,
-      self.groups,
-      self.dropout,
-      self.train,
-      self.dtype,
-      name='res',
-    )(x, temb)
-    if self.attend:
-      x = Attention(self.heads, self.groups, self.dtype, name='attention')(x)
-    return x
+from micdiffrep_jax.models.unet_blocks import (
+  INIT,
+  ZEROS,
+  Grow,
+  Stage,
+  time_embedding,
+)
 
 
 class UNet(nn.Module):
@@ -147,7 +58,7 @@ class UNet(nn.Module):
     b, height, width, c = x.shape
     p, levels = self.patch, len(self.multipliers)
     stage_class = nn.remat(Stage) if self.remat else Stage
-    conv = functools.partial(nn.Conv, dtype=self.dtype, kernel_init=_init)
+    conv = functools.partial(nn.Conv, dtype=self.dtype, kernel_init=INIT)
 
     def stage(name, features, h):
       # The middle is block, attention, block at any resolution.
@@ -166,8 +77,8 @@ class UNet(nn.Module):
       )(h, temb)
 
     temb = time_embedding(t, self.channels)
-    temb = nn.Dense(4 * self.channels, kernel_init=_init, name='time1')(temb)
-    temb = nn.Dense(4 * self.channels, kernel_init=_init, name='time2')(
+    temb = nn.Dense(4 * self.channels, kernel_init=INIT, name='time1')(temb)
+    temb = nn.Dense(4 * self.channels, kernel_init=INIT, name='time2')(
       nn.silu(temb)
     )
 
@@ -205,11 +116,10 @@ class UNet(nn.Module):
         h = jnp.concatenate([h, skips.pop()], axis=-1)
         h = taps[name] = stage(name, features, h)
       if level > 0:
-        h = jnp.repeat(jnp.repeat(h, 2, axis=1), 2, axis=2)
-        h = conv(features, (3, 3), name=f'up{level}_grow')(h)
+        h = Grow(features, self.dtype, name=f'up{level}_grow')(h)
 
     h = nn.silu(nn.GroupNorm(self.groups, epsilon=1e-6, name='out_norm')(h))
-    h = nn.Conv(p * p * c, (3, 3), kernel_init=_zeros, name='out')(h)
+    h = nn.Conv(p * p * c, (3, 3), kernel_init=ZEROS, name='out')(h)
     if p > 1:
       h = h.reshape(b, height // p, width // p, p, p, c)
       h = h.transpose(0, 1, 3, 2, 4, 5).reshape(b, height, width, c)

@@ -22,7 +22,7 @@ from micdiffrep_jax.data.pipeline import train_stream
 from micdiffrep_jax.features import make_method
 from micdiffrep_jax.keys import stream
 from micdiffrep_jax.methods import Method
-from micdiffrep_jax.training import checks, monitor
+from micdiffrep_jax.training import checks, compiler, monitor
 from micdiffrep_jax.training.optim import make_optimizer, make_schedule
 from micdiffrep_jax.training.state import TrainState, make_state, make_step
 
@@ -107,6 +107,7 @@ def compile_program(
     # What was donated cannot be run again in search of a NaN.
     donate_argnums=() if config.debug else 0,
     out_shardings=(shardings, sharding.replicated(mesh)),
+    compiler_options=compiler.options(),
   )
   abstract = jax.tree.map(
     lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s),
