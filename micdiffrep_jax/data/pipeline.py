@@ -5,7 +5,9 @@ belong to the device. Dimension letters: b images of this process in a batch,
 h w c as stored.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+import functools
+import sys
 
 import grain
 import numpy as np
@@ -77,15 +79,40 @@ def train_stream(
   rows = _checked(rows, 'train')
   index, count = shard or _this_process()
   local = _local_size(batch_size, count)
-  dataset = (
-    grain.MapDataset.range(len(rows))
-    .seed(seed)
-    .shuffle()
-    .repeat()
-    .batch(local, drop_remainder=True)[index::count]
-    .map(lambda at: _gather(ds, rows[at]))
-  )
+  draw = _endless_order(rows, seed)
+
+  def batch(step: int) -> Batch:
+    start = step * batch_size + index * local
+    return _gather(ds, draw(start, local))
+
+  # One element is one batch: a shuffle by Grain draws images one by one, in
+  # Python, which takes longer than the gather.
+  dataset = grain.MapDataset.range(sys.maxsize).map(batch)
   return TrainStream(dataset, start_step)
+
+
+def _endless_order(
+  rows: np.ndarray, seed: int
+) -> Callable[[int, int], np.ndarray]:
+  """draw(start, count): rows [start, start + count) of endless shuffled passes.
+
+  Any place is reached without replay; one pass is kept, 8 bytes a row.
+  """
+  n = len(rows)
+
+  @functools.lru_cache(maxsize=2)
+  def one_pass(number: int) -> np.ndarray:
+    return np.random.default_rng((seed, number)).permutation(rows)
+
+  def draw(start: int, count: int) -> np.ndarray:
+    parts = []
+    while count:
+      number, at = divmod(start, n)
+      parts.append(one_pass(number)[at : at + count])
+      start, count = start + len(parts[-1]), count - len(parts[-1])
+    return np.concatenate(parts)
+
+  return draw
 
 
 def eval_batches(
