@@ -2,9 +2,10 @@
 
 python -m benchmarks.prepare_and_stream [--source=DIR] [--files=1000]
 
+decode   files to grey squares, in threads: ours against Pillow behind a
+         Dataset and DataLoader, as a torchvision ImageFolder would.
 prepare  ours writes a whole dataset: decoded, squared, grouped, split, audited
-         for duplicates. The peer only decodes and resizes with Pillow, through
-         a Dataset and DataLoader, into one array.
+         for duplicates. The peer only decodes, as above.
 stream   shuffled uint8 batches of one array, in memory: ours against a
          DataLoader over the same array with as many workers as cores, none on
          one core; and against a DataLoader whose sampler draws whole batches.
@@ -13,6 +14,8 @@ JPEGs of smooth noise are written to a temporary folder.
 """
 
 import argparse
+from concurrent.futures import ThreadPoolExecutor
+import functools
 import os
 import shutil
 import tempfile
@@ -27,7 +30,7 @@ from torch.utils.data import BatchSampler, DataLoader, Dataset, RandomSampler
 from benchmarks import common
 from configs import prepare as prepare_config
 from micdiffrep_jax.data import dataset as data
-from micdiffrep_jax.data import pipeline
+from micdiffrep_jax.data import decode, pipeline
 from micdiffrep_jax.data.prepare import prepare
 
 
@@ -101,7 +104,7 @@ class Rows(Dataset):
     return torch.from_numpy(self.array[i])
 
 
-def preparing(args: argparse.Namespace, workers: int) -> dict:
+def reading(args: argparse.Namespace, workers: int) -> dict[str, dict]:
   with tempfile.TemporaryDirectory() as folder:
     source = os.path.join(folder, 'source')
     paths = gather(args.source, args.files, source)
@@ -119,13 +122,18 @@ def preparing(args: argparse.Namespace, workers: int) -> dict:
       loader = DataLoader(files, args.batch_size, num_workers=workers)
       return torch.cat(list(loader))
 
-    seconds = common.interleave(
-      {'ours': ours, 'torch + Pillow': theirs},
-      args.rounds,
-      warmup=1,
-      read=time.perf_counter if workers else None,
-    )
-  return common.compare(seconds, args.files)
+    def decoded():
+      with ThreadPoolExecutor(common.cores()) as pool:
+        load = functools.partial(decode.load, size_px=args.size_px, channels=1)
+        return np.stack(list(pool.map(load, paths)))
+
+    peer = {'torch + Pillow': theirs}
+    read = time.perf_counter if workers else None
+    found = {}
+    for name, run in (('decode', decoded), ('prepare', ours)):
+      seconds = common.interleave({'ours': run, **peer}, args.rounds, 1, read)
+      found[name] = common.compare(seconds, args.files)
+  return found
 
 
 def streaming(args: argparse.Namespace, workers: int) -> dict:
@@ -174,7 +182,8 @@ def main() -> None:
   args = arguments()
   torch.set_num_threads(common.cores())
   workers = common.cores() if common.cores() > 1 else 0
-  for name, measure in (('stream', streaming), ('prepare', preparing)):
+  measured = {'stream': streaming(args, workers), **reading(args, workers)}
+  for name, sides in measured.items():
     record = {
       'size_px': args.size_px,
       'batch_size': args.batch_size,
@@ -182,7 +191,7 @@ def main() -> None:
       'workers': workers,
       'unit': 'images',
       'clock': 'wall' if workers else 'CPU',
-      'sides': measure(args, workers),
+      'sides': sides,
     }
     common.emit(f'{name} {args.size_px} px', record, args.out)
 

@@ -5,6 +5,7 @@ import os
 from typing import Any
 
 from matplotlib.figure import Figure  # without pyplot: Agg, and no display
+from matplotlib.ticker import EngFormatter
 import numpy as np
 
 _INK, _FAINT, _RANDOM, _FLOOR = '#1f3b63', '#9aa5b1', '#b07d2b', '#8a8f96'
@@ -97,6 +98,7 @@ def lines(
     axes.plot(x, y, linewidth=1.4, color=color, label=name)
     if len(x) == 1:
       axes.plot(x, y, marker='o', color=color)
+  axes.xaxis.set_major_formatter(EngFormatter(sep=''))  # 250k
   axes.set_xlabel(xlabel, fontsize=9)
   axes.set_ylabel(ylabel, fontsize=9)
   if log_y:
