@@ -45,6 +45,8 @@ if [ "$small" = 1 ]; then
   part budget step_budget --preset=test --batch_size=8 --steps=3
   part memory memory --preset=test --batch_size=8 --variants=float32
   part reading prepare_and_stream --files=40 --batches=5 --rounds=1
+  part grid ablation --rows=64 --preset=test --encoder=test \
+    --data=phantom:size_px=16,patients=60
 else
   for dtype in bfloat16 float32; do
     for batch in 32 128; do
@@ -57,6 +59,7 @@ else
   part budget step_budget --preset=paper
   part memory memory --preset=paper --variants=bfloat16,bfloat16\ remat
   part reading prepare_and_stream --files=1000
+  part grid ablation --rows=1024
   part compiled train_step --preset=paper --dtype=bfloat16 --batch_size=128 \
     --compile --rounds=5
 fi
