@@ -57,7 +57,7 @@ else
   part taps tap_cost --preset=paper --batch_size=128
   part sampling sampling --preset=tiny --batch_size=16 --rounds=2
   part budget step_budget --preset=paper
-  part memory memory --preset=paper --variants=bfloat16,bfloat16\ remat
+  part memory memory --preset=paper --variants=bfloat16,bfloat16\ remat\ norms
   part reading prepare_and_stream --files=1000
   part grid ablation --rows=1024
   part compiled train_step --preset=paper --dtype=bfloat16 --batch_size=128 \

@@ -20,12 +20,14 @@ from micdiffrep_jax import features, sharding
 from micdiffrep_jax.training.train import compile_program
 
 VARIANTS = {
-  'float32': ('float32', False, 1),
-  'float32 remat': ('float32', True, 1),
-  'float32 accumulate 4': ('float32', False, 4),
-  'bfloat16': ('bfloat16', False, 1),
-  'bfloat16 remat': ('bfloat16', True, 1),
-  'bfloat16 accumulate 4': ('bfloat16', False, 4),
+  f'{dtype}{how}': (dtype, remat, parts)
+  for dtype in ('float32', 'bfloat16')
+  for how, remat, parts in (
+    ('', '', 1),
+    (' remat norms', 'norms', 1),
+    (' remat stages', 'stages', 1),
+    (' accumulate 4', '', 4),
+  )
 }
 
 

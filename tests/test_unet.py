@@ -95,16 +95,33 @@ def test_every_parameter_reaches_the_output(perturbed):
 
 def test_patches_and_remat_keep_the_shape_and_the_values(perturbed):
   model, variables, x, t = perturbed
-  same = UNet(**TINY, remat=True).apply(variables, x, t)[0]
-  np.testing.assert_allclose(
-    same, model.apply(variables, x, t)[0], rtol=1e-5, atol=1e-5
-  )
+  want = model.apply(variables, x, t)[0]
+  for remat in ('norms', 'stages'):
+    same = UNet(**TINY, remat=remat).apply(variables, x, t)[0]
+    np.testing.assert_allclose(same, want, rtol=1e-5, atol=1e-5)
   patched = UNet(**{**TINY, 'attention': ()}, patch=2)
   out, taps = jax.eval_shape(
     patched.apply, init(patched), jnp.zeros((1, 8, 8, 1)), jnp.zeros((1,), int)
   )
   assert out.shape == (1, 8, 8, 1)
   assert taps['down0_0'].shape == (1, 4, 4, 8)
+
+
+def test_remat_computes_norms_again_but_no_product(perturbed):
+  _, variables, x, t = perturbed
+
+  def count_in(remat):
+    model = UNet(**TINY, remat=remat)
+
+    def loss(v):
+      return jnp.sum(model.apply(v, x, t, train=True)[0] ** 2)
+
+    text = str(jax.make_jaxpr(jax.grad(loss))(variables))
+    return text.count(' rsqrt'), text.count('conv_general_dilated[')
+
+  plain, norms, stages = (count_in(r) for r in ('', 'norms', 'stages'))
+  assert norms[0] > plain[0] and norms[1] == plain[1]
+  assert stages[0] > plain[0] and stages[1] > plain[1]
 
 
 def test_growing_is_a_convolution_of_repeated_pixels():
@@ -146,6 +163,7 @@ def test_neighbouring_timesteps_are_told_apart():
     (10, {'multipliers': (1, 2, 2)}, 'multiple of 4'),
     (8, {'groups': 3}, '--config.model.groups'),
     (8, {'heads': 3}, '--config.model.heads'),
+    (8, {'remat': 'all'}, '--config.model.remat'),
   ],
 )
 def test_fields_that_do_not_fit_are_refused(size, change, words):

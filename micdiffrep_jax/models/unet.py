@@ -9,10 +9,12 @@ from collections.abc import Sequence
 import functools
 
 from flax import linen as nn
+import jax
 import jax.numpy as jnp
 
 from micdiffrep_jax.models.unet_blocks import (
   INIT,
+  PRODUCT,
   ZEROS,
   Grow,
   Stage,
@@ -39,7 +41,8 @@ class UNet(nn.Module):
     patch: the stem folds patch x patch pixels into channels, the output
       unfolds them; 1 is the paper's form.
     dtype: of convolutions, dense layers and attention; the rest is float32.
-    remat: recompute stages in the backward pass to save memory.
+    remat: what the backward pass computes again to save memory: '' nothing,
+      'norms' all but products, 'stages' all within a stage.
   """
 
   channels: int = 128
@@ -51,13 +54,18 @@ class UNet(nn.Module):
   dropout: float = 0.0
   patch: int = 1
   dtype: str = 'float32'
-  remat: bool = False
+  remat: str | bool = ''  # True, in older configs, is 'stages'
 
   @nn.compact
   def __call__(self, x, t, *, train: bool = False):
     b, height, width, c = x.shape
     p, levels = self.patch, len(self.multipliers)
-    stage_class = nn.remat(Stage) if self.remat else Stage
+    stage_class = Stage
+    if self.remat == 'norms':
+      kept = jax.checkpoint_policies.save_only_these_names(PRODUCT)
+      stage_class = nn.remat(Stage, policy=kept)
+    elif self.remat:
+      stage_class = nn.remat(Stage)
     conv = functools.partial(nn.Conv, dtype=self.dtype, kernel_init=INIT)
 
     def stage(name, features, h):
@@ -144,6 +152,7 @@ def check_unet(
   heads: int,
   groups: int,
   patch: int,
+  remat: str | bool = '',
   **_,
 ) -> None:
   """Raises ValueError where the fields do not fit images of size_px."""
@@ -169,6 +178,11 @@ def check_unet(
         f'{[channels * m for m in multipliers]}. Set --config.model.{name} or '
         '--config.model.channels.'
       )
+  if remat not in ('', 'norms', 'stages', False, True):
+    raise ValueError(
+      f"model.remat={remat!r}; one of '' (nothing), norms, stages. Set "
+      '--config.model.remat.'
+    )
   if channels % 2 or channels < 4:
     raise ValueError(
       f'model.channels={channels} must be even and at least 4. Set '

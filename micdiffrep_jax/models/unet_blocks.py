@@ -8,10 +8,12 @@ import math
 
 from flax import linen as nn
 import jax
+from jax.ad_checkpoint import checkpoint_name
 import jax.numpy as jnp
 
 INIT = nn.initializers.variance_scaling(1.0, 'fan_avg', 'uniform')
 ZEROS = nn.initializers.zeros
+PRODUCT = 'product'  # what is dear to compute again, by name
 
 
 def time_embedding(t: jax.Array, width: int) -> jax.Array:
@@ -41,6 +43,7 @@ class ResBlock(nn.Module):
       nn.Conv, self.width, (3, 3), dtype=self.dtype, kernel_init=INIT
     )
     h = conv(name='conv1')(nn.silu(norm(name='norm1')(x)))
+    h = checkpoint_name(h, PRODUCT)
     shift = nn.Dense(
       self.width, dtype=self.dtype, kernel_init=INIT, name='time'
     )(nn.silu(temb))
@@ -50,7 +53,7 @@ class ResBlock(nn.Module):
       h, deterministic=not self.train
     )
     # Zero initialisation: every block starts as the identity.
-    h = conv(name='conv2', kernel_init=ZEROS)(h)
+    h = checkpoint_name(conv(name='conv2', kernel_init=ZEROS)(h), PRODUCT)
     if x.shape[-1] != self.width:
       x = nn.Dense(
         self.width, dtype=self.dtype, kernel_init=INIT, name='shortcut'
@@ -72,6 +75,7 @@ class Attention(nn.Module):
     qkv = nn.Dense(3 * c, dtype=self.dtype, kernel_init=INIT, name='qkv')(
       y.reshape(b, h * w, c)
     )
+    qkv = checkpoint_name(qkv, PRODUCT)
     qkv = qkv.reshape(b, h * w, 3, self.heads, c // self.heads)
     y = jax.nn.dot_product_attention(qkv[:, :, 0], qkv[:, :, 1], qkv[:, :, 2])
     y = nn.Dense(c, dtype=self.dtype, kernel_init=ZEROS, name='out')(

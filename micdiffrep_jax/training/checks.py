@@ -20,15 +20,16 @@ def prove_unseen(dataset: data.Dataset, split: str, rows: np.ndarray) -> dict:
   """
   manifest = dataset.manifest
   test = data.rows(dataset, split, 'test')
+
+  def shared(column: str) -> int:
+    # A set, not np.isin, which sorts: text of a million rows takes a minute.
+    trained = set(manifest[column][rows].tolist())
+    return sum(name in trained for name in manifest[column][test].tolist())
+
   counts = {
-    f'shared_{name}': int(
-      np.isin(manifest[column][test], manifest[column][rows]).sum()
-    )
-    for name, column in (
-      ('images', 'id'),
-      ('pixels', 'sha256'),
-      ('groups', 'group'),
-    )
+    'shared_images': shared('id'),
+    'shared_pixels': shared('sha256'),
+    'shared_groups': shared('group'),
   }
   if counts['shared_images']:
     raise ValueError(
