@@ -1,23 +1,27 @@
-"""Files of CLIP weights -> the variables of models/clip_vision.py.
+"""Files of CLIP weights -> the variables of its image towers.
 
-Two layouts: Hugging Face's (q, k, v apart, with or without the prefix
-'vision_model.') and OpenAI's (q, k, v in one matrix, under 'visual.').
+Transformers, models/clip_vision.py, come in two layouts: Hugging Face's (q, k,
+v apart, with or without the prefix 'vision_model.') and OpenAI's (q, k, v in
+one matrix, under 'visual.'). ResNets are in clip_resnet_weights.py.
 Letters: d features, p patch, g patches per side.
 """
 
-from collections.abc import Mapping
 import json
 import os
 from typing import Any
 
 import numpy as np
 
-from micdiffrep_jax.converting import torch_file
+from micdiffrep_jax.converting import clip_resnet_weights, torch_file
+from micdiffrep_jax.converting.torch_layers import (
+  State,
+  Tree,
+  conv,
+  dense,
+  norm,
+)
 from micdiffrep_jax.lookup import lookup
 from micdiffrep_jax.models.clip_vision import ACTIVATIONS
-
-Tree = dict[str, Any]
-State = Mapping[str, np.ndarray]
 
 
 def read(path: str, activation: str) -> tuple[State, str]:
@@ -25,7 +29,7 @@ def read(path: str, activation: str) -> tuple[State, str]:
 
   'auto' takes it from config.json beside a .safetensors file; OpenAI's .pt
   files have quick_gelu. Raises ValueError where neither tells: the wrong one
-  loses accuracy without a word.
+  loses accuracy without a word. A ResNet has none to choose.
   """
   if activation != 'auto':
     lookup(ACTIVATIONS, activation, 'activation', '--config.activation')
@@ -38,16 +42,19 @@ def read(path: str, activation: str) -> tuple[State, str]:
     raise ValueError(
       f'{path!r} needs the package safetensors: pip install safetensors.'
     ) from e
+  try:
+    state = load_file(path)
+  except SafetensorError as e:
+    raise ValueError(f'{path!r} is damaged: {e}. Set --config.source.') from e
+  if clip_resnet_weights.holds(state):
+    return state, ''
   beside = os.path.join(os.path.dirname(path), 'config.json')
   told = ''
   if os.path.exists(beside):
     with open(beside) as f:
       record = json.load(f)
     told = record.get('vision_config', record).get('hidden_act', 'quick_gelu')
-  try:
-    return load_file(path), _known(activation, told, path)
-  except SafetensorError as e:
-    raise ValueError(f'{path!r} is damaged: {e}. Set --config.source.') from e
+  return state, _known(activation, told, path)
 
 
 def _known(given: str, told: str, path: str) -> str:
@@ -67,14 +74,17 @@ def convert(
 ) -> tuple[dict[str, Any], int, Tree]:
   """Returns the fields of methods/frozen.py, the input size, the variables.
 
-  Raises ValueError for tensors that are no image tower of CLIP.
+  activation is a transformer's. Raises ValueError for tensors that are no image
+  tower of CLIP.
   """
   try:
+    if clip_resnet_weights.holds(state):
+      return clip_resnet_weights.convert(state, heads)
     openai = 'visual.conv1.weight' in state
     params = _openai(state) if openai else _hugging_face(state)
   except KeyError as e:
     raise ValueError(
-      f'No tensor {e}: the file holds no vision transformer of CLIP. Set '
+      f'No tensor {e}: the file holds no image tower of CLIP. Set '
       '--config.source.'
     ) from e
   patch, _, _, width = params['patches']['kernel'].shape
@@ -91,15 +101,6 @@ def convert(
   return model, side * patch, {'params': params}
 
 
-def _norm(state: State, name: str) -> Tree:
-  return {'scale': state[f'{name}.weight'], 'bias': state[f'{name}.bias']}
-
-
-def _dense(state: State, name: str) -> Tree:
-  """(out, in) -> (in, out)."""
-  return {'kernel': state[f'{name}.weight'].T, 'bias': state[f'{name}.bias']}
-
-
 def _depth(state: State, prefix: str) -> int:
   at = prefix.count('.')
   found = {k.split('.')[at] for k in state if k.startswith(prefix)}
@@ -110,14 +111,14 @@ def hugging_face_block(state: State, name: str) -> Tree:
   """One block of either tower; `name` is its prefix."""
   attention = f'{name}.self_attn'
   return {
-    'norm1': _norm(state, f'{name}.layer_norm1'),
-    'query': _dense(state, f'{attention}.q_proj'),
-    'key': _dense(state, f'{attention}.k_proj'),
-    'value': _dense(state, f'{attention}.v_proj'),
-    'out': _dense(state, f'{attention}.out_proj'),
-    'norm2': _norm(state, f'{name}.layer_norm2'),
-    'up': _dense(state, f'{name}.mlp.fc1'),
-    'down': _dense(state, f'{name}.mlp.fc2'),
+    'norm1': norm(state, f'{name}.layer_norm1'),
+    'query': dense(state, f'{attention}.q_proj'),
+    'key': dense(state, f'{attention}.k_proj'),
+    'value': dense(state, f'{attention}.v_proj'),
+    'out': dense(state, f'{attention}.out_proj'),
+    'norm2': norm(state, f'{name}.layer_norm2'),
+    'up': dense(state, f'{name}.mlp.fc1'),
+    'down': dense(state, f'{name}.mlp.fc2'),
   }
 
 
@@ -126,15 +127,11 @@ def _hugging_face(state: State) -> Tree:
   if not any(k.startswith(v) for k in state):
     v = ''
   params = {
-    'patches': {
-      'kernel': state[f'{v}embeddings.patch_embedding.weight'].transpose(
-        2, 3, 1, 0
-      )
-    },
+    'patches': conv(state, f'{v}embeddings.patch_embedding'),
     'cls': state[f'{v}embeddings.class_embedding'],
     'positions': state[f'{v}embeddings.position_embedding.weight'],
-    'pre_norm': _norm(state, f'{v}pre_layrnorm'),  # spelt so
-    'post_norm': _norm(state, f'{v}post_layernorm'),
+    'pre_norm': norm(state, f'{v}pre_layrnorm'),  # spelt so
+    'post_norm': norm(state, f'{v}post_layernorm'),
   }
   prefix = f'{v}encoder.layers.'
   for i in range(_depth(state, prefix)):
@@ -155,21 +152,21 @@ def openai_block(state: State, name: str) -> Tree:
     )
   }
   return params | {
-    'norm1': _norm(state, f'{name}.ln_1'),
-    'out': _dense(state, f'{name}.attn.out_proj'),
-    'norm2': _norm(state, f'{name}.ln_2'),
-    'up': _dense(state, f'{name}.mlp.c_fc'),
-    'down': _dense(state, f'{name}.mlp.c_proj'),
+    'norm1': norm(state, f'{name}.ln_1'),
+    'out': dense(state, f'{name}.attn.out_proj'),
+    'norm2': norm(state, f'{name}.ln_2'),
+    'up': dense(state, f'{name}.mlp.c_fc'),
+    'down': dense(state, f'{name}.mlp.c_proj'),
   }
 
 
 def _openai(state: State) -> Tree:
   params = {
-    'patches': {'kernel': state['visual.conv1.weight'].transpose(2, 3, 1, 0)},
+    'patches': conv(state, 'visual.conv1'),
     'cls': state['visual.class_embedding'],
     'positions': state['visual.positional_embedding'],
-    'pre_norm': _norm(state, 'visual.ln_pre'),
-    'post_norm': _norm(state, 'visual.ln_post'),
+    'pre_norm': norm(state, 'visual.ln_pre'),
+    'post_norm': norm(state, 'visual.ln_post'),
     'project': {'kernel': state['visual.proj']},
   }
   prefix = 'visual.transformer.resblocks.'

@@ -153,6 +153,11 @@ def clip(path: str, config: ConfigDict) -> Converted:
   model, size_px, variables = clip_weights.convert(
     state, config.heads, activation
   )
+  if config.input_px not in (0, size_px):
+    raise ValueError(
+      f'input_px={config.input_px}, but the positions of {path!r} are for '
+      f'{size_px} px. Set --config.input_px=0.'
+    )
   return Converted(
     'clip_frozen',
     model,

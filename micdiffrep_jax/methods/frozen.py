@@ -15,7 +15,7 @@ from ml_collections import ConfigDict
 
 from micdiffrep_jax.lookup import lookup
 from micdiffrep_jax.methods.method import Method, unchanged
-from micdiffrep_jax.models import clip_vision, efficientnet_lite
+from micdiffrep_jax.models import clip_resnet, clip_vision, efficientnet_lite
 
 
 def prepare(
@@ -44,6 +44,12 @@ def _efficientnet(model: dict[str, Any], size_px: int):
   return efficientnet_lite.EfficientNetLite(**model), names
 
 
+def _resnet(model: dict[str, Any], size_px: int):
+  del size_px  # what it was trained on, so it fits
+  names = clip_resnet.tap_names(model['blocks'])
+  return clip_resnet.ClipResNet(**model), names
+
+
 def _vit(model: dict[str, Any], size_px: int):
   clip_vision.check_vit(size_px, **model)
   names = clip_vision.tap_names(model['depth'], model['out'])
@@ -52,6 +58,7 @@ def _vit(model: dict[str, Any], size_px: int):
 
 TOWERS: dict[str, Callable] = {
   'efficientnet_lite': _efficientnet,
+  'resnet': _resnet,
   'vit': _vit,
 }
 
