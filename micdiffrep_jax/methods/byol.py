@@ -4,6 +4,8 @@ Source: Grill et al. 2020 and their published code.
 Letters: b batch, d features; tau the target's decay, k of K updates.
 """
 
+from collections.abc import Sequence
+
 import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
@@ -19,6 +21,13 @@ def distance(p: jax.Array, z: jax.Array) -> jax.Array:
   return jnp.sum(jnp.square(two_view.unit(p) - two_view.unit(z)), axis=-1)
 
 
+def symmetric(
+  predicted: Sequence[jax.Array], targets: Sequence[jax.Array]
+) -> jax.Array:
+  """Each view's prediction (b, d) against the other's target, added: (b,)."""
+  return distance(predicted[0], targets[1]) + distance(predicted[1], targets[0])
+
+
 def decay(step: jax.Array, steps: int, tau0: float) -> jax.Array:
   """tau = 1 - (1 - tau0) (cos(pi k / K) + 1) / 2: from tau0 up to 1."""
   share = jnp.clip(step / max(steps, 1), 0.0, 1.0)
@@ -30,7 +39,7 @@ def make(config: ConfigDict, size_px: int, channels: int) -> Method:
 
   config.steps is the length of the run; 0 where an encoder is only loaded.
   """
-  byol, policy = config.byol, config.views
+  byol = config.byol
   two_view.check_positive('byol', {k: byol[k] for k in ('hidden', 'features')})
   two_view.check_share('byol', 'tau', byol.tau)
   model = two_view.make_embedder(
@@ -57,7 +66,7 @@ def make(config: ConfigDict, size_px: int, channels: int) -> Method:
     stats, predictor_stats = extra['stats'], extra['predictor_stats']
     target_stats = extra['target_stats']
     embedded, predicted, targets = [], [], []
-    for x in views.two_views(key, to_float(batch['image']), policy):
+    for x in views.two_views(key, to_float(batch['image']), config.views):
       z, stats = two_view.train_pass(model, params['online'], stats, x)
       p, predictor_stats = two_view.train_pass(
         predictor, params['predictor'], predictor_stats, z
@@ -68,9 +77,7 @@ def make(config: ConfigDict, size_px: int, channels: int) -> Method:
       embedded.append(z)
       predicted.append(p)
       targets.append(jax.lax.stop_gradient(aim))
-    value = jnp.mean(
-      distance(predicted[0], targets[1]) + distance(predicted[1], targets[0])
-    )
+    value = jnp.mean(symmetric(predicted, targets))
     extra = {
       **extra,
       'stats': stats,
@@ -84,20 +91,10 @@ def make(config: ConfigDict, size_px: int, channels: int) -> Method:
     tau = decay(step, config.steps, byol.tau)
     return {**extra, 'target': ema(extra['target'], params['online'], tau)}
 
-  def frozen(params, extra):
-    return {**params, **extra}
-
-  def features(variables, images, keys, t):
-    del keys, t
-    return two_view.eval_pass(
-      model, variables['online'], variables['stats'], to_float(images)
-    )[1]
-
-  def validate(variables, images, keys, weights):
-    """Draws the same views of an image at every call."""
+  def errors(variables, pair):
     v = variables
     predicted, targets = [], []
-    for x in two_view.views_of_each(keys, images, policy):
+    for x in pair:
       z, _ = two_view.eval_pass(model, v['online'], v['stats'], x)
       predicted.append(
         two_view.eval_pass(predictor, v['predictor'], v['predictor_stats'], z)
@@ -105,22 +102,14 @@ def make(config: ConfigDict, size_px: int, channels: int) -> Method:
       targets.append(
         two_view.eval_pass(model, v['target'], v['target_stats'], x)[0]
       )
-    error = distance(predicted[0], targets[1]) + distance(
-      predicted[1], targets[0]
-    )
-    return {'loss': (jnp.sum(weights * error), jnp.sum(weights))}
+    return symmetric(predicted, targets)
 
-  layers = two_view.layer_names(config)
-  return Method(
+  return two_view.make_method(
+    config,
+    model,
     init=init,
     loss=loss,
     after=after,
-    frozen=frozen,
-    features=features,
-    validate=validate,
-    sample=None,
-    layers=layers,
-    timesteps=1,
-    metrics=('loss', 'feature_std', 'top_share'),
-    output=layers[-1],
+    frozen=lambda params, extra: {**params, **extra},
+    errors=errors,
   )

@@ -76,7 +76,7 @@ def check(config: ConfigDict) -> None:
 def make(config: ConfigDict, size_px: int, channels: int) -> Method:
   """The method of a pretraining config, for images of one size."""
   check(config)
-  moco, groups, policy = config.moco, config.model.groups, config.views
+  moco, groups = config.moco, config.model.groups
   model = two_view.make_embedder(
     config, size_px, moco.hidden, moco.features, norm=False
   )
@@ -96,7 +96,7 @@ def make(config: ConfigDict, size_px: int, channels: int) -> Method:
     }
 
   def loss(params, extra, batch, key):
-    x_q, x_k = views.two_views(key, to_float(batch['image']), policy)
+    x_q, x_k = views.two_views(key, to_float(batch['image']), config.views)
     q, stats = two_view.train_pass(model, params, extra['stats'], x_q)
     # A key's group of the batch norm is not that of its query.
     k, key_stats = two_view.train_pass(
@@ -122,27 +122,16 @@ def make(config: ConfigDict, size_px: int, channels: int) -> Method:
     return {**extra, 'key': ema(extra['key'], params, moco.momentum)}
 
   def frozen(params, extra):
-    return {
-      'params': params,
-      **{k: extra[k] for k in ('stats', 'key', 'key_stats', 'queue')},
-    }
+    kept = ('stats', 'key', 'key_stats', 'queue')
+    return {'online': params, **{k: extra[k] for k in kept}}
 
-  def features(variables, images, keys, t):
-    del keys, t
-    return two_view.eval_pass(
-      model, variables['params'], variables['stats'], to_float(images)
-    )[1]
-
-  def validate(variables, images, keys, weights):
-    """Draws the same views of an image at every call."""
-    v = variables
-    x_q, x_k = two_view.views_of_each(keys, images, policy)
-    q, _ = two_view.eval_pass(model, v['params'], v['stats'], x_q)
+  def errors(variables, pair):
+    v, (x_q, x_k) = variables, pair
+    q, _ = two_view.eval_pass(model, v['online'], v['stats'], x_q)
     k, _ = two_view.eval_pass(model, v['key'], v['key_stats'], x_k)
-    error = info_nce(
+    return info_nce(
       two_view.unit(q), two_view.unit(k), v['queue'], moco.temperature
     )
-    return {'loss': (jnp.sum(weights * error), jnp.sum(weights))}
 
   def check_images(count):
     if 4 * moco.queue > count:
@@ -152,18 +141,13 @@ def make(config: ConfigDict, size_px: int, channels: int) -> Method:
         '--config.moco.queue.'
       )
 
-  layers = two_view.layer_names(config)
-  return Method(
+  return two_view.make_method(
+    config,
+    model,
     init=init,
     loss=loss,
     after=after,
     frozen=frozen,
-    features=features,
-    validate=validate,
-    sample=None,
-    layers=layers,
-    timesteps=1,
-    metrics=('loss', 'feature_std', 'top_share'),
-    output=layers[-1],
+    errors=errors,
     check=check_images,
   )

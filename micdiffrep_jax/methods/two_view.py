@@ -3,6 +3,7 @@
 Letters: b batch, h w pixels, c channels, d features.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -10,7 +11,7 @@ import jax.numpy as jnp
 from ml_collections import ConfigDict
 
 from micdiffrep_jax import views
-from micdiffrep_jax.methods.method import to_float
+from micdiffrep_jax.methods.method import Method, to_float
 from micdiffrep_jax.models.resnet import (
   Embedder,
   Projector,
@@ -57,6 +58,52 @@ def make_embedder(
   model = config.model
   projector = Projector(hidden, out, norm, model.groups, model.dtype)
   return Embedder(encoder, projector)
+
+
+def make_method(
+  config: ConfigDict,
+  model: Embedder,
+  *,
+  init: Callable,
+  loss: Callable,
+  after: Callable,
+  frozen: Callable,
+  errors: Callable,
+  check: Callable[[int], None] | None = None,
+) -> Method:
+  """The method; what is not given here is the same for all of them.
+
+  frozen: as in Method; in its variables 'online' and 'stats' are the embedder
+  that is trained. errors: variables, two views (b, h, w, c) each -> (b,), what
+  validation averages.
+  """
+
+  def features(variables, images, keys, t):
+    del keys, t  # nothing is drawn
+    return eval_pass(
+      model, variables['online'], variables['stats'], to_float(images)
+    )[1]
+
+  def validate(variables, images, keys, weights):
+    """Draws the same views of an image at every call."""
+    error = errors(variables, views_of_each(keys, images, config.views))
+    return {'loss': (jnp.sum(weights * error), jnp.sum(weights))}
+
+  layers = layer_names(config)
+  return Method(
+    init=init,
+    loss=loss,
+    after=after,
+    frozen=frozen,
+    features=features,
+    validate=validate,
+    sample=None,
+    layers=layers,
+    timesteps=1,
+    metrics=('loss', 'feature_std', 'top_share'),
+    output=layers[-1],
+    check=check,
+  )
 
 
 def check_positive(group: str, fields: dict[str, int]) -> None:
