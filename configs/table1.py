@@ -7,7 +7,9 @@ paper   the recipes of the papers, 112 px; for a GPU, days.
 tiny    64 px, 256,000 images drawn by each method; a night on 2 CPU cores.
 test    seconds a method; for trying things out.
 A method that is pretrained already: --config.checkpoints.ddpm=RUN. Cells that
-are finished are not run again.
+are finished are not run again. Beside accuracy stand images drawn, seconds of
+training, FLOPs, parameters of the encoder, and who had labels (supervised,
+supervised_text) or other images (external).
 """
 
 from ml_collections import ConfigDict

@@ -102,6 +102,18 @@ def write_whole(path: str | os.PathLike, content: bytes) -> None:
     raise
 
 
+def read_metrics(workdir: str) -> list[dict[str, float]]:
+  """The lines of metrics.jsonl, as far as they are whole; [] without one."""
+  path = epath.Path(workdir) / 'metrics.jsonl'
+  found: list[dict[str, float]] = []
+  for line in path.read_text().splitlines() if path.exists() else ():
+    try:
+      found.append(json.loads(line))
+    except ValueError:
+      break  # cut by a kill
+  return found
+
+
 def versions() -> dict[str, str]:
   """Installed versions of what a result depends on."""
   found = {'python': platform.python_version()}

@@ -9,10 +9,12 @@ from PIL import Image
 import pytest
 
 from configs import convert_clip, pretrain, probe
+from micdiffrep_jax import features
 from micdiffrep_jax.converting import clip_weights, convert
 from micdiffrep_jax.data import dataset as data
 from micdiffrep_jax.methods import METHODS, frozen
 from micdiffrep_jax.probing import probe as probing
+from micdiffrep_jax.probing import table1
 from micdiffrep_jax.training import train
 
 safetensors = pytest.importorskip(
@@ -88,6 +90,10 @@ def test_a_converted_encoder_is_probed(tmp_path):
   found = probing.run(config.lock(), str(tmp_path / 'probe'))
   assert found['pretraining_saw_test_images'].startswith('unknown')
   assert found['encoder']['images_seen'] == 0
+  cost = table1.cost(features.load_encoder(config.checkpoint))
+  assert cost['flags'] == ['external']
+  assert cost['parameters'] == results['parameters']
+  assert cost['training_s'] is cost['flops_per_image'] is None
   assert 'random/linear_concat' in found['rows']
 
 

@@ -65,6 +65,7 @@ def test_the_packaged_weights_become_an_encoder(tmp_path):
   # The published 4.65 M less the classifier's 1.28 M.
   assert 3.3e6 < results['parameters'] < 3.5e6
   encoder = features.load_encoder(str(tmp_path))
+  assert encoder.method.facts == {'external': True, 'imagenet_supervised': True}
   state = torch.load(convert.packaged_efficientnet(), weights_only=True)
   np.testing.assert_array_equal(
     encoder.variables['params']['stem']['kernel'],

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from configs import table1 as table1_config
+from micdiffrep_jax import log
 from micdiffrep_jax.probing import table1
 from micdiffrep_jax.stats import bootstrap
 from micdiffrep_jax.training import train
@@ -20,7 +21,8 @@ def get_config(**changes):
   config.probe.heads.kinds = ('linear',)
   config.probe.bundle = 'linear_concat'
   config.probe.random_encoder = False
-  for name in config.methods:
+  for name in config.pretrain:
+    config.pretrain[name].log_every = 1
     config.pretrain[name].monitor.samples = 0
     config.pretrain[name].monitor.probe_images = 0
   config.update_from_flattened_dict(changes)
@@ -47,6 +49,14 @@ def test_every_method_draws_the_same_images_and_has_its_rows(finished):
   assert len(lines) == len(results['table'])
   (mae,) = [x for x in lines if (x['method'], x['row']) == ('mae', 'knn')]
   assert float(mae['paper']) == 69
+  assert float(mae['images_drawn']) == 64
+  speeds = [
+    x.get('images_per_s')
+    for x in log.read_metrics(workdir / 'mae' / 'pretrain')
+  ]
+  speeds = [x for x in speeds if x]
+  assert 64 / max(speeds) <= float(mae['training_s']) <= 64 / min(speeds)
+  assert mae['flags'] == ''
   text = (workdir / 'table1.md').read_text()
   assert '| mae | knn | 69 |' in text
   assert (workdir / 'table1.png').stat().st_size > 5000

@@ -181,5 +181,6 @@ def make(config: ConfigDict, size_px: int, channels: int) -> Method:
     timesteps=1,
     metrics=('loss', 'temperature'),
     side=side,
+    row={'tokens': jax.ShapeDtypeStruct((config.text.length,), jnp.int32)},
     facts={'supervised_text': bool(config.captions.template)},
   )

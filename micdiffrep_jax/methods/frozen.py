@@ -71,6 +71,7 @@ def make(config: ConfigDict, size_px: int, channels: int) -> Method:
       f'Images of {channels} channels are neither grey nor RGB. Prepare them '
       'with --config.data.channels=1 or 3.'
     )
+  imagenet = config.method == 'imagenet_supervised'
   model = config.model.to_dict()
   tower = lookup(TOWERS, model.pop('tower'), 'tower', '--config.model.tower')
   network, layers = tower(model, config.input.size_px)
@@ -100,4 +101,7 @@ def make(config: ConfigDict, size_px: int, channels: int) -> Method:
     sample=None,
     layers=layers,
     timesteps=1,
+    encoder=lambda variables: variables['params'],
+    facts={'external': True}
+    | ({'imagenet_supervised': True} if imagenet else {}),
   )

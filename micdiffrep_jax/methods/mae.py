@@ -135,4 +135,5 @@ def make(config: ConfigDict, size_px: int, channels: int) -> Method:
     sample=None,
     layers=vit.tap_names(model.depth),
     timesteps=1,
+    encoder=lambda variables: variables['encoder'],
   )

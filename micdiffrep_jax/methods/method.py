@@ -36,10 +36,13 @@ class Method(NamedTuple):
     metrics: names of what `loss` reports, logged as running means.
     side: dataset -> {name: (N, ...) array}, rows that travel with their images
       in `batch` (labels, captions); None where images are all there is.
+    row: shape and dtype of one row of each array that `side` gives.
     output: the layer whose average over pixels stands for an image where one
       vector is wanted; '' for the last of `layers`.
     check: number of training images -> None; ValueError where they do not suit
       the settings. None where any number does.
+    encoder: variables -> the parameters that `features` is made of: no decoder,
+      projector, queue or running average, which training alone needs.
     facts: what every result must say of the method beside its name.
   """
 
@@ -54,8 +57,10 @@ class Method(NamedTuple):
   timesteps: int
   metrics: tuple[str, ...] = ('loss',)
   side: Callable[[Dataset], dict[str, np.ndarray]] | None = None
+  row: Mapping[str, jax.ShapeDtypeStruct] = MappingProxyType({})
   output: str = ''
   check: Callable[[int], None] | None = None
+  encoder: Callable[[Tree], Tree] = lambda variables: variables
   facts: Mapping[str, Any] = MappingProxyType({})
 
 

@@ -87,5 +87,7 @@ def make(config: ConfigDict, size_px: int, channels: int) -> Method:
     layers=two_view.layer_names(config),
     timesteps=1,
     side=side,
+    row={'label': jax.ShapeDtypeStruct((), jnp.int32)},
+    encoder=lambda variables: variables['params'],
     facts={'supervised': True},
   )

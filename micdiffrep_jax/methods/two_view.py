@@ -103,6 +103,7 @@ def make_method(
     metrics=('loss', 'feature_std', 'top_share'),
     output=layers[-1],
     check=check,
+    encoder=lambda variables: variables['online']['encoder'],
   )
 
 

@@ -12,11 +12,12 @@ import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
+from micdiffrep_jax import checkpoint as checkpoints
 from micdiffrep_jax import features, log, pipeline
 from micdiffrep_jax.data import splits
 from micdiffrep_jax.lookup import lookup
 from micdiffrep_jax.probing import ablate_tables, probe, table1_rows
-from micdiffrep_jax.training import train
+from micdiffrep_jax.training import monitor, train
 
 
 def check(config: ConfigDict) -> None:
@@ -82,13 +83,34 @@ def flops_per_image(encoder: features.Encoder) -> float | None:
     return None  # nothing was trained here
   b, size, c = config.batch_size, info['size_px'], info['channels']
   params, extra = jax.eval_shape(method.init, jax.random.key(0))
-  batch = {'image': jax.ShapeDtypeStruct((b, size, size, c), jnp.uint8)}
-  if method.side:
-    return None  # labels and captions: their shapes are the dataset's
+  rows = {'image': jax.ShapeDtypeStruct((size, size, c), jnp.uint8)}
+  batch = {
+    name: jax.ShapeDtypeStruct((b, *row.shape), row.dtype)
+    for name, row in {**rows, **method.row}.items()
+  }
   grad = jax.grad(lambda p, e, x, k: method.loss(p, e, x, k)[0])
   lowered = jax.jit(grad).lower(params, extra, batch, jax.random.key(0))
   cost = lowered.cost_analysis()
   return None if not cost else float(cost['flops']) / b
+
+
+def cost(encoder: features.Encoder) -> dict[str, Any]:
+  """What stands in the table beside a method's accuracy.
+
+  training_s is None where the run's folder does not tell: external weights.
+  """
+  method, info = encoder.method, encoder.info
+  drawn = info.get('images_seen', 0)
+  directory, _ = checkpoints.find(info['path'])
+  weights = jax.tree.leaves(method.encoder(encoder.variables))
+  return {
+    'images_drawn': drawn,
+    'training_s': monitor.training_s(os.path.dirname(directory), drawn),
+    'flops_per_image': flops_per_image(encoder),
+    'parameters': sum(x.size for x in weights),
+    'flags': [name for name, told in method.facts.items() if told is True],
+    'checkpoint': info['path'],
+  }
 
 
 def run(config: ConfigDict, workdir: str) -> dict[str, Any]:
@@ -106,7 +128,8 @@ def run(config: ConfigDict, workdir: str) -> dict[str, Any]:
       log.get_logger().info('%s: pretraining in %s.', name, checkpoint)
       finished(pretrain_config(config, name), checkpoint, train.run)
     encoder = features.load_encoder(checkpoint)
-    drawn = encoder.info.get('images_seen', 0)
+    costs[name] = cost(encoder)
+    drawn = costs[name]['images_drawn']
     if drawn and abs(drawn - config.images_drawn) > encoder.config.batch_size:
       log.get_logger().warning(
         '%s drew %d images, not the %d of the others.',
@@ -114,13 +137,6 @@ def run(config: ConfigDict, workdir: str) -> dict[str, Any]:
         drawn,
         config.images_drawn,
       )
-    costs[name] = {
-      'images_drawn': drawn,
-      'parameters': sum(x.size for x in jax.tree.leaves(encoder.variables)),
-      'flops_per_image': flops_per_image(encoder),
-      'facts': dict(encoder.method.facts),
-      'checkpoint': checkpoint,
-    }
     for split in config.splits:
       first = name == config.methods[0]
       unit = probe_config(
@@ -135,6 +151,7 @@ def run(config: ConfigDict, workdir: str) -> dict[str, Any]:
       name: {split: found for split, (found, _) in by_split.items()}
       for name, by_split in cells.items()
     },
+    costs,
     config.headline,
   )
   results = {
@@ -153,9 +170,10 @@ def run(config: ConfigDict, workdir: str) -> dict[str, Any]:
     'splits': config.splits,
   }
   if jax.process_index() == 0:
-    rows = [[row[c] for c in table1_rows.COLUMNS] for row in scores]
     path = os.path.join(workdir, 'table1.csv')
-    ablate_tables.write_csv(path, table1_rows.COLUMNS, rows)
+    ablate_tables.write_csv(
+      path, list(scores[0]), [list(row.values()) for row in scores]
+    )
     text = table1_rows.markdown(results)
     log.write_whole(os.path.join(workdir, 'table1.md'), text.encode())
     table1_rows.draw(os.path.join(workdir, 'table1.png'), results)

@@ -15,8 +15,8 @@ MSFA = 'mlp_concat'
 # Accuracy in percent, Zhu and Zhao 2024, table 1; its split is not stated.
 PAPER = {'mae': 69.0, 'moco': 73.0, 'byol': 77.0, 'clip': 82.0}
 PAPER_OURS = {'linear_single': 83.0, MSFA: 88.0}
-FLOOR = 'floor/'
-COLUMNS = ('method', 'row', 'paper', 'split', 'accuracy', 'low', 'high')
+FLOOR, RANDOM = 'floor/', 'random/'
+COSTS = ('images_drawn', 'training_s', 'flops_per_image', 'parameters')
 
 
 def trials(found: Mapping[str, Any]) -> int:
@@ -32,15 +32,23 @@ def in_paper(method: str, row: str, headline: str) -> float | None:
 
 
 def rows_of(
-  cells: Mapping[str, Mapping[str, Any]], headline: str
+  cells: Mapping[str, Mapping[str, Any]],
+  costs: Mapping[str, Mapping[str, Any]],
+  headline: str,
 ) -> list[dict[str, Any]]:
-  """One line per method, row of its probe, and split."""
+  """One line per method, row of its probe, and split.
+
+  What pretraining cost and which labels it had stands beside rows of its
+  weights only, not beside floors and random ones.
+  """
   lines = []
   for name, by_split in cells.items():
     for split, found in by_split.items():
       for row, scored in found['rows'].items():
         value = scored['test']['all']['accuracy']
         floor = row.startswith(FLOOR)
+        trained = not floor and not row.startswith(RANDOM)
+        cost = costs[name] if trained else {}
         lines.append(
           {
             'method': 'floor' if floor else name,
@@ -50,6 +58,8 @@ def rows_of(
             'accuracy': value['value'],
             'low': value['low'],
             'high': value['high'],
+            'flags': ' '.join(cost.get('flags', ())),
+            **{key: cost.get(key) for key in COSTS},
           }
         )
   return lines
@@ -102,12 +112,31 @@ def _percent(line: Mapping[str, Any]) -> str:
   return '{:.1f} [{:.1f}, {:.1f}]'.format(*values)
 
 
+def _flagged(line: Mapping[str, Any]) -> str:
+  flags = line['flags']
+  return f'{line["method"]} ({flags})' if flags else line['method']
+
+
+def _cost(name: str, cost: Mapping[str, Any]) -> str:
+  seconds, flops = cost['training_s'], cost['flops_per_image']
+  cells = (
+    name,
+    ', '.join(cost['flags']) or '-',
+    f'{cost["images_drawn"]:,}',
+    '-' if seconds is None else f'{seconds:,.0f}',
+    '-' if flops is None else f'{flops / 1e9:.2f}',
+    f'{cost["parameters"] / 1e6:.2f}',
+  )
+  return '| ' + ' | '.join(cells) + ' |'
+
+
 def markdown(results: Mapping[str, Any]) -> str:
   """Accuracy by method and row, one column per split; then what it cost."""
   splits_ = results['splits']
   table: dict[tuple[str, str], dict[str, Any]] = {}
   for line in results['table']:
-    table.setdefault((line['method'], line['row']), {})[line['split']] = line
+    key = (_flagged(line), line['row'])
+    table.setdefault(key, {})[line['split']] = line
   text = [
     '| method | probe | paper | ' + ' | '.join(splits_) + ' |',
     '|' + '---|' * (3 + len(splits_)),
@@ -121,16 +150,18 @@ def markdown(results: Mapping[str, Any]) -> str:
     '',
     'Accuracy in percent, 95 % interval over groups of the test part.',
   ]
-  for name, cost in results['costs'].items():
-    flops = cost['flops_per_image']
-    told = 'unknown' if flops is None else f'{flops / 1e9:.2f}'
-    text.append(
-      f'{name}: {cost["images_drawn"]:,} images drawn, '
-      f'{cost["parameters"] / 1e6:.2f} M parameters with all that '
-      f'pretraining holds, {told} GFLOP an image and step'
-      + ''.join(f', {k}' for k, v in cost['facts'].items() if v is True)
-      + '.'
-    )
+  text += [
+    '',
+    '| method | flags | images drawn | training, s | GFLOP per image drawn '
+    '| encoder, M parameters |',
+    '|' + '---|' * 6,
+    *(_cost(name, cost) for name, cost in results['costs'].items()),
+    '',
+    'Training without compilation and evaluation; encoder without what '
+    'training alone needs. supervised: read labels; supervised_text: captions '
+    'made of labels; external: trained by others, on other images.',
+    '',
+  ]
   for c in results['comparisons']:
     values = [100 * c[k] for k in ('difference', 'low', 'high')]
     text.append(
@@ -148,7 +179,7 @@ def draw(path: str, results: Mapping[str, Any]) -> None:
     for line in results['table']
     if line['split'] == split
     and (
-      line['row'] in (headline, f'random/{headline}')
+      line['row'] in (headline, f'{RANDOM}{headline}')
       or (line['method'], line['row']) == (OURS, MSFA)
       or line['method'] == 'floor'
     )
@@ -157,9 +188,9 @@ def draw(path: str, results: Mapping[str, Any]) -> None:
     path,
     [
       (
-        f'{line["method"]}, {line["row"]}',
+        f'{_flagged(line)}, {line["row"]}',
         {**line, 'value': line['accuracy']},
-        'floor/' if line['method'] == 'floor' else line['row'],
+        FLOOR if line['method'] == 'floor' else line['row'],
       )
       for line in shown
     ],

@@ -1,9 +1,8 @@
 """Pretraining and sampling results as blocks of a page."""
 
-import json
-import os
 from typing import Any
 
+from micdiffrep_jax import log
 from micdiffrep_jax.reporting import report_plots
 from micdiffrep_jax.reporting.page import Block, Facts, Picture, Table, Text
 from micdiffrep_jax.reporting.report_run import Run, drawn, pictures
@@ -11,24 +10,9 @@ from micdiffrep_jax.reporting.report_run import Run, drawn, pictures
 _BINS = 'val_loss_t'  # + the first timestep of the bin
 
 
-def read_metrics(folder: str) -> list[dict[str, float]]:
-  """The lines of metrics.jsonl, as far as they are whole."""
-  path = os.path.join(folder, 'metrics.jsonl')
-  found: list[dict[str, float]] = []
-  if not os.path.exists(path):
-    return found
-  with open(path, encoding='utf-8') as f:
-    for line in f:
-      try:
-        found.append(json.loads(line))
-      except ValueError:
-        break  # cut by a kill
-  return found
-
-
 def pretraining(run: Run) -> list[Block]:
   """Facts and curves; curves also of a run that is not finished."""
-  lines = read_metrics(run.folder)
+  lines = log.read_metrics(run.folder)
   if run.record is None:
     if not lines:
       return []
@@ -43,6 +27,7 @@ def pretraining(run: Run) -> list[Block]:
     ('steps', record.get('steps')),
     ('images drawn', record.get('images_seen')),
     ('images per second', f'{record.get("images_per_s") or 0:.1f}'),
+    ('training time', _minutes(record.get('training_s'))),
     ('training images', unseen.get('train_images')),
     (
       'test images seen, by id, pixels, group',
@@ -60,6 +45,10 @@ def pretraining(run: Run) -> list[Block]:
 
 def _number(x: Any) -> str:
   return '' if x is None else f'{x:.4f}'
+
+
+def _minutes(seconds: float | None) -> str:
+  return '' if seconds is None else f'{seconds / 60:.1f} min'
 
 
 def curves(lines: list[dict[str, float]]) -> list[Picture]:

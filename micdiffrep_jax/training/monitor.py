@@ -5,11 +5,10 @@ Validation images only: the test part is never touched here.
 
 from collections.abc import Callable
 import functools
-import json
+import itertools
 import time
 from typing import Any
 
-from etils import epath
 import jax
 from ml_collections import ConfigDict
 import numpy as np
@@ -209,9 +208,29 @@ def make(
 def last_metrics(workdir: str) -> dict[str, float]:
   """The newest value of every metric of a run, from its metrics.jsonl."""
   found: dict[str, float] = {}
-  path = epath.Path(workdir) / 'metrics.jsonl'
-  if path.exists():
-    for line in path.read_text().splitlines():
-      found |= json.loads(line)
+  for line in log.read_metrics(workdir):
+    found |= line
   drop = ('step', 'images_per_s', 'images_seen')
   return {k: v for k, v in found.items() if k not in drop}
+
+
+def training_s(workdir: str, images_seen: int) -> float | None:
+  """Seconds that training took up to `images_seen`, over all of its starts.
+
+  From the speeds in metrics.jsonl, so without compilation and evaluation. A
+  stretch without one, as each start has first, counts at the median speed; what
+  was lost by a kill and done again counts once. None where no speed is known.
+  """
+  marks = [(0.0, 0.0)]
+  for line in log.read_metrics(workdir):
+    if 'images_per_s' in line and line['images_seen'] <= images_seen:
+      marks.append((line['images_seen'], line['images_per_s']))
+  speeds = [speed for _, speed in marks if speed]
+  if not speeds:
+    return None
+  marks.append((images_seen, 0.0))
+  usual = float(np.median(speeds))
+  return sum(
+    (seen - before) / (speed or usual)
+    for (before, _), (seen, speed) in itertools.pairwise(marks)
+  )

@@ -263,6 +263,7 @@ def fit(
     'dataset': info,
     **proof,
     'images_per_s': clock.median(),
+    'training_s': monitor.training_s(workdir, steps * size),
     **monitor.last_metrics(workdir),
   }
   return log.write_results(workdir, results, config)
