@@ -34,6 +34,7 @@ METHODS: dict = {
   'byol': byol.fill,
   'clip': clip.fill,
   'supervised': supervised.fill,
+  'supervised_vit': supervised.fill_vit,
   'random': _random,
 }
 PRESETS = tuple(f'{m},{s}' for m in METHODS for s in SIZES)

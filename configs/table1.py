@@ -33,10 +33,10 @@ def get_config(preset: str = 'paper') -> ConfigDict:
     'grouped',
     'paper',
   )  # columns; pretraining sees no test of any
-  config.methods = METHODS  # rows
+  config.methods = METHODS  # rows; also supervised_vit, external
   config.images_drawn = 16_000_000  # by each method, in pretraining
   config.pretrain = ConfigDict({'ddpm': pretrain.get_config(preset)})
-  for name in METHODS[1:]:
+  for name in (*METHODS[1:], 'supervised_vit'):  # the last only if asked for
     config.pretrain[name] = baselines.get_config(f'{name},{preset}')
   # Folders of pretraining runs to take instead; also of encoders that others
   # trained, from configs/convert_clip.py.

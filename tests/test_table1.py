@@ -93,6 +93,13 @@ def test_one_encoder_spares_the_test_images_of_every_split():
   assert unit.steps * unit.batch_size == 64
 
 
+def test_a_row_beyond_the_defaults_is_known():
+  config = get_config(methods=('ddpm', 'supervised_vit'))
+  table1.check(config)
+  unit = table1.pretrain_config(config, 'supervised_vit')
+  assert (unit.method, 'patch' in unit.model) == ('supervised', True)
+
+
 @pytest.mark.parametrize(
   ('field', 'value', 'message'),
   [

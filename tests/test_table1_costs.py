@@ -50,6 +50,12 @@ def test_an_encoder_is_the_resnet_alone(name):
   assert parameters(encoder_of(name)) == want
 
 
+def test_an_encoder_of_a_labelled_vit_is_that_of_mae():
+  assert parameters(encoder_of('supervised_vit')) == parameters(
+    encoder_of('mae')
+  )
+
+
 def test_an_encoder_of_mae_has_no_decoder():
   assert parameters(encoder_of('mae')) == parameters_of(
     vit.Encoder(16, 2, 2, 4)

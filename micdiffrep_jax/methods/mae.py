@@ -13,7 +13,6 @@ from ml_collections import ConfigDict
 from micdiffrep_jax import views
 from micdiffrep_jax.methods.method import Method, to_float, unchanged
 from micdiffrep_jax.models import vit
-from micdiffrep_jax.models.clip_vision import check_vit
 
 
 def random_mask(key: jax.Array, patches: int, visible: int):
@@ -42,16 +41,8 @@ def targets(patches: jax.Array, normalise: bool, floor: float) -> jax.Array:
 def check(config: ConfigDict, size_px: int) -> None:
   """Raises ValueError for what can be told to be wrong before a compile."""
   model, mae = config.model, config.mae
-  check_vit(size_px, **model.to_dict(), activation='gelu')
-  for name, width, heads in (
-    ('model.width', model.width, model.heads),
-    ('mae.width', mae.width, mae.heads),
-  ):
-    if width % 4 or heads < 1 or width % heads:
-      raise ValueError(
-        f'{name}={width} must be a multiple of 4 and of its {heads} heads. Set '
-        f'--config.{name}.'
-      )
+  vit.check_encoder(size_px, **model.to_dict())
+  vit.check_width('mae.width', mae.width, mae.heads)
   if not 0 < mae.mask < 1 or not visible_patches(config, size_px):
     raise ValueError(
       f'mae.mask={mae.mask} of {(size_px // model.patch) ** 2} patches leaves '

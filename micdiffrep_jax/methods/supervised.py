@@ -1,8 +1,13 @@
 """Supervised from scratch: the control that reads the labels.
 
-A ResNet and a linear layer on its average, cross-entropy. Images without a
-label weigh nothing; labels of validation and test images are never handed over.
+A linear layer on the average of a ResNet or on the class token of the vision
+transformer that MAE trains; cross-entropy. Images without a label weigh
+nothing; labels of validation and test images are never handed over.
+Letters: b batch, h w pixels, c channels, d features, k classes.
 """
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -14,7 +19,55 @@ from micdiffrep_jax import augment
 from micdiffrep_jax.data import dataset as data
 from micdiffrep_jax.methods import two_view
 from micdiffrep_jax.methods.method import Method, to_float, unchanged
+from micdiffrep_jax.models import vit
 from micdiffrep_jax.models.heads import HEADS
+
+Tree = Any
+
+
+class Tower(NamedTuple):
+  """An encoder; stats are the running averages of its batch norms, or {}.
+
+  init: key, x (b, h, w, c) -> params, stats. vectors: params, stats, x -> what
+  the head reads (b, d), stats. taps: params, stats, x -> {layer: (b, h', w',
+  d)}; layers names them.
+  """
+
+  init: Callable[..., tuple[Tree, Tree]]
+  vectors: Callable[..., tuple[jax.Array, Tree]]
+  taps: Callable[..., dict[str, jax.Array]]
+  layers: tuple[str, ...]
+
+
+def _resnet(config: ConfigDict, size_px: int) -> Tower:
+  model = two_view.make_encoder(config, size_px)
+
+  def init(key, x):
+    variables = model.init(key, x)
+    return variables['params'], variables['batch_stats']
+
+  return Tower(
+    init,
+    lambda params, stats, x: two_view.train_pass(model, params, stats, x),
+    lambda params, stats, x: two_view.eval_pass(model, params, stats, x)[1],
+    two_view.layer_names(config),
+  )
+
+
+def _vit(config: ConfigDict, size_px: int) -> Tower:
+  fields = config.model.to_dict()
+  vit.check_encoder(size_px, **fields)
+  model = vit.Encoder(**fields)
+
+  def apply(params, x):
+    return model.apply({'params': params}, x)
+
+  return Tower(
+    lambda key, x: (model.init(key, x)['params'], {}),
+    lambda params, stats, x: (apply(params, x)[0][:, 0], stats),
+    lambda params, stats, x: apply(params, x)[1],
+    vit.tap_names(config.model.depth),
+  )
 
 
 def cross_entropy(logits: jax.Array, labels: jax.Array) -> jax.Array:
@@ -33,33 +86,31 @@ def make(config: ConfigDict, size_px: int, channels: int) -> Method:
     raise ValueError(
       f'classes={config.classes}: give at least 2. Set --config.classes.'
     )
-  model = two_view.make_encoder(config, size_px)
+  is_vit = 'patch' in config.model
+  tower = (_vit if is_vit else _resnet)(config, size_px)
   head = HEADS['linear']
 
   def init(key):
     k_model, k_head = jax.random.split(key)
     x = jnp.zeros((1, size_px, size_px, channels))
-    (pooled, _), variables = model.init_with_output(k_model, x)
-    d = pooled.shape[-1]
+    encoder, stats = tower.init(k_model, x)
+    shape, _ = jax.eval_shape(tower.vectors, encoder, stats, x)
+    d = shape.shape[-1]
     params = {
-      'encoder': variables['params'],
+      'encoder': encoder,
       'head': head.init(k_head, d, d, 0, config.classes, True),
     }
-    return params, {'stats': variables['batch_stats']}
+    return params, {'stats': stats}
 
   def loss(params, extra, batch, key):
     x = augment.augment(key, to_float(batch['image']), config.augment)
-    pooled, stats = two_view.train_pass(
-      model, params['encoder'], extra['stats'], x
-    )
-    value = cross_entropy(head.apply(params['head'], pooled), batch['label'])
+    vectors, stats = tower.vectors(params['encoder'], extra['stats'], x)
+    value = cross_entropy(head.apply(params['head'], vectors), batch['label'])
     return value, ({**extra, 'stats': stats}, {'loss': value})
 
   def features(variables, images, keys, t):
     del keys, t  # nothing is drawn
-    return two_view.eval_pass(
-      model, variables['params'], variables['stats'], to_float(images)
-    )[1]
+    return tower.taps(variables['params'], variables['stats'], to_float(images))
 
   def side(dataset: data.Dataset) -> dict[str, np.ndarray]:
     if len(dataset.classes) != config.classes:
@@ -84,7 +135,7 @@ def make(config: ConfigDict, size_px: int, channels: int) -> Method:
     # Labels of validation images stay unread: probes judge this method.
     validate=lambda variables, images, keys, weights: {},
     sample=None,
-    layers=two_view.layer_names(config),
+    layers=tower.layers,
     timesteps=1,
     side=side,
     row={'label': jax.ShapeDtypeStruct((), jnp.int32)},

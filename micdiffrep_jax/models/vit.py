@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from micdiffrep_jax.models.clip_vision import Block
+from micdiffrep_jax.models.clip_vision import Block, check_vit
 
 EPSILON = 1e-6
 _norm = functools.partial(nn.LayerNorm, epsilon=EPSILON)
@@ -118,3 +118,20 @@ class Decoder(nn.Module):
 def tap_names(depth: int) -> tuple[str, ...]:
   """Names of the encoder's taps, from the input to the output."""
   return (*(f'block{i}' for i in range(depth)), 'cls')
+
+
+def check_encoder(
+  size_px: int, *, width: int, heads: int, patch: int, **_
+) -> None:
+  """Raises ValueError where the encoder's fields do not fit images."""
+  check_vit(size_px, width=width, heads=heads, patch=patch, activation='gelu')
+  check_width('model.width', width, heads)
+
+
+def check_width(name: str, width: int, heads: int) -> None:
+  """Raises ValueError for a width that positions or heads do not divide."""
+  if width % 4 or heads < 1 or width % heads:
+    raise ValueError(
+      f'{name}={width} must be a multiple of 4 and of its {heads} heads. Set '
+      f'--config.{name}.'
+    )
