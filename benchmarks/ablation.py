@@ -295,7 +295,7 @@ def main():
     f'epoch x {epochs}. {theirs_s / ours_s:.1f} times faster; '
     f'{published_s / ours_s:.1f} times with one run per rate and seed.'
   )
-  common.emit(f'ablation {args.preset}', record, args.out)
+  common.emit(f'ablation {args.preset or "default"}', record, args.out)
 
 
 if __name__ == '__main__':

@@ -54,7 +54,7 @@ def get_config(preset: str = 'paper') -> ConfigDict:
   config.model.dropout = 0.0
   config.model.patch = 1  # pixels folded into channels by the stem
   config.model.dtype = 'float32'  # or bfloat16: convolutions and products only
-  # Less memory for more compute: '' | norms (a little) | stages (a third).
+  # Less memory for more compute: '' | norms (a sixth) | stages (a fifth).
   config.model.remat = 'norms'
 
   config.diffusion = ConfigDict()
