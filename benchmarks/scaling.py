@@ -188,13 +188,16 @@ def draw(path: str, found: dict[str, dict[int, dict]]) -> None:
     'batch': ('ms_per_image', 'temporary_mb'),
     'devices': ('gflop_of_a_device', 'temporary_mb', 'all_reduced_mb'),
   }
-  figure = Figure(figsize=(3.2 * len(found), 3.2))
+  figure = Figure(figsize=(3.6 * len(found), 3.4), layout='constrained')
   for i, (axis, points) in enumerate(found.items()):
     panel = figure.add_subplot(1, len(found), i + 1)
+    x = sorted(map(int, points))
+    at = {int(value): point for value, point in points.items()}
     for name in shown[axis]:
-      y = [point[name] for point in points.values()]
-      label = name.replace('_', ' ')
-      panel.loglog([int(x) for x in points], y, marker='o', label=label)
+      y = [at[value][name] or np.nan for value in x]  # no zeros in a logarithm
+      panel.loglog(x, y, marker='o', label=name.replace('_', ' '))
+    panel.set_xticks(x, [f'{value:,}' for value in x])
+    panel.minorticks_off()
     panel.set_xlabel(axis + (', px' if axis == 'resolution' else ''))
     panel.legend(fontsize=7)
     panel.grid(alpha=0.3)
