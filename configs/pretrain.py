@@ -5,7 +5,7 @@ python -m micdiffrep_jax.main --config=configs/pretrain.py:PRESET \
 
 paper   112 px, 47 M parameters; one GPU of 12 GB or more.
 small   64 px, 2 CPU cores, a day.
-tiny    64 px, 256,000 images drawn: 90 minutes on one CPU core.
+tiny    64 px, 256,000 images drawn: 70 minutes on one CPU core.
 test    32 px, seconds; for trying things out.
 The same command goes on where a stopped run was.
 """
