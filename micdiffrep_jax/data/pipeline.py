@@ -96,7 +96,7 @@ def _endless_order(
 ) -> Callable[[int, int], np.ndarray]:
   """draw(start, count): rows [start, start + count) of endless shuffled passes.
 
-  Any place is reached without replay; one pass is kept, 8 bytes a row.
+  Any place is reached without replay; two passes are kept, 8 bytes a row each.
   """
   n = len(rows)
 
