@@ -33,6 +33,8 @@ def get_config(preset: str = 'paper') -> ConfigDict:
     'grouped',
     'paper',
   )  # columns; pretraining sees no test of any
+  # Columns in which each architecture with random weights is probed too.
+  config.random_splits = ('grouped', 'paper')
   config.methods = METHODS  # rows; also supervised_vit, external
   config.images_drawn = 16_000_000  # by each method, in pretraining
   config.pretrain = ConfigDict({'ddpm': pretrain.get_config(preset)})
@@ -52,6 +54,8 @@ def get_config(preset: str = 'paper') -> ConfigDict:
     # Logistic regression, trained by Adam like the other heads: minutes less.
     config.headline = 'linear_concat'
     config.probe.classic = ('knn',)
+    config.random_splits = ('grouped',)
+    config.probe.seeds = (0,)  # intervals are over groups of the first anyway
   elif preset == 'test':
     config.data.path = config.probe.data.path
     config.images_drawn = 320

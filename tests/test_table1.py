@@ -20,7 +20,7 @@ def get_config(**changes):
   config.headline = 'knn'
   config.probe.heads.kinds = ('linear',)
   config.probe.bundle = 'linear_concat'
-  config.probe.random_encoder = False
+  config.random_splits = ()
   for name in config.pretrain:
     config.pretrain[name].log_every = 1
     config.pretrain[name].monitor.samples = 0
@@ -93,11 +93,25 @@ def test_one_encoder_spares_the_test_images_of_every_split():
   assert unit.steps * unit.batch_size == 64
 
 
+def test_random_weights_are_probed_where_asked_for():
+  config = get_config(splits=('grouped', 'paper'), random_splits=('grouped',))
+  asked = {
+    split: table1.probe_config(config, 'run', split, 1, True).random_encoder
+    for split in config.splits
+  }
+  assert asked == {'grouped': True, 'paper': False}
+
+
 def test_a_row_beyond_the_defaults_is_known():
   config = get_config(methods=('ddpm', 'supervised_vit'))
   table1.check(config)
   unit = table1.pretrain_config(config, 'supervised_vit')
   assert (unit.method, 'patch' in unit.model) == ('supervised', True)
+
+
+@pytest.mark.parametrize('preset', ['paper', 'tiny', 'test'])
+def test_every_preset_is_accepted(preset):
+  table1.check(table1_config.get_config(preset))
 
 
 @pytest.mark.parametrize(
@@ -106,6 +120,7 @@ def test_a_row_beyond_the_defaults_is_known():
     ('methods', ('ddpm', 'mea'), 'mea'),
     ('methods', (), '--config.methods'),
     ('splits', ('groups',), '--config.splits'),
+    ('random_splits', ('groups',), '--config.random_splits'),
     ('images_drawn', 0, '--config.images_drawn'),
     ('headline', 'msfa', '--config.headline'),
   ],

@@ -28,15 +28,18 @@ def check(config: ConfigDict) -> None:
   for name in config.methods:
     if name not in config.checkpoints or not config.checkpoints[name]:
       lookup(config.pretrain, name, 'method', '--config.methods')
-  for name in config.splits:
-    lookup(dict.fromkeys(splits.NAMES), name, 'split', '--config.splits')
+  for field in ('splits', 'random_splits'):
+    for name in config[field]:
+      lookup(dict.fromkeys(splits.NAMES), name, 'split', f'--config.{field}')
   if config.images_drawn < 1:
     raise ValueError(
       f'images_drawn={config.images_drawn}: set --config.images_drawn to 1 or '
       'more.'
     )
-  names = ('linear_single', table1_rows.MSFA, *config.probe.classic)
-  lookup(dict.fromkeys(names), config.headline, 'row', '--config.headline')
+  kinds, classic = config.probe.heads.kinds, config.probe.classic
+  names = [f'{kind}_{on}' for kind in kinds for on in ('single', 'concat')]
+  rows = dict.fromkeys([*names, *classic])
+  lookup(rows, config.headline, 'row', '--config.headline')
 
 
 def pretrain_config(config: ConfigDict, name: str) -> ConfigDict:
@@ -60,6 +63,7 @@ def probe_config(
   with unit.unlocked():
     unit.data.path, unit.data.cache = config.data.path, config.data.cache
     unit.data.split, unit.checkpoint = split, checkpoint
+    unit.random_encoder = split in config.random_splits
     if timesteps == 1:
       unit.timesteps = (0,)
     if not first:
