@@ -6,10 +6,11 @@ python -m micdiffrep_jax.main --config=configs/reproduce.py:PRESET \
 (none)  112 px, the paper's model and schedule; for a GPU of 12 GB, days.
 tiny    64 px and 256,000 images drawn; a night on 2 CPU cores.
 test    all of it on generated pictures, in a few minutes.
-Prepares and audits the data, pretrains, then probes (Table 1's own rows), goes
-over timesteps and layers (Fig. 4), over shares of the labels and over splits,
-draws samples (Fig. 5), and writes a bundle and one HTML report. The same
-command goes on where a stopped run was; what is finished is not run again.
+Prepares and audits the data, pretrains, then probes, goes over timesteps and
+layers (Fig. 4), over shares of the labels and over splits, draws samples (Fig.
+5), pretrains and probes the other methods (Table 1), and writes a bundle and
+one HTML report. The same command goes on where a stopped run was; what is
+finished is not run again.
 """
 
 from ml_collections import ConfigDict
@@ -25,6 +26,7 @@ from configs import (
   report,
   sample,
   splits,
+  table1,
 )
 
 DATASET = 'datasets/reproduce'
@@ -47,6 +49,7 @@ def get_config(preset: str = 'paper') -> ConfigDict:
     'label_efficiency',
     'splits',
     'sample',
+    'table1',
     'bundle',
     'report',
   )
@@ -59,6 +62,7 @@ def get_config(preset: str = 'paper') -> ConfigDict:
   config.splits = splits.get_config('test' if preset == 'test' else '')
   config.splits.probe = probe.get_config(small)
   config.sample = sample.get_config('test' if preset == 'test' else 'paper')
+  config.table1 = table1.get_config(preset)
   config.bundle = bundle.get_config()
   config.report = report.get_config()
 

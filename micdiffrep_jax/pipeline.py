@@ -29,8 +29,9 @@ def run(config: ConfigDict, workdir: str) -> dict[str, Any]:
 
   A stage whose results.json stands there with the same config is not run again.
   A `checkpoint` left empty is the folder of the stage `pretrain` and a `probe`
-  that of `probe`, where these came before; `runs` left empty are the folders of
-  all stages before.
+  that of `probe`, where these came before; among `checkpoints` the one of the
+  method that was pretrained; `runs` left empty are the folders of all stages
+  before.
   """
   results = {}
   for number, stage in enumerate(config.stages):
@@ -46,6 +47,10 @@ def run(config: ConfigDict, workdir: str) -> dict[str, Any]:
       for field, earlier in (('checkpoint', 'pretrain'), ('probe', 'probe')):
         if unit.get(field, None) == '' and earlier in config.stages[:number]:
           unit[field] = os.path.join(workdir, earlier)
+      if 'pretrain' in config.stages[:number]:
+        method = config.pretrain.method
+        if unit.get('checkpoints', {}).get(method, None) == '':
+          unit.checkpoints[method] = os.path.join(workdir, 'pretrain')
       if unit.get('runs', None) == ():
         unit.runs = tuple(
           os.path.join(workdir, s) for s in config.stages[:number]

@@ -8,6 +8,7 @@ import pytest
 from configs import table1 as table1_config
 from micdiffrep_jax import log
 from micdiffrep_jax.probing import table1
+from micdiffrep_jax.reporting import report
 from micdiffrep_jax.stats import bootstrap
 from micdiffrep_jax.training import train
 
@@ -58,8 +59,20 @@ def test_every_method_draws_the_same_images_and_has_its_rows(finished):
   assert 64 / max(speeds) <= float(mae['training_s']) <= 64 / min(speeds)
   assert mae['flags'] == ''
   text = (workdir / 'table1.md').read_text()
-  assert '| mae | knn | 69 |' in text
+  assert '| mae | nearest neighbours, all layers | 69 |' in text
+  assert '| mae | linear, all layers | - |' in text
+  html = (workdir / 'table1.html').read_text()
+  assert 'data:image/png' in html
+  assert 'GFLOP per image drawn' in html
   assert (workdir / 'table1.png').stat().st_size > 5000
+
+
+def test_a_report_shows_it(finished):
+  workdir, _ = finished
+  sections = report.compose([report.read(str(workdir), 'all methods')], False)
+  (table, plot, *_) = {s.title: s.blocks for s in sections}['Table 1']
+  assert len(table.rows) == 8
+  assert plot.stem == 'table1'
 
 
 def test_methods_are_compared_on_the_same_groups(finished):

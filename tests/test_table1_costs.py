@@ -9,6 +9,8 @@ from micdiffrep_jax import features
 from micdiffrep_jax.methods import METHODS
 from micdiffrep_jax.models import resnet, vit
 from micdiffrep_jax.probing import table1, table1_rows
+from micdiffrep_jax.reporting import page, report_table1
+from micdiffrep_jax.reporting.report_run import Run
 
 SIZE = 16
 
@@ -151,9 +153,13 @@ def test_costs_and_flags_stand_beside_trained_rows_only():
 
 
 def test_the_text_names_flags_and_costs():
-  text = table1_rows.markdown(results())
-  assert '| supervised (supervised) | knn | - | 50.0 [40.0, 60.0] |' in text
-  assert '| supervised | random/knn |' in text
+  blocks = report_table1.blocks(Run('table1', '', results()))
+  text = page.markdown('', '', [page.Section('', blocks)])
+  knn = 'nearest neighbours, all layers'
+  assert f'| supervised (supervised) | {knn} | - | 50.0 (40.0 to 60.0) |' in (
+    text
+  )
+  assert f'| supervised | random weights: {knn} |' in text
   assert '| supervised | supervised | 6,400 | 1,234 | 2.50 | 3.00 |' in text
   assert '| external | external, imagenet_supervised | 0 | - | - | 0.04 |' in (
     text

@@ -17,6 +17,9 @@ from micdiffrep_jax import features, log, pipeline
 from micdiffrep_jax.data import splits
 from micdiffrep_jax.lookup import lookup
 from micdiffrep_jax.probing import ablate_tables, probe, table1_rows
+from micdiffrep_jax.reporting import page, report_table1
+from micdiffrep_jax.reporting.page import Section
+from micdiffrep_jax.reporting.report_run import Run
 from micdiffrep_jax.training import monitor, train
 
 
@@ -118,9 +121,9 @@ def cost(encoder: features.Encoder) -> dict[str, Any]:
 
 
 def run(config: ConfigDict, workdir: str) -> dict[str, Any]:
-  """Pretrains and probes what is not finished; writes the table in four forms.
+  """Pretrains and probes what is not finished; writes the table.
 
-  table1.csv, table1.md, table1.png and results.json.
+  As table1.csv, table1.md, table1.html, table1.png and results.json.
   """
   check(config)
   cells: dict[str, dict[str, Any]] = {}
@@ -178,8 +181,12 @@ def run(config: ConfigDict, workdir: str) -> dict[str, Any]:
     ablate_tables.write_csv(
       path, list(scores[0]), [list(row.values()) for row in scores]
     )
-    text = table1_rows.markdown(results)
-    log.write_whole(os.path.join(workdir, 'table1.md'), text.encode())
     table1_rows.draw(os.path.join(workdir, 'table1.png'), results)
+    blocks = report_table1.blocks(Run('table1', workdir, results))
+    written = ('Table 1', '', [Section('Results', blocks)])
+    text = page.markdown(*written)
+    log.write_whole(os.path.join(workdir, 'table1.md'), text.encode())
+    html = page.render(*written)
+    log.write_whole(os.path.join(workdir, 'table1.html'), html.encode())
     print(text, flush=True)
   return log.write_results(workdir, results, config)

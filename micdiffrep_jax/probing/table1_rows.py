@@ -7,7 +7,7 @@ from typing import Any
 from ml_collections import ConfigDict
 import numpy as np
 
-from micdiffrep_jax.reporting import report_plots
+from micdiffrep_jax.reporting import report_plots, report_table1
 from micdiffrep_jax.stats import bootstrap
 
 OURS = 'ddpm'  # what the others are compared with
@@ -107,70 +107,6 @@ def comparisons(
   return lines
 
 
-def _percent(line: Mapping[str, Any]) -> str:
-  values = [100 * line[k] for k in ('accuracy', 'low', 'high')]
-  return '{:.1f} [{:.1f}, {:.1f}]'.format(*values)
-
-
-def _flagged(line: Mapping[str, Any]) -> str:
-  flags = line['flags']
-  return f'{line["method"]} ({flags})' if flags else line['method']
-
-
-def _cost(name: str, cost: Mapping[str, Any]) -> str:
-  seconds, flops = cost['training_s'], cost['flops_per_image']
-  cells = (
-    name,
-    ', '.join(cost['flags']) or '-',
-    f'{cost["images_drawn"]:,}',
-    '-' if seconds is None else f'{seconds:,.0f}',
-    '-' if flops is None else f'{flops / 1e9:.2f}',
-    f'{cost["parameters"] / 1e6:.2f}',
-  )
-  return '| ' + ' | '.join(cells) + ' |'
-
-
-def markdown(results: Mapping[str, Any]) -> str:
-  """Accuracy by method and row, one column per split; then what it cost."""
-  splits_ = results['splits']
-  table: dict[tuple[str, str], dict[str, Any]] = {}
-  for line in results['table']:
-    key = (_flagged(line), line['row'])
-    table.setdefault(key, {})[line['split']] = line
-  text = [
-    '| method | probe | paper | ' + ' | '.join(splits_) + ' |',
-    '|' + '---|' * (3 + len(splits_)),
-  ]
-  for (method, row), by_split in table.items():
-    paper = next(iter(by_split.values()))['paper']
-    found = [_percent(by_split[s]) if s in by_split else '-' for s in splits_]
-    named = '-' if paper is None else f'{paper:.0f}'
-    text.append(f'| {method} | {row} | {named} | ' + ' | '.join(found) + ' |')
-  text += [
-    '',
-    'Accuracy in percent, 95 % interval over groups of the test part.',
-  ]
-  text += [
-    '',
-    '| method | flags | images drawn | training, s | GFLOP per image drawn '
-    '| encoder, M parameters |',
-    '|' + '---|' * 6,
-    *(_cost(name, cost) for name, cost in results['costs'].items()),
-    '',
-    'Training without compilation and evaluation; encoder without what '
-    'training alone needs. supervised: read labels; supervised_text: captions '
-    'made of labels; external: trained by others, on other images.',
-    '',
-  ]
-  for c in results['comparisons']:
-    values = [100 * c[k] for k in ('difference', 'low', 'high')]
-    text.append(
-      f'{OURS} - {c["other"]}, {c["row"]}, {c["split"]}: '
-      '{:+.1f} [{:+.1f}, {:+.1f}].'.format(*values)
-    )
-  return '\n'.join(text) + '\n'
-
-
 def draw(path: str, results: Mapping[str, Any]) -> None:
   """The headline row of each method with its interval, on the first split."""
   split, headline = results['splits'][0], results['headline']
@@ -188,7 +124,7 @@ def draw(path: str, results: Mapping[str, Any]) -> None:
     path,
     [
       (
-        f'{_flagged(line)}, {line["row"]}',
+        f'{report_table1.flagged(line)}, {line["row"]}',
         {**line, 'value': line['accuracy']},
         FLOOR if line['method'] == 'floor' else line['row'],
       )

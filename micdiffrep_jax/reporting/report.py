@@ -16,6 +16,7 @@ from micdiffrep_jax.reporting import (
   report_data,
   report_pretrain,
   report_probe,
+  report_table1,
 )
 from micdiffrep_jax.reporting.page import Block, Code, Facts, Section, Text
 from micdiffrep_jax.reporting.report_run import Run, pictures
@@ -105,6 +106,10 @@ def compose(found: Sequence[Run], look_up: bool) -> list[Section]:
   probes = [r for r in found if r.task in _PROBES]
   known = {
     'Results': (report_probe.results, probes),
+    'Table 1': (
+      report_table1.blocks,
+      [r for r in found if r.task == 'table1'],
+    ),
     'Classes and calibration': (report_classes.classes, probes),
     'Layers and timesteps': (report_classes.trials, probes),
     'Pretraining': (
@@ -135,7 +140,7 @@ def compose(found: Sequence[Run], look_up: bool) -> list[Section]:
 
 
 _PROBES = ('ablate', 'probe', 'evaluate')
-_KNOWN = (*_PROBES, 'pretrain', 'sample', 'audit', 'pipeline')
+_KNOWN = (*_PROBES, 'pretrain', 'sample', 'audit', 'pipeline', 'table1')
 
 
 def _guarded(make: Any, run: Run, of: int) -> list[Block]:

@@ -1,0 +1,66 @@
+"""What a stage of a pipeline is told of the stages before it."""
+
+from ml_collections import ConfigDict
+import pytest
+
+from micdiffrep_jax import log, pipeline
+
+STAGES = {
+  'pretrain': {'method': 'ddpm'},
+  'probe': {'checkpoint': ''},
+  'table1': {'checkpoints': {'ddpm': '', 'mae': '', 'clip': 'mine'}},
+  'bundle': {'checkpoint': 'mine', 'probe': ''},
+  'report': {'runs': ()},
+}
+
+
+@pytest.fixture
+def seen(monkeypatch):
+  """The configs that tasks ran with, by name."""
+  found = {}
+
+  def call(config, workdir):
+    found[config.task] = config.to_dict()
+    return log.write_results(workdir, {'task': config.task}, config)
+
+  monkeypatch.setattr(pipeline, 'TASKS', dict.fromkeys(STAGES, call))
+  return found
+
+
+def get_config():
+  config = ConfigDict({'stages': tuple(STAGES), **STAGES})
+  for name in STAGES:
+    config[name].task = name
+  return config
+
+
+def test_what_is_left_empty_is_what_earlier_stages_made(seen, tmp_path):
+  pipeline.run(get_config(), str(tmp_path))
+  made = {name: str(tmp_path / name) for name in STAGES}
+  assert seen['probe']['checkpoint'] == made['pretrain']
+  assert seen['table1']['checkpoints'] == {
+    'ddpm': made['pretrain'],
+    'mae': '',
+    'clip': 'mine',
+  }
+  assert seen['bundle']['checkpoint'] == 'mine'
+  assert seen['bundle']['probe'] == made['probe']
+  assert seen['report']['runs'] == tuple(list(made.values())[:-1])
+
+
+def test_a_finished_stage_is_not_run_again(seen, tmp_path):
+  first = pipeline.run(get_config(), str(tmp_path))
+  seen.clear()
+  config = get_config()
+  config.probe.checkpoint = 'another'
+  again = pipeline.run(config, str(tmp_path))
+  assert list(seen) == ['probe']
+  assert again['table1'] == first['table1']
+
+
+def test_an_unknown_stage_is_named(seen, tmp_path):
+  config = get_config()
+  config.stages = ('pretrain', 'prob')
+  with pytest.raises(ValueError, match='--config.stages'):
+    pipeline.run(config, str(tmp_path))
+  assert list(seen) == ['pretrain']
