@@ -33,14 +33,12 @@ def run(config: ConfigDict, workdir: str) -> dict[str, Any]:
   method that was pretrained; `runs` left empty are the folders of all stages
   before.
   """
+  known = {k: v for k, v in config.items() if isinstance(v, ConfigDict)}
+  for stage in config.stages:
+    lookup(known, stage, 'stage', '--config.stages')
+    lookup(TASKS, config[stage].task, 'task', f'--config.{stage}.task')
   results = {}
   for number, stage in enumerate(config.stages):
-    if stage not in config:
-      raise ValueError(
-        f'Stage {stage!r} has no config; there are '
-        f'{[k for k, v in config.items() if isinstance(v, ConfigDict)]}. '
-        'Set --config.stages.'
-      )
     folder = os.path.join(workdir, stage)
     unit = config[stage].copy_and_resolve_references()
     with unit.unlocked():
@@ -61,8 +59,7 @@ def run(config: ConfigDict, workdir: str) -> dict[str, Any]:
       results[stage] = done
       continue
     log.get_logger().info('%s: in %s.', stage, folder)
-    task = lookup(TASKS, unit.task, 'task', f'--config.{stage}.task')
-    results[stage] = task(unit, folder)
+    results[stage] = TASKS[unit.task](unit, folder)
   return log.write_results(workdir, {'task': 'pipeline', **results}, config)
 
 

@@ -58,9 +58,9 @@ def test_a_finished_stage_is_not_run_again(seen, tmp_path):
   assert again['table1'] == first['table1']
 
 
-def test_an_unknown_stage_is_named(seen, tmp_path):
+def test_an_unknown_stage_is_named_before_any_runs(seen, tmp_path):
   config = get_config()
   config.stages = ('pretrain', 'prob')
   with pytest.raises(ValueError, match='--config.stages'):
     pipeline.run(config, str(tmp_path))
-  assert list(seen) == ['pretrain']
+  assert not seen
