@@ -167,6 +167,33 @@ def test_validation_counts_each_image_by_its_weight(method, state):
   np.testing.assert_allclose(one[0], other[0], rtol=1e-5)
 
 
+def test_validation_compares_directions_not_lengths(method, state):
+  params, extra = state
+
+  def longer(tree):
+    return jax.tree_util.tree_map_with_path(
+      lambda path, x: 7 * x if "'out'" in jax.tree_util.keystr(path) else x,
+      tree,
+    )
+
+  found = [
+    jax.jit(method.validate)(
+      method.frozen(p, {**extra, 'key': k}),
+      images(8),
+      jax.random.split(jax.random.key(0), 8),
+      np.ones(8, np.float32),
+    )['loss'][0]
+    for p, k in (
+      (params, extra['key']),
+      (longer(params), extra['key']),
+      (params, longer(extra['key'])),
+    )
+  ]
+  np.testing.assert_allclose(found[1:], found[0], rtol=1e-4)
+  alike = float(optax.global_norm(longer(params)) / optax.global_norm(params))
+  assert alike > 1.01
+
+
 def test_eight_devices_give_the_loss_and_the_queue_of_one(method, state):
   mesh = jax.sharding.Mesh(np.array(jax.devices()), ('data',))
   f = jax.jit(jax.value_and_grad(method.loss, has_aux=True))
