@@ -16,7 +16,7 @@ from ml_collections import ConfigDict
 
 from configs import baselines, pretrain, probe
 
-METHODS = ('ddpm', 'mae', 'moco', 'byol', 'clip', 'supervised')
+METHODS = ('mae', 'moco', 'byol', 'clip', 'ddpm', 'supervised')
 
 
 def get_config(preset: str = 'paper') -> ConfigDict:
@@ -37,13 +37,21 @@ def get_config(preset: str = 'paper') -> ConfigDict:
   config.random_splits = ('grouped', 'paper')
   config.methods = METHODS  # rows; also supervised_vit, external
   config.images_drawn = 16_000_000  # by each method, in pretraining
-  config.pretrain = ConfigDict({'ddpm': pretrain.get_config(preset)})
-  for name in (*METHODS[1:], 'supervised_vit'):  # the last only if asked for
-    config.pretrain[name] = baselines.get_config(f'{name},{preset}')
+  config.pretrain = ConfigDict()
+  for name in (*METHODS, 'supervised_vit'):  # the last only if asked for
+    config.pretrain[name] = (
+      pretrain.get_config(preset)
+      if name == 'ddpm'
+      else baselines.get_config(f'{name},{preset}')
+    )
   # Folders of pretraining runs to take instead; also of encoders that others
   # trained, from configs/convert_clip.py.
   config.checkpoints = ConfigDict(dict.fromkeys(METHODS, ''))
   config.checkpoints.external = ''
+  # Layers of each that the heads read; () is all.
+  config.layers = ConfigDict(
+    dict.fromkeys((*METHODS, 'supervised_vit', 'external'), ())
+  )
   small = preset if preset != 'paper' else ''
   config.probe = probe.get_config(small)
   config.probe.classic = ('logistic', 'knn')
@@ -54,6 +62,14 @@ def get_config(preset: str = 'paper') -> ConfigDict:
     # Logistic regression, trained by Adam like the other heads: minutes less.
     config.headline = 'linear_concat'
     config.probe.classic = ('knn',)
+    # EfficientNet-Lite0's last block of each size; it has 18 taps.
+    config.layers.external = (
+      'block0',
+      'block2',
+      'block4',
+      'block10',
+      'block15',
+    )
     config.random_splits = ('grouped',)
     config.probe.seeds = (0,)  # intervals are over groups of the first anyway
   elif preset == 'test':

@@ -59,17 +59,18 @@ def pretrain_config(config: ConfigDict, name: str) -> ConfigDict:
 
 
 def probe_config(
-  config: ConfigDict, checkpoint: str, split: str, timesteps: int, first: bool
+  config: ConfigDict, name: str, checkpoint: str, split: str, timesteps: int
 ) -> ConfigDict:
   """One probe for all; methods without noise have the one timestep 0."""
   unit = config.probe.copy_and_resolve_references()
   with unit.unlocked():
     unit.data.path, unit.data.cache = config.data.path, config.data.cache
     unit.data.split, unit.checkpoint = split, checkpoint
+    unit.layers = config.layers.get(name, ())
     unit.random_encoder = split in config.random_splits
     if timesteps == 1:
       unit.timesteps = (0,)
-    if not first:
+    if name != config.methods[0]:
       unit.floors = ()  # they are those of the first
   return unit
 
@@ -145,9 +146,8 @@ def run(config: ConfigDict, workdir: str) -> dict[str, Any]:
         config.images_drawn,
       )
     for split in config.splits:
-      first = name == config.methods[0]
       unit = probe_config(
-        config, checkpoint, split, encoder.method.timesteps, first
+        config, name, checkpoint, split, encoder.method.timesteps
       )
       folder = os.path.join(workdir, name, f'probe_{split}')
       log.get_logger().info('%s: probing in %s.', name, folder)
