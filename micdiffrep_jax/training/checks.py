@@ -1,8 +1,11 @@
-"""What must hold of a run: unseen test images, same settings, finite loss."""
+"""What must hold of a run: fitting batches, unseen test images, finite loss."""
 
+from typing import Any
+
+from ml_collections import ConfigDict
 import numpy as np
 
-from micdiffrep_jax import log
+from micdiffrep_jax import log, sharding
 from micdiffrep_jax.data import dataset as data
 
 # Fields that change what is seen of a run, not what it computes.
@@ -10,6 +13,22 @@ HARMLESS = (
   'log_every save_every keep_every eval_every monitor allow_changes '
   'allow_failed_audit debug profile fsdp'
 ).split()
+
+
+def check_batches(config: ConfigDict, images: int, mesh: Any) -> None:
+  """Raises ValueError where images, devices and parts do not fit the batch."""
+  sharding.check_batch_size(config.batch_size, mesh, '--config.batch_size')
+  share = config.batch_size // mesh.shape['data']
+  if config.accumulate < 1 or share % config.accumulate:
+    raise ValueError(
+      f'accumulate={config.accumulate} does not divide the {share} images of a '
+      'device. Set --config.accumulate or --config.batch_size.'
+    )
+  if images < config.batch_size:
+    raise ValueError(
+      f'{images} training images are fewer than a batch of '
+      f'{config.batch_size}. Set --config.batch_size.'
+    )
 
 
 def prove_unseen(dataset: data.Dataset, split: str, rows: np.ndarray) -> dict:

@@ -42,22 +42,6 @@ def count_steps(config: ConfigDict, images: int) -> int:
   return config.steps or max(1, config.epochs * images // config.batch_size)
 
 
-def check_batches(config: ConfigDict, images: int, mesh: Any) -> None:
-  """Raises ValueError where images, devices and parts do not fit the batch."""
-  sharding.check_batch_size(config.batch_size, mesh, '--config.batch_size')
-  share = config.batch_size // mesh.shape['data']
-  if config.accumulate < 1 or share % config.accumulate:
-    raise ValueError(
-      f'accumulate={config.accumulate} does not divide the {share} images of a '
-      'device. Set --config.accumulate or --config.batch_size.'
-    )
-  if images < config.batch_size:
-    raise ValueError(
-      f'{images} training images are fewer than a batch of '
-      f'{config.batch_size}. Set --config.batch_size.'
-    )
-
-
 def run(config: ConfigDict, workdir: str) -> dict[str, Any]:
   """Task `pretrain`: trains config.method on the train part of a split."""
   dataset = data.open_dataset(config.data.path, cache=config.data.cache)
@@ -149,7 +133,7 @@ def fit(
 ) -> dict[str, Any]:
   """Trains, or goes on from the newest sound checkpoint, to the results."""
   mesh = sharding.make_mesh()
-  check_batches(config, len(rows), mesh)
+  checks.check_batches(config, len(rows), mesh)
   steps, size = count_steps(config, len(rows)), config.batch_size
   schedule = make_schedule(config.optim, steps)
   root = jax.random.key(config.seed)
