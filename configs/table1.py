@@ -4,7 +4,7 @@ python -m micdiffrep_jax.main --config=configs/table1.py:PRESET \
   --config.data.path=DATASET --workdir=runs/table1
 
 paper   the recipes of the papers, 112 px; for a GPU, days.
-tiny    64 px, 256,000 images drawn by each method; a night on 2 CPU cores.
+tiny    64 px, 256,000 images drawn by each method; six hours of a CPU core.
 test    seconds a method; for trying things out.
 A method that is pretrained already: --config.checkpoints.ddpm=RUN. Cells that
 are finished are not run again. Beside accuracy stand images drawn, seconds of

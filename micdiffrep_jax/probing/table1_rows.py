@@ -1,6 +1,6 @@
 """Lines, comparisons and pictures of Table 1, from the probes of its cells."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 import os
 from typing import Any
 
@@ -8,6 +8,7 @@ from ml_collections import ConfigDict
 import numpy as np
 
 from micdiffrep_jax.reporting import report_plots, report_table1
+from micdiffrep_jax.reporting.report_probe import title
 from micdiffrep_jax.stats import bootstrap
 
 OURS = 'ddpm'  # what the others are compared with
@@ -51,7 +52,7 @@ def rows_of(
         cost = costs[name] if trained else {}
         lines.append(
           {
-            'method': 'floor' if floor else name,
+            'method': report_table1.FLOOR if floor else name,
             'row': row.removeprefix(FLOOR),
             'paper': in_paper(name, row, headline),
             'split': split,
@@ -110,26 +111,18 @@ def comparisons(
 def draw(path: str, results: Mapping[str, Any]) -> None:
   """The headline row of each method with its interval, on the first split."""
   split, headline = results['splits'][0], results['headline']
-  shown: Sequence[Mapping[str, Any]] = [
-    line
-    for line in results['table']
-    if line['split'] == split
-    and (
-      line['row'] in (headline, f'{RANDOM}{headline}')
-      or (line['method'], line['row']) == (OURS, MSFA)
-      or line['method'] == 'floor'
-    )
-  ]
+  of_encoders, floors = [], []
+  for line in (x for x in results['table'] if x['split'] == split):
+    method, row = line['method'], line['row']
+    scored = {**line, 'value': line['accuracy']}
+    if method == report_table1.FLOOR:
+      floors.append((title(row), scored, FLOOR))
+    elif row.removeprefix(RANDOM) == headline or (method, row) == (OURS, MSFA):
+      name = f'{report_table1.flagged(line)}, {title(row)}'
+      of_encoders.append((name, scored, row))
   report_plots.intervals(
     path,
-    [
-      (
-        f'{report_table1.flagged(line)}, {line["row"]}',
-        {**line, 'value': line['accuracy']},
-        FLOOR if line['method'] == 'floor' else line['row'],
-      )
-      for line in shown
-    ],
+    of_encoders + floors,
     MSFA,
     f'accuracy in percent, test part of {split!r}',
   )

@@ -7,12 +7,14 @@ from micdiffrep_jax.reporting.page import Block, Table
 from micdiffrep_jax.reporting.report_probe import title
 from micdiffrep_jax.reporting.report_run import Run, pictures
 
+FLOOR = 'floor'  # the method of rows without an encoder
+
 
 def blocks(run: Run) -> list[Block]:
   """The table, its plot, what each method cost, and ours beside the others."""
   assert run.record is not None
   record = run.record
-  found: list[Block] = [_accuracy(record), *pictures(run), _costs(record)]
+  found = [*_accuracy(record), *pictures(run), _costs(record)]
   return found + ([_comparisons(record)] if record['comparisons'] else [])
 
 
@@ -22,31 +24,55 @@ def flagged(line: Mapping[str, Any]) -> str:
   return f'{line["method"]} ({flags})' if flags else line['method']
 
 
-def _interval(line: Mapping[str, Any]) -> str:
+def _interval(line: Mapping[str, Any] | None) -> str:
+  if line is None:
+    return '-'
   value, low, high = (100 * line[k] for k in ('accuracy', 'low', 'high'))
   return f'{value:.1f} ({low:.1f} to {high:.1f})'
 
 
-def _accuracy(record: Mapping[str, Any]) -> Table:
-  lines: dict[tuple[str, str], dict[str, Any]] = {}
-  for line in record['table']:
-    key = (flagged(line), line['row'])
-    lines.setdefault(key, {})[line['split']] = line
-  rows = []
-  for (method, row), by_split in lines.items():
-    paper = next(iter(by_split.values()))['paper']
+def _accuracy(record: Mapping[str, Any]) -> list[Table]:
+  """A table per split: a row per encoder, a column per probe; then floors."""
+  lines, splits = record['table'], record['splits']
+  probes = list(dict.fromkeys(x['row'] for x in lines if _trained(x)))
+  tables = []
+  for split in splits:
+    rows: dict[str, dict[str, Any]] = {}
+    for line in (x for x in lines if x['split'] == split):
+      origin, _, probe = line['row'].rpartition('/')
+      if line['method'] != FLOOR:
+        name = f'{line["method"]}, random weights' if origin else flagged(line)
+        rows.setdefault(name, {})[probe] = line
+    tables.append(
+      Table(
+        ['encoder', 'the paper', *(title(p) for p in probes)],
+        [
+          [name, _in_paper(found), *(_interval(found.get(p)) for p in probes)]
+          for name, found in rows.items()
+        ],
+        f'Split {split!r}: accuracy in percent, 95 % interval over groups of '
+        'the test part.',
+      )
+    )
+  floors: dict[str, dict[str, Any]] = {}
+  for line in (x for x in lines if x['method'] == FLOOR):
+    floors.setdefault(line['row'], {})[line['split']] = line
+  if floors:
     found = [
-      _interval(by_split[s]) if s in by_split else '-' for s in record['splits']
+      [title(row), *(_interval(by_split.get(s)) for s in splits)]
+      for row, by_split in floors.items()
     ]
-    named = '-' if paper is None else f'{paper:.0f}'
-    floor = method == 'floor'
-    probe = title(f'floor/{row}' if floor else row)
-    rows.append([method, probe, named, *found])
-  return Table(
-    ['method', 'probe', 'paper', *record['splits']],
-    rows,
-    'Accuracy in percent, 95 % interval over groups of the test part.',
-  )
+    tables.append(Table(['without features', *splits], found))
+  return tables
+
+
+def _trained(line: Mapping[str, Any]) -> bool:
+  return line['method'] != FLOOR and '/' not in line['row']
+
+
+def _in_paper(by_probe: Mapping[str, Mapping[str, Any]]) -> str:
+  found = [x['paper'] for x in by_probe.values() if _trained(x) and x['paper']]
+  return ', '.join(f'{x:.0f}' for x in found) or '-'
 
 
 def _costs(record: Mapping[str, Any]) -> Table:
