@@ -66,7 +66,7 @@ def probe_config(
   with unit.unlocked():
     unit.data.path, unit.data.cache = config.data.path, config.data.cache
     unit.data.split, unit.checkpoint = split, checkpoint
-    unit.layers = config.layers.get(name, ())
+    unit.layers = config.layers[name]
     unit.random_encoder = split in config.random_splits
     if timesteps == 1:
       unit.timesteps = (0,)

@@ -109,7 +109,7 @@ def comparisons(
 
 
 def draw(path: str, results: Mapping[str, Any]) -> None:
-  """The headline row of each method with its interval, on the first split."""
+  """The headline row and MSFA of each method, on the first split."""
   split, headline = results['splits'][0], results['headline']
   of_encoders, floors = [], []
   for line in (x for x in results['table'] if x['split'] == split):
@@ -117,9 +117,10 @@ def draw(path: str, results: Mapping[str, Any]) -> None:
     scored = {**line, 'value': line['accuracy']}
     if method == report_table1.FLOOR:
       floors.append((title(row), scored, FLOOR))
-    elif row.removeprefix(RANDOM) == headline or (method, row) == (OURS, MSFA):
+    elif row == MSFA or row.removeprefix(RANDOM) == headline:
       name = f'{report_table1.flagged(line)}, {title(row)}'
-      of_encoders.append((name, scored, row))
+      others_msfa = row == MSFA and method != OURS
+      of_encoders.append((name, scored, '' if others_msfa else row))
   report_plots.intervals(
     path,
     of_encoders + floors,

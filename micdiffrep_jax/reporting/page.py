@@ -171,3 +171,9 @@ def interval(x: Any, scale: float = 100, digits: int = 1) -> str:
   if low is None or high is None:
     return text
   return f'{text} ({scale * low:.{digits}f} to {scale * high:.{digits}f})'
+
+
+def difference(x: Any) -> str:
+  """'+value (+low to +high)' in points of a paired comparison."""
+  value, low, high = (100 * x[k] for k in ('difference', 'low', 'high'))
+  return f'{value:+.1f} ({low:+.1f} to {high:+.1f})'

@@ -3,7 +3,13 @@
 from typing import Any
 
 from micdiffrep_jax.reporting import report_plots
-from micdiffrep_jax.reporting.page import Block, Table, Text, interval
+from micdiffrep_jax.reporting.page import (
+  Block,
+  Table,
+  Text,
+  difference,
+  interval,
+)
 from micdiffrep_jax.reporting.report_run import Run, drawn
 
 NAMES = {
@@ -193,8 +199,7 @@ def _comparisons(record: dict[str, Any]) -> list[Block]:
           title(c['row_a']),
           title(c['row_b']),
           SUBSETS.get(c['images'], c['images']),
-          f'{100 * c["difference"]:+.1f} '
-          f'({100 * c["low"]:+.1f} to {100 * c["high"]:+.1f})',
+          difference(c),
           f'{c["p_value"]:.3g}',
         ]
         for c in found

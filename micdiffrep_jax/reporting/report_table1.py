@@ -3,8 +3,8 @@
 from collections.abc import Mapping
 from typing import Any
 
-from micdiffrep_jax.reporting.page import Block, Table
-from micdiffrep_jax.reporting.report_probe import title
+from micdiffrep_jax.reporting.page import Block, Table, difference, interval
+from micdiffrep_jax.reporting.report_probe import record_of, title
 from micdiffrep_jax.reporting.report_run import Run, pictures
 
 FLOOR = 'floor'  # the method of rows without an encoder
@@ -12,8 +12,7 @@ FLOOR = 'floor'  # the method of rows without an encoder
 
 def blocks(run: Run) -> list[Block]:
   """The table, its plot, what each method cost, and ours beside the others."""
-  assert run.record is not None
-  record = run.record
+  record = record_of(run)
   found = [*_accuracy(record), *pictures(run), _costs(record)]
   return found + ([_comparisons(record)] if record['comparisons'] else [])
 
@@ -24,11 +23,8 @@ def flagged(line: Mapping[str, Any]) -> str:
   return f'{line["method"]} ({flags})' if flags else line['method']
 
 
-def _interval(line: Mapping[str, Any] | None) -> str:
-  if line is None:
-    return '-'
-  value, low, high = (100 * line[k] for k in ('accuracy', 'low', 'high'))
-  return f'{value:.1f} ({low:.1f} to {high:.1f})'
+def _scored(line: Mapping[str, Any] | None) -> str:
+  return interval({**line, 'value': line['accuracy']}) if line else '-'
 
 
 def _accuracy(record: Mapping[str, Any]) -> list[Table]:
@@ -47,7 +43,7 @@ def _accuracy(record: Mapping[str, Any]) -> list[Table]:
       Table(
         ['encoder', 'the paper', *(title(p) for p in probes)],
         [
-          [name, _in_paper(found), *(_interval(found.get(p)) for p in probes)]
+          [name, _in_paper(found), *(_scored(found.get(p)) for p in probes)]
           for name, found in rows.items()
         ],
         f'Split {split!r}: accuracy in percent, 95 % interval over groups of '
@@ -59,7 +55,7 @@ def _accuracy(record: Mapping[str, Any]) -> list[Table]:
     floors.setdefault(line['row'], {})[line['split']] = line
   if floors:
     found = [
-      [title(row), *(_interval(by_split.get(s)) for s in splits)]
+      [title(row), *(_scored(by_split.get(s)) for s in splits)]
       for row, by_split in floors.items()
     ]
     tables.append(Table(['without features', *splits], found))
@@ -113,8 +109,7 @@ def _comparisons(record: Mapping[str, Any]) -> Table:
         c['other'],
         title(c['row']),
         c['split'],
-        f'{100 * c["difference"]:+.1f} '
-        f'({100 * c["low"]:+.1f} to {100 * c["high"]:+.1f})',
+        difference(c),
       ]
       for c in record['comparisons']
     ],
