@@ -61,7 +61,7 @@ def get_config(preset: str = '') -> ConfigDict:
   config.heads.best_epoch = False  # keep the best epoch on validation
   config.heads.memory_mb = 1500  # of the heads trained at once
 
-  config.classic = ()  # logistic, knn: on all layers, where the best head is
+  config.classic = ()  # logistic, knn, kernel; all layers, best cell
   config.random_encoder = False  # the same grid on random weights: twice all
   config.floors = (
     'majority',

@@ -70,13 +70,15 @@ def get_config(preset: str = '') -> ConfigDict:
   config.heads.best_epoch = False  # keep the best epoch on validation
   config.heads.memory_mb = 1500  # of the heads trained at once
 
-  config.classic = ('logistic', 'knn')  # standardised, on all layers
+  config.classic = ('logistic', 'knn')  # and kernel; standardised, all layers
   config.random_encoder = True  # the same suite on random weights
   config.floors = (
     'majority',
     'nearest_pixels',
     'nearest_hog',
     'logistic_hog',
+    'kernel_pixels',
+    'kernel_hog',
     'forest_brightness',
   )
   config.normal_class = 'auto'  # reported with and without; '' for none
@@ -97,7 +99,7 @@ def get_config(preset: str = '') -> ConfigDict:
     config.heads.learning_rates = (3e-4, 1e-3)
     config.heads.weight_decays = (0.0,)
     config.heads.dropout = 0.5  # on validation 85.0; at best 84.7 without
-    config.classic = ('knn',)
+    config.classic = ('knn', 'kernel')
   elif preset == 'test':
     config.data.path = 'phantom:size_px=16,patients=60'
     config.timesteps = (10,)

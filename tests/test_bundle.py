@@ -15,8 +15,9 @@ def write(tmp_path, model, precision='float32'):
   return path
 
 
-def test_a_bundle_read_again_predicts_the_same(tmp_path):
-  model, images = tiny_bundle.model(), tiny_bundle.images(5)
+@pytest.mark.parametrize('kind', ['mlp', 'kernel'])
+def test_a_bundle_read_again_predicts_the_same(tmp_path, kind):
+  model, images = tiny_bundle.model(kind=kind), tiny_bundle.images(5)
   want = portable.bundle_predict(model, images)
   for precision, tolerance in (
     ('float32', 0),

@@ -35,6 +35,7 @@ def get_config(**changes):
     **{
       'fractions': (0.3, 1.0),
       'floors': ('nearest_pixels',),
+      'classic': ('logistic', 'knn', 'kernel'),
       'random_encoder': False,
       'timesteps': (1,),
       **changes,
@@ -170,7 +171,8 @@ def finished(tmp_path_factory, ds):
 def test_every_method_is_scored_at_every_share(finished):
   workdir, results = finished
   methods = {
-    'linear_concat', 'mlp_concat', 'logistic', 'knn', 'floor/nearest_pixels'
+    'linear_concat', 'mlp_concat', 'logistic', 'knn', 'kernel',
+    'floor/nearest_pixels',
   }  # fmt: skip
   images = {c['images'] for c in results['curves']}
   found = {(c['method'], c['share'], c['images']) for c in results['curves']}

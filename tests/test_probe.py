@@ -26,6 +26,7 @@ def get_config(**changes):
   config.checkpoint = 'fake'
   config.data.path = PHANTOM
   config.grids = (1, 4)
+  config.classic = ('logistic', 'knn', 'kernel')
   config.heads.epochs = 15
   config.update_from_flattened_dict(changes)
   return config.lock()
@@ -73,7 +74,7 @@ def test_the_informative_layer_and_pooling_are_chosen(finished):
 def test_every_row_is_reported_and_written(finished):
   workdir, results = finished
   heads = {'linear_single', 'linear_concat', 'mlp_single', 'mlp_concat'}
-  heads |= {'logistic', 'knn'}
+  heads |= {'logistic', 'knn', 'kernel'}
   floors = {'floor/majority', 'floor/nearest_pixels'}
   assert set(results['rows']) == heads | {f'random/{h}' for h in heads} | floors
   with open(os.path.join(workdir, 'results.json')) as f:

@@ -68,7 +68,9 @@ def encoder() -> features.Encoder:
 
 @functools.cache
 def model(
-  known: fingerprints.Fingerprints | None = None, layers=('down0_0',)
+  known: fingerprints.Fingerprints | None = None,
+  layers=('down0_0',),
+  kind='mlp',
 ) -> portable.Portable:
   rng = np.random.default_rng(1)
   d = 4 * 4 * len(layers)  # 2 x 2 cells of 4 channels
@@ -77,8 +79,12 @@ def model(
     'W_bias': rng.normal(0, 1, (1, 8)).astype(np.float32),
     'M': rng.normal(0, 1, (1, 3, 8)).astype(np.float32),
   }
+  if kind == 'kernel':
+    params['W'] /= 4
+    params['centres'] = rng.normal(0, 1, (1, 300, 8)).astype(np.float32)
+    params['M'] = rng.normal(0, 9, (1, 3, 300)).astype(np.float32)
   info = {
-    'kind': 'mlp',
+    'kind': kind,
     'layers': layers,
     'timestep': 3,
     'grid': 2,

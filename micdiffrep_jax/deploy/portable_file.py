@@ -107,8 +107,10 @@ def write(path: str, model: Portable, precision: str) -> None:
     if use[name]:
       arrays |= _pack(f'encoder.{name}', leaf, precision)
   for name, x in head.params.items():
+    # Sums over thousands of training images cancel: too fine for a byte.
+    how = 'float32' if name == 'M' and 'centres' in head.params else precision
     # Outputs lead in a head; they become the last axis, as in the encoder.
-    arrays |= _pack(f'head.{name}', np.moveaxis(x, -1, 1), precision)
+    arrays |= _pack(f'head.{name}', np.moveaxis(x, -1, 1), how)
   arrays |= {'shift': head.shift, 'scale': head.scale}
   arrays |= model.fingerprints.arrays()
   text: dict[str, Any] = {

@@ -22,7 +22,7 @@ from micdiffrep_jax.features import place_whole
 from micdiffrep_jax.heads.feature_matrix import Features
 from micdiffrep_jax.heads.head_chunks import bucket, cell_memory, plan, stack
 from micdiffrep_jax.heads.train_head import BLOCK, Options, train_cells
-from micdiffrep_jax.models.heads import HEADS
+from micdiffrep_jax.models.heads import APPLY
 
 
 class Cell(NamedTuple):
@@ -182,7 +182,7 @@ def fit(
 @functools.partial(jax.jit, static_argnums=0)
 def _predict_block(kind: str, params: Any, x: Any, shift: Any, scale: Any):
   part = (x.astype(jnp.float32) - shift[None, :]) * scale[None, :]
-  return jax.vmap(HEADS[kind].apply, in_axes=(0, None))(params, part)
+  return jax.vmap(APPLY[kind], in_axes=(0, None))(params, part)
 
 
 def predict(

@@ -1,4 +1,4 @@
-"""Heads on frozen features: a linear probe and the MSFA module.
+"""Heads on frozen features: a linear probe, the MSFA module, a kernel.
 
 Letters: b rows, d features, k classes, m hidden units. Features arrive flat;
 concatenating layers, standardising and dropout are the caller's part.
@@ -75,9 +75,25 @@ def _apply_msfa(params: Params, x: Array) -> Array:
   return _dense(params, 'M', jax.nn.relu(_dense(params, 'W', x)))
 
 
+def apply_kernel(params: Params, x: Array) -> Array:
+  """M exp(-|W x / |x| - centre|^2), a term per centre; centres (n, m).
+
+  heads.kernel_head fits it in closed form, so it has no init.
+  """
+  norm = jnp.linalg.norm(x, axis=1, keepdims=True)
+  w = _dense(params, 'W', x / jnp.maximum(norm, 1e-12))
+  centres = params['centres']
+  apart = jnp.square(w).sum(1)[:, None] + jnp.square(centres).sum(1)[None, :]
+  distance = apart - 2 * jnp.einsum('bm,nm->bn', w, centres)
+  return _dense(params, 'M', jnp.exp(-jnp.maximum(distance, 0)))
+
+
 # On a concatenation of layers 'mlp' is MSFA; on one layer it is the equal head
 # that a fair comparison needs.
 HEADS = {
   'linear': Head(_init_linear, _apply_linear),
   'mlp': Head(_init_msfa, _apply_msfa),
+}
+APPLY = {name: head.apply for name, head in HEADS.items()} | {
+  'kernel': apply_kernel
 }

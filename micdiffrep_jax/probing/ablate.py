@@ -92,9 +92,10 @@ def final_rows(
   concat = [t for n, t in chosen.items() if n in _CONCAT]
   if concat:
     best = max(concat, key=lambda t: t.score)
-    rows |= probe_suite.classic_rows(
-      cache, parts, len(ds.classes), best, config.classic
+    classic, _ = probe_suite.classic_rows(
+      cache, parts, len(ds.classes), best, config
     )
+    rows |= classic
   return rows
 
 

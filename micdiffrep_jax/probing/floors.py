@@ -11,6 +11,7 @@ from typing import Any
 
 import cv2
 import numpy as np
+from scipy.special import softmax
 from sklearn.decomposition import PCA
 from sklearn.ensemble import RandomForestClassifier
 from sklearn.linear_model import LogisticRegression
@@ -19,6 +20,7 @@ from sklearn.preprocessing import StandardScaler
 
 from micdiffrep_jax import log
 from micdiffrep_jax.data import dataset as data
+from micdiffrep_jax.heads import feature_matrix, fit_heads, kernel_head
 from micdiffrep_jax.lookup import lookup
 
 HOG_PX, HOG_CELL_PX, HOG_BLOCK, HOG_BINS = 64, 8, 2, 9
@@ -150,11 +152,24 @@ def _forest(x, y, query, k, seed):
   return _spread(model.predict_proba(query), model.classes_, k)
 
 
+def _kernel(x, y, query, k, seed):
+  """The kernel head at a gamma and a strength fixed beforehand."""
+  found = feature_matrix.standardise(x)
+  z = (x - found.shift) * found.scale
+  fitted = kernel_head.fit_kernel(
+    z, y, k, z[:1], y[:1], (2.0,), (1e-2,), seed=seed
+  )
+  logits = fit_heads.predict('kernel', fitted.params, found._replace(x=query))
+  return softmax(10 * logits[0], axis=1)  # any temperature: classes count
+
+
 FLOORS: dict[str, tuple[Describe, Callable]] = {
   'majority': (brightness, _majority),
   'nearest_pixels': (pixels, _nearest),
   'nearest_hog': (hog, _nearest),
   'logistic_hog': (hog, _logistic),
+  'kernel_pixels': (pixels, _kernel),
+  'kernel_hog': (hog, _kernel),
   'forest_brightness': (brightness, _forest),
 }
 

@@ -11,7 +11,12 @@ import numpy as np
 
 from micdiffrep_jax import log
 from micdiffrep_jax.data import dataset as data
-from micdiffrep_jax.heads import classic_heads, feature_matrix, fit_heads
+from micdiffrep_jax.heads import (
+  classic_heads,
+  feature_matrix,
+  fit_heads,
+  kernel_head,
+)
 from micdiffrep_jax.heads.feature_cache import Cache
 from micdiffrep_jax.heads.feature_matrix import Features
 from micdiffrep_jax.heads.fit_heads import Cell, Setting
@@ -104,6 +109,19 @@ def _classic(
     logits = fit_heads.predict('linear', fitted.params, test)[0]
     score = fitted.scores[fitted.strength]
     return logits.argmax(1), {'strength': fitted.strength}, score
+  if name == 'kernel':
+    kernel = kernel_head.fit_kernel(
+      classic_heads.as_float32(found, draw.train),
+      y[draw.train],
+      k,
+      classic_heads.as_float32(found, draw.val),
+      y[draw.val],
+    )
+    test = found._replace(x=found.x[parts.test])
+    logits = fit_heads.predict('kernel', kernel.params, test)[0]
+    tried = (kernel.gamma, kernel.strength)
+    chosen = dict(zip(('gamma', 'strength'), tried))
+    return logits.argmax(1), chosen, kernel.scores[tried]
   nearest, scores = classic_heads.knn(found, y, k, draw.train, draw.val)
   probs = classic_heads.knn_predict(
     classic_heads.as_float32(found, draw.train),

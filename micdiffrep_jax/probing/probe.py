@@ -35,9 +35,7 @@ def check(config: ConfigDict) -> None:
   for kind in config.heads.kinds:
     lookup(HEADS, kind, 'head', '--config.heads.kinds')
   for name in config.classic:
-    lookup(
-      dict.fromkeys(('logistic', 'knn')), name, 'probe', '--config.classic'
-    )
+    lookup(probe_suite.CLASSIC, name, 'probe', '--config.classic')
   floors.check(config.floors)
   lookup(
     dict.fromkeys(('accuracy', 'balanced_accuracy')),
@@ -65,6 +63,8 @@ def check(config: ConfigDict) -> None:
       'No encoder given. Set --config.checkpoint to a pretraining folder.'
     )
   rows = [f'{k}_{s}' for k in config.heads.kinds for s in ('single', 'concat')]
+  # Nearest neighbours need the training images' features: no head.
+  rows += [name for name in config.classic if name != 'knn']
   table = dict.fromkeys(rows)
   lookup(table, config.bundle, 'row', '--config.bundle')
 

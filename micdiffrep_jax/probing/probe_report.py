@@ -22,6 +22,13 @@ PAIRS = (
   ('logistic', 'random/logistic'),
   ('logistic', 'floor/logistic_hog'),
   ('knn', 'random/knn'),
+  ('kernel', 'mlp_concat'),
+  ('kernel', 'knn'),
+  ('kernel', 'random/kernel'),
+  ('kernel', 'floor/nearest_pixels'),
+  ('kernel', 'floor/nearest_hog'),
+  ('kernel', 'floor/kernel_pixels'),
+  ('kernel', 'floor/kernel_hog'),
 )
 _COMPARED = ('accuracy', 'balanced_accuracy')
 

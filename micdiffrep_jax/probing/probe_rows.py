@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from micdiffrep_jax.heads import classic_heads, fit_heads
+from micdiffrep_jax.heads import classic_heads, fit_heads, kernel_head
 from micdiffrep_jax.heads.feature_matrix import Features
 from micdiffrep_jax.stats import calibration
 
@@ -37,6 +37,30 @@ class Row(NamedTuple):
   test: np.ndarray
   temperature: float = 1.0
   test_uncalibrated: np.ndarray | None = None
+  params: dict[str, np.ndarray] | None = None  # of a head that can be bundled
+
+
+def _head_row(
+  kind: str,
+  params: dict[str, np.ndarray],
+  found: Features,
+  parts: Parts,
+  chosen: dict[str, Any],
+) -> Row:
+  """The calibrated predictions of a head."""
+  val, test = (
+    fit_heads.predict(kind, params, found._replace(x=found.x[at]))[0]
+    for at in (parts.val, parts.test)
+  )
+  t = calibration.fit_temperature(val, parts.labels[parts.val])
+  return Row(
+    chosen,
+    calibration.softmax(val, t),
+    calibration.softmax(test, t)[None],
+    t,
+    calibration.softmax(test),
+    params,
+  )
 
 
 def logistic_row(
@@ -46,21 +70,34 @@ def logistic_row(
   fitted = classic_heads.logistic_regression(
     found, parts.labels, k, parts.train, parts.val
   )
-  val, test = (
-    fit_heads.predict('linear', fitted.params, found._replace(x=found.x[at]))[0]
-    for at in (parts.val, parts.test)
-  )
-  t = calibration.fit_temperature(val, parts.labels[parts.val])
   chosen = {
     **chosen,
     'strength': fitted.strength,
     'converged': fitted.converged,
     'scores': fitted.scores,
   }
-  probs = calibration.softmax(test, t)[None]
-  return Row(
-    chosen, calibration.softmax(val, t), probs, t, calibration.softmax(test)
+  return _head_row('linear', fitted.params, found, parts, chosen)
+
+
+def kernel_row(
+  found: Features, parts: Parts, k: int, chosen: dict[str, Any]
+) -> Row:
+  """Kernel ridge regression on standardised features."""
+  y = parts.labels
+  fitted = kernel_head.fit_kernel(
+    classic_heads.as_float32(found, parts.train),
+    y[parts.train],
+    k,
+    classic_heads.as_float32(found, parts.val),
+    y[parts.val],
   )
+  chosen = {
+    **chosen,
+    'gamma': fitted.gamma,
+    'strength': fitted.strength,
+    'scores': [[*tried, score] for tried, score in fitted.scores.items()],
+  }
+  return _head_row('kernel', fitted.params, found, parts, chosen)
 
 
 def knn_row(

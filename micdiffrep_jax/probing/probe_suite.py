@@ -17,7 +17,13 @@ from micdiffrep_jax.heads.feature_matrix import Features
 from micdiffrep_jax.heads.fit_heads import Cell, Setting
 from micdiffrep_jax.heads.train_head import Options
 from micdiffrep_jax.probing.bundle import Bundle
-from micdiffrep_jax.probing.probe_rows import Parts, Row, knn_row, logistic_row
+from micdiffrep_jax.probing.probe_rows import (
+  Parts,
+  Row,
+  kernel_row,
+  knn_row,
+  logistic_row,
+)
 from micdiffrep_jax.stats import bootstrap, calibration, metrics
 
 
@@ -159,24 +165,30 @@ def finish(
   val = calibration.softmax(fits[0].logits[0], temperatures[0])
   row = Row(chosen, val, np.stack(probs), temperatures[0], raw[0])
   assert fits[0].params is not None
-  info = {
-    **chosen,
+  info = head_info(row, config) | {
     'hidden': config.heads.hidden,
-    'extracted_grid': max(config.grids),
-    'draws': config.draws,
-    'feature_seed': config.seed,
     'standardise': config.standardise,
-    'temperature': temperatures[0],
   }
   return row, Bundle(fits[0].params, found.shift, found.scale, info)
 
 
+def head_info(row: Row, config: ConfigDict) -> dict[str, Any]:
+  """What a bundle says of its head and of the features it takes."""
+  return {
+    **row.chosen,
+    'extracted_grid': max(config.grids),
+    'draws': config.draws,
+    'feature_seed': config.seed,
+    'temperature': row.temperature,
+  }
+
+
 def classic_rows(
-  cache: Cache, parts: Parts, k: int, best: Trial, names: Sequence[str]
-) -> dict[str, Row]:
+  cache: Cache, parts: Parts, k: int, best: Trial, config: ConfigDict
+) -> tuple[dict[str, Row], dict[str, Bundle]]:
   """The probes of config.classic, on the features that `best` chose."""
-  if not names:
-    return {}
+  if not config.classic:
+    return {}, {}
   x = matrix(cache, best.timestep, best.layers, best.grid)
   found = feature_matrix.standardise(x, parts.train)
   chosen = {
@@ -184,12 +196,18 @@ def classic_rows(
     'timestep': best.timestep,
     'grid': best.grid,
   }
-  table = {'logistic': logistic_row, 'knn': knn_row}
-  rows = {}
-  for name in names:
+  rows, heads = {}, {}
+  for name in config.classic:
     log.get_logger().info('Probe: %s.', name)
-    rows[name] = table[name](found, parts, k, chosen)
-  return rows
+    row = rows[name] = CLASSIC[name](found, parts, k, chosen)
+    if row.params is not None:
+      kind = 'kernel' if name == 'kernel' else 'linear'
+      info = head_info(row, config) | {'kind': kind, 'standardise': True}
+      heads[name] = Bundle(row.params, found.shift, found.scale, info)
+  return rows, heads
+
+
+CLASSIC = {'logistic': logistic_row, 'knn': knn_row, 'kernel': kernel_row}
 
 
 def run_suite(
@@ -226,6 +244,7 @@ def run_suite(
     (trial for trial in trials if trial.layers == cache.layers),
     key=lambda trial: trial.score,
   )
-  rows |= classic_rows(cache, parts, k, best, config.classic)
+  more, bundled = classic_rows(cache, parts, k, best, config)
+  rows, heads = rows | more, heads | bundled
   tried = [{**t._asdict(), 'setting': t.setting._asdict()} for t in trials]
   return rows, tried, heads[config.bundle]

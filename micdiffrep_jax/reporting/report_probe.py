@@ -19,10 +19,13 @@ NAMES = {
   'mlp_concat': 'MSFA (MLP, all layers)',
   'logistic': 'logistic regression, all layers',
   'knn': 'nearest neighbours, all layers',
+  'kernel': 'kernel classifier, all layers',
   'majority': 'majority class',
   'nearest_pixels': '1-NN on pixels',
   'nearest_hog': '1-NN on HOG',
   'logistic_hog': 'logistic regression on HOG',
+  'kernel_pixels': 'kernel classifier on pixels',
+  'kernel_hog': 'kernel classifier on HOG',
   'forest_brightness': 'forest on 10 brightness numbers',
 }
 ORIGINS = {'random': 'random weights', 'floor': 'floor'}

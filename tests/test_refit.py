@@ -1,0 +1,47 @@
+"""A head fitted again on all labelled images, of a fake encoder."""
+
+import os
+
+from fakes import fake_encoder, quadrants
+import numpy as np
+import pytest
+from test_probe import get_config
+
+from micdiffrep_jax import features
+from micdiffrep_jax.data import dataset as data
+from micdiffrep_jax.probing import bundle, probe, refit
+
+
+@pytest.fixture(scope='module')
+def ds():
+  return quadrants()
+
+
+@pytest.mark.parametrize('row', ['mlp_concat', 'kernel', 'logistic'])
+def test_it_learns_from_validation_and_test_rows(tmp_path, ds, row):
+  config = get_config(
+    bundle=row, random_encoder=False, floors=(), classic=('logistic', 'kernel')
+  )
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setattr(data, 'open_dataset', lambda *_: ds)
+    patch.setattr(features, 'load_encoder', lambda path, step: fake_encoder(ds))
+    probe.run(config, str(tmp_path))
+  head = bundle.load(str(tmp_path))
+  assert os.path.exists(tmp_path / 'head.npz')
+  rows = refit.labelled_rows(ds, 'grouped')
+  # What training did not see gets the name of the next class.
+  labels = data.labels(ds).copy()
+  new = np.setdiff1d(rows, data.rows(ds, 'grouped', 'train'))
+  swapped = labels.copy()
+  swapped[new] = (labels[new] + 1) % len(ds.classes)
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setattr(data, 'labels', lambda _: swapped)
+    again = refit.refit(head, fake_encoder(ds), ds, config)
+  assert again.info == head.info
+  before, after = (
+    bundle.predict(h, fake_encoder(ds), ds, new) for h in (head, again)
+  )
+  assert (before.argmax(1) == labels[new]).mean() > 0.6
+  moved = after[np.arange(len(new)), swapped[new]]
+  kept = before[np.arange(len(new)), swapped[new]]
+  assert moved.mean() > kept.mean() + 0.02
