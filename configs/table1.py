@@ -61,7 +61,7 @@ def get_config(preset: str = 'paper') -> ConfigDict:
     config.images_drawn = 256_000
     # Logistic regression, trained by Adam like the other heads: minutes less.
     config.headline = 'linear_concat'
-    config.probe.classic = ('knn',)
+    config.probe.classic = ('knn', 'kernel')
     # EfficientNet-Lite0's last block of each size; it has 18 taps.
     config.layers.external = (
       'block0',

@@ -82,7 +82,7 @@ def comparisons(
     return lines
   for name, by_split in cells.items():
     for split, (_, folder) in by_split.items():
-      for row in dict.fromkeys((config.headline, 'knn', MSFA)):
+      for row in dict.fromkeys((config.headline, 'knn', 'kernel', MSFA)):
         both = (cells[OURS][split][0]['rows'], by_split[split][0]['rows'])
         if name == OURS or not all(row in found for found in both):
           continue
