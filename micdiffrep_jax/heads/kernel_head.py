@@ -65,11 +65,13 @@ def _ridge(
   far each class rises above its share, so frequent ones have no advantage.
   """
   share = np.bincount(y, minlength=k) / len(y)
-  kernel = rbf_kernel(w, gamma=gamma)
+  # float32, and at most ROWS rows: the LAPACK of SciPy 1.17 crashes on a matrix
+  # of more than 2 GiB.
+  kernel = rbf_kernel(w.astype(np.float32), gamma=gamma)
   kernel[np.diag_indices(len(w))] += strength
-  m = linalg.solve(
-    kernel, np.eye(k)[y] - share, assume_a='pos', overwrite_a=True
-  )
+  factor = linalg.cho_factor(kernel, overwrite_a=True, check_finite=False)
+  targets = (np.eye(k)[y] - share).astype(np.float32)
+  m = linalg.cho_solve(factor, targets, check_finite=False)
   bias = np.where(share > 0, 0.0, -1e4)
   return m.T.astype(np.float32), bias.astype(np.float32)
 
