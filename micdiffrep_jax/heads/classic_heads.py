@@ -110,15 +110,16 @@ def _similar(query: Array, bank: Array, most: int) -> tuple[Array, Array]:
   return jax.lax.top_k(jnp.einsum('qd,nd->qn', query, bank), most)
 
 
+def unit(z: np.ndarray) -> np.ndarray:
+  """Rows of length 1."""
+  norm = np.linalg.norm(z, axis=1, keepdims=True)
+  return z / np.maximum(norm, 1e-12)
+
+
 def neighbours(
   bank: np.ndarray, query: np.ndarray, most: int
 ) -> tuple[np.ndarray, np.ndarray]:
   """Cosine similarity and number of the `most` nearest bank rows: (q, most)."""
-
-  def unit(x: np.ndarray) -> np.ndarray:
-    norm = np.linalg.norm(x, axis=1, keepdims=True)
-    return x / np.maximum(norm, 1e-12)
-
   most = min(most, len(bank))
   on_device = jnp.asarray(unit(bank))
   found = []

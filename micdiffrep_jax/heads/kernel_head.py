@@ -15,6 +15,8 @@ from scipy import linalg
 from sklearn.decomposition import PCA
 from sklearn.metrics.pairwise import rbf_kernel
 
+from micdiffrep_jax.heads.classic_heads import unit
+
 COMPONENTS = 128
 GAMMAS = (1.0, 2.0, 4.0)  # per mean squared distance, wide to narrow
 STRENGTHS = (1e-2, 1e-1)  # ridge, for a kernel of 1 on itself
@@ -35,12 +37,6 @@ class Kernel(NamedTuple):
   gamma: float
   strength: float
   scores: dict[tuple[float, float], float]
-
-
-def unit(z: np.ndarray) -> np.ndarray:
-  """Rows of length 1."""
-  norm = np.linalg.norm(z, axis=1, keepdims=True)
-  return z / np.maximum(norm, 1e-12)
 
 
 def _components(z: np.ndarray, most: int, seed: int) -> tuple:

@@ -63,13 +63,39 @@ def load(workdir: str) -> Bundle:
   return Bundle(params, arrays['shift'], arrays['scale'], info)
 
 
+def flatten(
+  info: dict[str, Any], extracted: dict[str, np.ndarray]
+) -> np.ndarray:
+  """What a head takes (n, d), of what features.extract gives."""
+  layers: Sequence[str] = info['layers']
+  parts = [features.pool(extracted[name], info['grid']) for name in layers]
+  return np.concatenate(parts, axis=1)
+
+
+def extract(
+  info: dict[str, Any],
+  encoder: features.Encoder,
+  dataset: Dataset,
+  rows: np.ndarray,
+  batch_size: int = 128,
+) -> dict[str, np.ndarray]:
+  """The features of images that a head with this info was made for."""
+  return features.extract(
+    encoder,
+    dataset,
+    rows,
+    tuple(info['layers']),
+    info['timestep'],
+    info['extracted_grid'],
+    info['draws'],
+    info['feature_seed'],
+    batch_size,
+  )
+
+
 def logits(bundle: Bundle, extracted: dict[str, np.ndarray]) -> np.ndarray:
   """Logits (n, k) of what features.extract gives: {layer: (n, g, g, c)}."""
-  layers: Sequence[str] = bundle.info['layers']
-  parts = [
-    features.pool(extracted[name], bundle.info['grid']) for name in layers
-  ]
-  x = np.concatenate(parts, axis=1)
+  x = flatten(bundle.info, extracted)
   matrix = Features(x, bundle.shift, bundle.scale)
   return fit_heads.predict(bundle.info['kind'], bundle.params, matrix)[0]
 
@@ -83,15 +109,5 @@ def predict(
 ) -> np.ndarray:
   """Calibrated probabilities (len(rows), k) of images."""
   info = bundle.info
-  extracted = features.extract(
-    encoder,
-    dataset,
-    rows,
-    tuple(info['layers']),
-    info['timestep'],
-    info['extracted_grid'],
-    info['draws'],
-    info['feature_seed'],
-    batch_size,
-  )
+  extracted = extract(info, encoder, dataset, rows, batch_size)
   return calibration.softmax(logits(bundle, extracted), info['temperature'])

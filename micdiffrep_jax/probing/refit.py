@@ -11,7 +11,7 @@ from micdiffrep_jax.heads import (
   fit_heads,
   kernel_head,
 )
-from micdiffrep_jax.probing import probe_suite
+from micdiffrep_jax.probing import bundle, probe_suite
 from micdiffrep_jax.probing.bundle import Bundle
 
 
@@ -36,19 +36,8 @@ def refit(
   labels = data.labels(ds)[rows].astype(np.int64)
   k, every = len(info['classes']), np.arange(len(rows))
   log.get_logger().info('Head fitted again on all %d images.', len(rows))
-  extracted = features.extract(
-    encoder,
-    ds,
-    rows,
-    info['layers'],
-    info['timestep'],
-    info['extracted_grid'],
-    info['draws'],
-    info['feature_seed'],
-    config.batch_size,
-  )
-  parts = [features.pool(extracted[n], info['grid']) for n in info['layers']]
-  x = np.concatenate(parts, axis=1)
+  extracted = bundle.extract(info, encoder, ds, rows, config.batch_size)
+  x = bundle.flatten(info, extracted)
   found = feature_matrix.literal(x)
   if info['standardise']:
     found = feature_matrix.standardise(x)
