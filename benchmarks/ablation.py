@@ -30,7 +30,7 @@ from benchmarks import common
 from benchmarks.ancestor import Ancestor, probe_step, read
 from configs import ablate as ablate_config
 from configs import pretrain
-from micdiffrep_jax import features
+from micdiffrep_jax import encoders, features
 from micdiffrep_jax.data import dataset as data
 from micdiffrep_jax.heads import feature_cache
 from micdiffrep_jax.probing import ablate_grid
@@ -52,12 +52,12 @@ def arguments():
 
 def make_encoder(args, ds):
   if args.checkpoint:
-    return features.load_encoder(args.checkpoint)
+    return encoders.load_encoder(args.checkpoint)
   config = pretrain.get_config(args.encoder)
   size, channels = ds.info['size_px'], ds.info['channels']
-  method = features.make_method(config, size, channels)
+  method = encoders.make_method(config, size, channels)
   info = {'size_px': size, 'channels': channels, 'path': '', 'step': 0}
-  return features.random_encoder(features.Encoder(method, None, config, info))
+  return encoders.random_encoder(encoders.Encoder(method, None, config, info))
 
 
 def ours(encoder, ds, parts, layers, config, level, feature_fn):

@@ -20,7 +20,7 @@ import numpy as np
 
 from benchmarks import common
 from configs import pretrain
-from micdiffrep_jax import features, sharding
+from micdiffrep_jax import encoders, sharding
 from micdiffrep_jax.training.train import compile_program
 
 VARIANTS = {
@@ -72,7 +72,7 @@ def measure(args: argparse.Namespace, variant: str) -> dict[str, float]:
   config.model.dtype, config.model.remat, config.accumulate = VARIANTS[variant]
   size_px = common.SIZES_PX[args.preset]
   mesh = sharding.make_mesh()
-  method = features.make_method(config, size_px, 1)
+  method = encoders.make_method(config, size_px, 1)
   images = jax.ShapeDtypeStruct(
     (args.batch_size, size_px, size_px, 1), np.uint8
   )

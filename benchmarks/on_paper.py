@@ -13,7 +13,7 @@ import numpy as np
 
 from benchmarks import common
 from configs import pretrain
-from micdiffrep_jax import features, sharding
+from micdiffrep_jax import encoders, sharding
 from micdiffrep_jax.training.train import compile_program
 
 
@@ -26,7 +26,7 @@ def lower(preset: str, size_px: int, batch: int, dtype: str = 'float32'):
     config.model.attention = (side // 2, side // 4)
   mesh = sharding.make_mesh()
   program = compile_program(
-    features.make_method(config, size_px, 1), config, 1000, mesh
+    encoders.make_method(config, size_px, 1), config, 1000, mesh
   )
   images = sharding.place(
     {'image': np.zeros((batch, size_px, size_px, 1), np.uint8)}, mesh
@@ -42,7 +42,7 @@ def on_paper(
   """What a pass over `images` takes on `chips`, `batch` images on each."""
   compiled = lower('paper', 112, batch, 'bfloat16')[1]
   config = pretrain.get_config('paper')
-  method = features.make_method(config, 112, 1)
+  method = encoders.make_method(config, 112, 1)
   shapes = jax.eval_shape(method.init, jax.random.key(0))[0]
   parameters = sum(x.size for x in jax.tree.leaves(shapes))
   flops = compiled.cost_analysis()['flops'] / batch

@@ -20,7 +20,7 @@ import numpy as np
 
 from benchmarks import common
 from configs import pretrain
-from micdiffrep_jax import features, sharding
+from micdiffrep_jax import encoders, sharding
 from micdiffrep_jax.checkpoint import Checkpoints
 from micdiffrep_jax.data.dataset import Dataset
 from micdiffrep_jax.data.pipeline import train_stream
@@ -52,7 +52,7 @@ def main() -> None:
   config.batch_size = args.batch_size
   size_px = common.SIZES_PX[args.preset]
   mesh = sharding.make_mesh()
-  method = features.make_method(config, size_px, 1)
+  method = encoders.make_method(config, size_px, 1)
   program = compile_program(method, config, 1000, mesh)
   key = sharding.replicate(jax.random.key(0), mesh)
   shape = (max(1000, args.batch_size), size_px, size_px, 1)

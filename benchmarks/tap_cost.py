@@ -13,7 +13,7 @@ import numpy as np
 
 from benchmarks import common
 from configs import pretrain
-from micdiffrep_jax import features
+from micdiffrep_jax import encoders, features
 
 
 def arguments() -> argparse.Namespace:
@@ -32,10 +32,10 @@ def main() -> None:
   args = arguments()
   config = pretrain.get_config(args.preset)
   size_px, n = common.SIZES_PX[args.preset], args.batch_size
-  method = features.make_method(config, size_px, 1)
+  method = encoders.make_method(config, size_px, 1)
   info = {'size_px': size_px, 'channels': 1, 'path': '', 'step': 0}
-  encoder = features.random_encoder(
-    features.Encoder(method, None, config, info)
+  encoder = encoders.random_encoder(
+    encoders.Encoder(method, None, config, info)
   )
   shape = (n, size_px, size_px, 1)
   images = np.random.default_rng(0).integers(0, 256, shape, np.uint8)

@@ -17,7 +17,7 @@ import torch
 
 from benchmarks import common, torch_unet
 from configs import pretrain
-from micdiffrep_jax import features, sharding
+from micdiffrep_jax import encoders, sharding
 from micdiffrep_jax.training.train import compile_program
 
 
@@ -39,7 +39,7 @@ def arguments() -> argparse.Namespace:
 def our_step(config, size_px: int):
   """step(images) -> loss, and the compiled program and parameter count."""
   mesh = sharding.make_mesh()
-  method = features.make_method(config, size_px, 1)
+  method = encoders.make_method(config, size_px, 1)
   program = compile_program(method, config, 1000, mesh)
   key = sharding.replicate(jax.random.key(0), mesh)
   state = program.init(key)

@@ -34,7 +34,7 @@ def get_config(preset: str = '') -> ConfigDict:
   config = ConfigDict()
   config.task = 'probe'
   config.seed = 0  # of noise, random encoder, forest and bootstrap
-  config.checkpoint = ''  # folder of a pretraining run
+  config.checkpoint = ''  # folder of a pretraining run, or a bundle
   config.step = 0  # 0 takes the newest sound checkpoint
 
   config.data = ConfigDict()

@@ -1,4 +1,4 @@
-"""Frozen features: a checkpoint or random weights -> pooled taps of images.
+"""Frozen features: encoder and images -> pooled taps.
 
 One forward pass gives every layer; what is not asked for the compiler drops.
 The noise of an image is seeded by its own pixels, so its features are a
@@ -8,87 +8,20 @@ Letters: b batch, n images, h w pixels, g grid cells per side, d features.
 
 from collections.abc import Callable, Sequence
 import functools
-from typing import Any, NamedTuple
+from typing import Any
 import zlib
 
 import jax
 import jax.numpy as jnp
-from ml_collections import ConfigDict
 import numpy as np
 
-from micdiffrep_jax import checkpoint, log, sharding
+from micdiffrep_jax import log, sharding
 from micdiffrep_jax.data.dataset import Dataset
 from micdiffrep_jax.diffusion import check_timesteps
+from micdiffrep_jax.encoders import Encoder
 from micdiffrep_jax.keys import stream
 from micdiffrep_jax.lookup import lookup
-from micdiffrep_jax.methods import METHODS, Method
-
-
-class Encoder(NamedTuple):
-  """A frozen method.
-
-  info: path, step, images_seen, size_px, channels, fingerprint (of the data it
-  was trained on), split, split_hash; path is '' for random weights.
-  """
-
-  method: Method
-  variables: Any
-  config: ConfigDict
-  info: dict
-
-
-def make_method(config: ConfigDict, size_px: int, channels: int) -> Method:
-  """The method a pretraining config names; ValueError before any compile."""
-  make = lookup(METHODS, config.method, 'method', '--config.method')
-  return make(config, size_px, channels)
-
-
-def config_from_json(record: dict) -> ConfigDict:
-  """A config as it was: JSON has made lists of its tuples."""
-
-  def plain(x):
-    if isinstance(x, dict):
-      return {k: plain(v) for k, v in x.items()}
-    return tuple(plain(v) for v in x) if isinstance(x, list) else x
-
-  return ConfigDict(plain(record)).lock()
-
-
-def load_encoder(path: str, step: int | None = None) -> Encoder:
-  """Loads the frozen weights of a pretraining run, newest sound step or `step`.
-
-  Raises ValueError where there is none, or where it lacks what it should have.
-  """
-  directory, step = checkpoint.find(path, step)
-  metadata = checkpoint.read_metadata(directory, step)
-  config = config_from_json(metadata['config'])
-  info = {**metadata['info'], 'path': str(path), 'step': step}
-  method = make_method(config, info['size_px'], info['channels'])
-  mesh = sharding.make_mesh()
-  params, extra = jax.eval_shape(method.init, jax.random.key(0))
-  shapes = {'params': params, 'extra': extra}
-  abstract = jax.tree.map(
-    lambda x: jax.ShapeDtypeStruct(
-      x.shape, x.dtype, sharding=sharding.replicated(mesh)
-    ),
-    shapes,
-  )
-  state = checkpoint.load(directory, step, abstract)
-  variables = method.frozen(state['params'], state['extra'])
-  return Encoder(method, variables, config, info)
-
-
-def random_encoder(encoder: Encoder, seed: int = 0) -> Encoder:
-  """The same network with weights as initialised: a control for every table."""
-  mesh = sharding.make_mesh()
-
-  @functools.partial(jax.jit, out_shardings=sharding.replicated(mesh))
-  def init(key):
-    return encoder.method.frozen(*encoder.method.init(key))
-
-  variables = init(stream(jax.random.key(seed), 'init'))
-  info = {**encoder.info, 'path': '', 'step': 0, 'images_seen': 0}
-  return encoder._replace(variables=variables, info=info)
+from micdiffrep_jax.methods import Method
 
 
 def check_request(

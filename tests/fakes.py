@@ -5,7 +5,7 @@ import jax.numpy as jnp
 from ml_collections import ConfigDict
 import numpy as np
 
-from micdiffrep_jax import features
+from micdiffrep_jax import encoders
 from micdiffrep_jax.data import dataset as data
 from micdiffrep_jax.methods.method import Method
 
@@ -48,7 +48,7 @@ def fake_encoder(ds, split='grouped'):
     'images_seen': 8,
   }
   variables = {'eyes': jnp.float32(1)}
-  return features.Encoder(method, variables, ConfigDict({'model': 1}), info)
+  return encoders.Encoder(method, variables, ConfigDict({'model': 1}), info)
 
 
 def quadrants():

@@ -12,7 +12,7 @@ from test_fit_heads import alone
 
 from configs import ablate as ablate_config
 from configs import probe_curve as curve_config
-from micdiffrep_jax import features
+from micdiffrep_jax import encoders, features
 from micdiffrep_jax.data import dataset as data
 from micdiffrep_jax.heads import feature_cache
 from micdiffrep_jax.heads.feature_matrix import Features
@@ -42,7 +42,7 @@ def get_config(module=ablate_config, **changes):
 
 def use_fake(patch, ds):
   patch.setattr(data, 'open_dataset', lambda *_: ds)
-  patch.setattr(features, 'load_encoder', lambda *_: fake_encoder(ds))
+  patch.setattr(encoders, 'load_encoder', lambda *_: fake_encoder(ds))
 
 
 @pytest.fixture(scope='module')
@@ -365,7 +365,7 @@ def test_the_curve_goes_over_images_drawn_and_tests_nothing(
     return one._replace(info=info)
 
   monkeypatch.setattr(data, 'open_dataset', lambda *_: ds)
-  monkeypatch.setattr(features, 'load_encoder', load)
+  monkeypatch.setattr(encoders, 'load_encoder', load)
   monkeypatch.setattr(probe_curve, 'kept_steps', lambda *_: [5, 9])
   config = get_config(curve_config, timesteps=(1,))
   results = probe_curve.run(config, str(tmp_path))

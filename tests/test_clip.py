@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from configs import baselines
-from micdiffrep_jax import features
+from micdiffrep_jax import encoders, features
 from micdiffrep_jax.data import dataset as data
 from micdiffrep_jax.methods import captions, clip
 from micdiffrep_jax.models.clip_text import TextTransformer
@@ -186,7 +186,7 @@ def test_a_run_is_flagged_and_its_encoder_loads(tmp_path, phantom):
   config.save_every = config.eval_every = 2
   results = train.run(config.lock(), str(tmp_path))
   assert results['dataset']['supervised_text'] is True
-  encoder = features.load_encoder(str(tmp_path))
+  encoder = encoders.load_encoder(str(tmp_path))
   assert encoder.info['supervised_text'] is True
   taps = features.extract(
     encoder, phantom, np.arange(8), t=0, grid=2, batch_size=8

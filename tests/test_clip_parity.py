@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from configs import convert_clip
-from micdiffrep_jax import features
+from micdiffrep_jax import encoders
 from micdiffrep_jax.converting import clip_weights, convert
 from micdiffrep_jax.models.clip_text import TextTransformer
 from micdiffrep_jax.models.clip_vision import VisionTransformer
@@ -143,7 +143,7 @@ def test_a_safetensors_file_becomes_an_encoder(vision, pictures, tmp_path):
   config.size_px, config.channels, config.heads = 24, 3, 4
   results = convert.run(config, str(tmp_path / 'run'))
   assert results['model']['activation'] == 'quick_gelu'
-  encoder = features.load_encoder(str(tmp_path / 'run'))
+  encoder = encoders.load_encoder(str(tmp_path / 'run'))
   assert encoder.info['images_seen'] == 0
   assert encoder.info['fingerprint'] == ''
   images = np.random.default_rng(1).integers(0, 256, (8, 24, 24, 3), np.uint8)
@@ -155,7 +155,7 @@ def test_a_safetensors_file_becomes_an_encoder(vision, pictures, tmp_path):
     want = vision(torch.tensor(x, dtype=torch.float32)).image_embeds
   assert relative(taps['embedding'][:, 0, 0], want) < 1e-5
   # Its twin has other weights of the same shapes.
-  twin = features.random_encoder(encoder)
+  twin = encoders.random_encoder(encoder)
   assert jax.tree.structure(twin.variables) == jax.tree.structure(
     encoder.variables
   )

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from configs import convert_clip, probe
-from micdiffrep_jax import features
+from micdiffrep_jax import encoders
 from micdiffrep_jax.converting import clip_weights, convert, torch_file
 from micdiffrep_jax.models.clip_resnet import ClipResNet, tap_names
 from micdiffrep_jax.probing import probe as probing
@@ -124,7 +124,7 @@ def test_an_archive_of_half_precision_becomes_a_probed_encoder(tmp_path):
   results = convert.run(config, str(tmp_path / 'run'))
   assert results['method'] == 'clip_frozen'
   assert results['input']['size_px'] == SIZE
-  encoder = features.load_encoder(str(tmp_path / 'run'))
+  encoder = encoders.load_encoder(str(tmp_path / 'run'))
   assert encoder.method.layers == tap_names(BLOCKS)
   assert encoder.info['name'] == 'CLIP resnet, external'
   images = np.random.default_rng(1).integers(0, 256, (8, 16, 16, 1), np.uint8)

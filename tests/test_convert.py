@@ -9,7 +9,7 @@ from PIL import Image
 import pytest
 
 from configs import convert_clip, pretrain, probe
-from micdiffrep_jax import features
+from micdiffrep_jax import encoders
 from micdiffrep_jax.converting import clip_weights, convert
 from micdiffrep_jax.data import dataset as data
 from micdiffrep_jax.methods import METHODS, frozen
@@ -90,7 +90,7 @@ def test_a_converted_encoder_is_probed(tmp_path):
   found = probing.run(config.lock(), str(tmp_path / 'probe'))
   assert found['pretraining_saw_test_images'].startswith('unknown')
   assert found['encoder']['images_seen'] == 0
-  cost = table1.cost(features.load_encoder(config.checkpoint))
+  cost = table1.cost(encoders.load_encoder(config.checkpoint))
   assert cost['flags'] == ['external']
   assert cost['parameters'] == results['parameters']
   assert cost['training_s'] is cost['flops_per_image'] is None

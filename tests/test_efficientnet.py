@@ -4,7 +4,7 @@ import pytest
 import torch_efficientnet
 
 from configs import convert_clip
-from micdiffrep_jax import features
+from micdiffrep_jax import encoders
 from micdiffrep_jax.converting import convert, efficientnet_weights
 from micdiffrep_jax.models.efficientnet_lite import (
   LITE0,
@@ -64,7 +64,7 @@ def test_the_packaged_weights_become_an_encoder(tmp_path):
   assert results['encoder']['name'] == 'EfficientNet-Lite0, ImageNet-supervised'
   # The published 4.65 M less the classifier's 1.28 M.
   assert 3.3e6 < results['parameters'] < 3.5e6
-  encoder = features.load_encoder(str(tmp_path))
+  encoder = encoders.load_encoder(str(tmp_path))
   assert encoder.method.facts == {'external': True, 'imagenet_supervised': True}
   state = torch.load(convert.packaged_efficientnet(), weights_only=True)
   np.testing.assert_array_equal(

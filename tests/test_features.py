@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from configs import pretrain
-from micdiffrep_jax import features
+from micdiffrep_jax import encoders, features
 from micdiffrep_jax.data import dataset as data
 
 
@@ -18,10 +18,10 @@ def phantom():
 @pytest.fixture(scope='module')
 def encoder():
   config = pretrain.get_config('test')
-  method = features.make_method(config, 16, 1)
+  method = encoders.make_method(config, 16, 1)
   info = {'size_px': 16, 'channels': 1, 'path': 'x', 'step': 1}
-  blank = features.Encoder(method, None, config, info)
-  return features.random_encoder(blank)
+  blank = encoders.Encoder(method, None, config, info)
+  return encoders.random_encoder(blank)
 
 
 @pytest.fixture(scope='module')
@@ -139,8 +139,8 @@ def test_bad_requests_are_refused(encoder, phantom):
 
 
 def test_another_seed_gives_other_random_weights(encoder):
-  other = features.random_encoder(encoder, seed=1)
-  same = features.random_encoder(encoder, seed=0)
+  other = encoders.random_encoder(encoder, seed=1)
+  same = encoders.random_encoder(encoder, seed=0)
   kernel = encoder.variables['in']['kernel']
   np.testing.assert_array_equal(kernel, same.variables['in']['kernel'])
   assert not np.allclose(kernel, other.variables['in']['kernel'])
@@ -152,7 +152,7 @@ def test_configs_survive_json():
   from micdiffrep_jax import log
 
   config = pretrain.get_config('paper').lock()
-  back = features.config_from_json(json.loads(json.dumps(log.plain(config))))
+  back = encoders.config_from_json(json.loads(json.dumps(log.plain(config))))
   assert back.to_dict() == config.to_dict()
   assert back.model.attention == (14, 7)
   assert back.is_locked

@@ -8,10 +8,10 @@ PACKAGE = pathlib.Path(__file__).parent.parent / 'micdiffrep_jax'
 # Imports go down only: a unit may import those before it. The one way up is
 # pipeline.TASKS, which names modules and imports them on use.
 ORDER = (
-  'lookup keys stats log sharding diffusion augment views sampling guard '
-  'debug seals checkpoint distributed sweep_table data models methods '
-  'features converting generation training heads reporting pipeline probing '
-  'deploy auditing sweep main'
+  'lookup keys stats log archive sharding diffusion augment views sampling '
+  'guard debug seals checkpoint distributed sweep_table data models methods '
+  'encoders features converting generation training heads reporting '
+  'pipeline probing deploy auditing sweep main'
 ).split()
 FILES = sorted(PACKAGE.rglob('*.py'))
 

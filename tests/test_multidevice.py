@@ -13,7 +13,7 @@ import optax
 import pytest
 from spawn import ROOT, metrics, phantom, state
 
-from micdiffrep_jax import diffusion, features, seals, sharding
+from micdiffrep_jax import diffusion, encoders, features, seals, sharding
 from micdiffrep_jax.data import dataset as data
 from micdiffrep_jax.data.pipeline import train_stream
 from micdiffrep_jax.methods import METHODS, Method
@@ -156,7 +156,7 @@ def test_features_are_the_same_on_any_number_of_devices(on_devices, on_one):
   found = {}
   for count in (1, 8):
     on_devices(count)
-    encoder = features.load_encoder(str(on_one))
+    encoder = encoders.load_encoder(str(on_one))
     found[count] = features.extract(encoder, dataset, rows, t=20, batch_size=8)
   assert found[1].keys() == found[8].keys()
   for name, value in found[1].items():

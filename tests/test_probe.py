@@ -9,7 +9,7 @@ import jax
 import numpy as np
 import pytest
 
-from micdiffrep_jax import features
+from micdiffrep_jax import encoders, features
 from micdiffrep_jax.data import dataset as data
 from micdiffrep_jax.heads import feature_cache
 from micdiffrep_jax.probing import bundle, probe
@@ -41,7 +41,7 @@ def ds():
 def use_fake(monkeypatch, ds):
   monkeypatch.setattr(data, 'open_dataset', lambda *_: ds)
   monkeypatch.setattr(
-    features, 'load_encoder', lambda path, step: fake_encoder(ds)
+    encoders, 'load_encoder', lambda path, step: fake_encoder(ds)
   )
 
 
@@ -51,7 +51,7 @@ def finished(tmp_path_factory, ds):
   workdir = str(tmp_path_factory.mktemp('probe'))
   with pytest.MonkeyPatch.context() as patch:
     patch.setattr(data, 'open_dataset', lambda *_: ds)
-    patch.setattr(features, 'load_encoder', lambda path, step: fake_encoder(ds))
+    patch.setattr(encoders, 'load_encoder', lambda path, step: fake_encoder(ds))
     results = probe.run(get_config(), workdir)
   return workdir, results
 

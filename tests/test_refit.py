@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from test_probe import get_config
 
-from micdiffrep_jax import features
+from micdiffrep_jax import encoders
 from micdiffrep_jax.data import dataset as data
 from micdiffrep_jax.probing import bundle, probe, refit
 
@@ -24,7 +24,7 @@ def test_it_learns_from_validation_and_test_rows(tmp_path, ds, row):
   )
   with pytest.MonkeyPatch.context() as patch:
     patch.setattr(data, 'open_dataset', lambda *_: ds)
-    patch.setattr(features, 'load_encoder', lambda path, step: fake_encoder(ds))
+    patch.setattr(encoders, 'load_encoder', lambda path, step: fake_encoder(ds))
     probe.run(config, str(tmp_path))
   head = bundle.load(str(tmp_path))
   assert os.path.exists(tmp_path / 'head.npz')

@@ -13,7 +13,7 @@ import numpy as np
 from PIL import Image
 import pytest
 
-from micdiffrep_jax import features, log
+from micdiffrep_jax import encoders, log
 from micdiffrep_jax.data import dataset as data
 from micdiffrep_jax.diffusion import alpha_sigma, make_diffusion
 from micdiffrep_jax.generation import generate, sample
@@ -81,9 +81,9 @@ def model(monkeypatch):
 
   def load(path, step):
     bank = to_float(jnp.asarray(ds.images[state['bank']]))
-    return features.Encoder(method, {'bank': bank}, config, info)
+    return encoders.Encoder(method, {'bank': bank}, config, info)
 
-  monkeypatch.setattr(features, 'load_encoder', load)
+  monkeypatch.setattr(encoders, 'load_encoder', load)
   monkeypatch.setattr(data, 'open_dataset', lambda *_, **__: ds)
   monkeypatch.setattr(
     ddpm, 'denoiser', lambda *_: ddpm.Denoiser(_DIFFUSION, _apply, None)
@@ -174,7 +174,7 @@ def test_files_are_complete_and_agree(model, tmp_path):
 
 
 def test_an_image_is_the_same_for_any_batch_size_and_count(model):
-  encoder, denoiser = features.load_encoder('', None), ddpm.denoiser()
+  encoder, denoiser = encoders.load_encoder('', None), ddpm.denoiser()
   keep = {'sampler.name': 'ddim', 'sampler.eta': 0.5}
   a, _, _ = generate.draw(
     _config(images=18, batch_size=8, **keep), encoder, denoiser, 25

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from configs import baselines
-from micdiffrep_jax import features
+from micdiffrep_jax import encoders
 from micdiffrep_jax.data import dataset as data
 from micdiffrep_jax.methods import METHODS, supervised
 from micdiffrep_jax.models.heads import HEADS
@@ -102,9 +102,9 @@ def test_a_vit_is_pretrained_resumed_and_read_back(tmp_path):
   config.keep_every = 1
   results = train.run(config.lock(), str(tmp_path))
   assert results['dataset']['supervised'] is True
-  want = features.load_encoder(str(tmp_path)).variables
+  want = encoders.load_encoder(str(tmp_path)).variables
   shutil.rmtree(tmp_path / 'checkpoints' / '2')
   train.run(config, str(tmp_path))
-  found = features.load_encoder(str(tmp_path))
+  found = encoders.load_encoder(str(tmp_path))
   assert found.info['images_seen'] == 2 * config.batch_size
   jax.tree.map(np.testing.assert_array_equal, found.variables, want)

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import pytest
 
 from configs import baselines, pretrain
-from micdiffrep_jax import features
+from micdiffrep_jax import encoders
 from micdiffrep_jax.methods import METHODS
 from micdiffrep_jax.models import resnet, vit
 from micdiffrep_jax.probing import table1, table1_rows
@@ -32,7 +32,7 @@ def encoder_of(name, **changes):
     lambda key: method.frozen(*method.init(key)), jax.random.key(0)
   )
   info = {'images_seen': 64, 'size_px': SIZE, 'channels': 1}
-  return features.Encoder(method, variables, config, info)
+  return encoders.Encoder(method, variables, config, info)
 
 
 def parameters(encoder):

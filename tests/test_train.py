@@ -13,7 +13,7 @@ from configs import pretrain
 from micdiffrep_jax import checkpoint, seals
 from micdiffrep_jax.data import dataset as data
 from micdiffrep_jax.data import pipeline
-from micdiffrep_jax.features import load_encoder
+from micdiffrep_jax.encoders import load_encoder
 from micdiffrep_jax.methods import Method
 from micdiffrep_jax.training import checks, train
 from micdiffrep_jax.training.state import make_state, make_step
@@ -266,7 +266,7 @@ def test_a_tiny_unet_overfits_one_batch():
   # One picture, one batch: the loss must fall far below that of predicting 0.
   config = tiny_config(**{'optim.lr': 3e-3, 'augment.flip': 0.0})
   ds = data.open_dataset(config.data.path)
-  from micdiffrep_jax.features import make_method
+  from micdiffrep_jax.encoders import make_method
 
   method = make_method(config, 16, 1)
   tx = optax.adam(3e-3)

@@ -9,7 +9,7 @@ import pytest
 from spawn import phantom, state
 
 from configs import baselines
-from micdiffrep_jax import features
+from micdiffrep_jax import encoders, features
 from micdiffrep_jax.data import dataset as data
 from micdiffrep_jax.methods import METHODS, two_view
 from micdiffrep_jax.stats.rank import effective_rank
@@ -90,7 +90,7 @@ def test_a_resumed_run_is_the_whole_one_and_gives_features(name, tmp_path):
   assert any('stats' in k for k in want)
   for k in want:
     np.testing.assert_array_equal(have[k], want[k], err_msg=k)
-  encoder = features.load_encoder(str(whole))
+  encoder = encoders.load_encoder(str(whole))
   dataset = data.open_dataset(phantom())
   found = features.extract(encoder, dataset, np.arange(8), batch_size=8, grid=2)
   assert {k: v.shape for k, v in found.items()} == {

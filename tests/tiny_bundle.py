@@ -6,7 +6,7 @@ import jax
 from ml_collections import ConfigDict
 import numpy as np
 
-from micdiffrep_jax import features, sharding
+from micdiffrep_jax import encoders, sharding
 from micdiffrep_jax.deploy import fingerprints, portable
 from micdiffrep_jax.probing import bundle
 
@@ -51,8 +51,8 @@ def config() -> ConfigDict:
 
 
 @functools.cache
-def encoder() -> features.Encoder:
-  method = features.make_method(config(), SIZE, 1)
+def encoder() -> encoders.Encoder:
+  method = encoders.make_method(config(), SIZE, 1)
   rng = np.random.default_rng(0)
   shapes = jax.eval_shape(
     lambda key: method.frozen(*method.init(key)), jax.random.key(0)
@@ -63,7 +63,7 @@ def encoder() -> features.Encoder:
   )
   info = {'size_px': SIZE, 'channels': 1, 'step': 0, 'path': '/somewhere'}
   placed = jax.device_put(variables, sharding.replicated(sharding.make_mesh()))
-  return features.Encoder(method, placed, config(), info)
+  return encoders.Encoder(method, placed, config(), info)
 
 
 @functools.cache

@@ -12,7 +12,7 @@ import jax
 from ml_collections import ConfigDict
 import numpy as np
 
-from micdiffrep_jax import checkpoint, features, guard, log
+from micdiffrep_jax import checkpoint, encoders, guard, log
 from micdiffrep_jax.converting import (
   clip_weights,
   efficientnet_weights,
@@ -56,7 +56,7 @@ def run(config: ConfigDict, workdir: str) -> dict[str, Any]:
     )
   found = efficientnet(path, config) if external else clip(path, config)
   record = encoder_config(found)
-  method = features.make_method(record, config.size_px, config.channels)
+  method = encoders.make_method(record, config.size_px, config.channels)
   variables = jax.tree.map(
     lambda x: np.ascontiguousarray(x, np.float32), found.variables
   )
@@ -106,7 +106,7 @@ def write(workdir: str, variables: Any, metadata: dict) -> None:
 
 
 def encoder_config(found: Converted) -> ConfigDict:
-  """What features.load_encoder needs to build the network again."""
+  """What encoders.load_encoder needs to build the network again."""
   config = ConfigDict()
   config.task = 'convert_clip'
   config.method = found.method

@@ -8,7 +8,7 @@ import jax
 from ml_collections import ConfigDict
 import numpy as np
 
-from micdiffrep_jax import features, log
+from micdiffrep_jax import archive, encoders, log
 from micdiffrep_jax.data import dataset as data
 from micdiffrep_jax.deploy import fingerprints, portable_file
 from micdiffrep_jax.deploy.portable import Portable, assemble, bundle_predict
@@ -63,12 +63,12 @@ def save_bundle(
   """
   kinds = dict.fromkeys(fingerprints.KINDS)
   lookup(kinds, fingerprint, 'kind', '--config.fingerprints')
-  precisions = dict.fromkeys(portable_file.PRECISIONS)
+  precisions = dict.fromkeys(archive.PRECISIONS)
   lookup(precisions, precision, 'precision', '--config.precision')
   head = bundle.load(probe)
   info = head.info
   results, known = _probe_results(probe)
-  encoder = features.load_encoder(
+  encoder = encoders.load_encoder(
     checkpoint or info['checkpoint'], info['encoder']['step']
   )
   if encoder.info['fingerprint'] != info['encoder']['fingerprint']:
@@ -88,7 +88,7 @@ def save_bundle(
   )
   if again:
     rows = refit.labelled_rows(dataset, split)
-    config = features.config_from_json(results['config'])
+    config = encoders.config_from_json(results['config'])
     head = refit.refit(head, encoder, dataset, config)
   top = known['val'].max(1)
   meta = {

@@ -11,7 +11,7 @@ import numpy as np
 
 from micdiffrep_jax import features, sharding
 from micdiffrep_jax.deploy.fingerprints import Fingerprints
-from micdiffrep_jax.features import Encoder
+from micdiffrep_jax.encoders import Encoder
 from micdiffrep_jax.keys import stream
 from micdiffrep_jax.probing import bundle
 from micdiffrep_jax.stats import calibration

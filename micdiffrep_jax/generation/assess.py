@@ -13,7 +13,7 @@ import jax
 from ml_collections import ConfigDict
 import numpy as np
 
-from micdiffrep_jax import features, log, sharding
+from micdiffrep_jax import encoders, features, log, sharding
 from micdiffrep_jax.data import dataset as data
 from micdiffrep_jax.generation import grids, quality
 from micdiffrep_jax.keys import stream
@@ -48,7 +48,7 @@ def _blocks(real: Real) -> Iterator[np.ndarray]:
 
 
 def feature_sets(
-  encoder: features.Encoder,
+  encoder: encoders.Encoder,
   real: Real,
   generated: np.ndarray,
   config: ConfigDict,
@@ -194,7 +194,7 @@ def external_sets(path: str, images: int) -> dict[str, np.ndarray]:
 
 
 def loss_by_timestep(
-  encoder: features.Encoder,
+  encoder: encoders.Encoder,
   dataset: data.Dataset,
   rows: np.ndarray,
   batch_size: int,

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from ml_collections import ConfigDict
 import numpy as np
 
-from micdiffrep_jax import features, sharding
+from micdiffrep_jax import encoders, sharding
 from micdiffrep_jax.generation import assess, grids
 from micdiffrep_jax.keys import stream
 from micdiffrep_jax.methods import ddpm
@@ -44,7 +44,7 @@ def _images(real: assess.Real, count: int) -> np.ndarray:
 
 
 def interpolation(
-  encoder: features.Encoder,
+  encoder: encoders.Encoder,
   model: ddpm.Denoiser,
   real: assess.Real,
   config: ConfigDict,
@@ -71,7 +71,7 @@ def interpolation(
 
 
 def reconstruction(
-  encoder: features.Encoder,
+  encoder: encoders.Encoder,
   model: ddpm.Denoiser,
   real: assess.Real,
   config: ConfigDict,

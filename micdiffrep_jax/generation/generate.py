@@ -13,7 +13,7 @@ import jax
 from ml_collections import ConfigDict
 import numpy as np
 
-from micdiffrep_jax import features, log, sharding
+from micdiffrep_jax import encoders, features, log, sharding
 from micdiffrep_jax.generation import grids
 from micdiffrep_jax.methods import ddpm
 from micdiffrep_jax.sampling import samplers
@@ -28,7 +28,7 @@ def options(config: ConfigDict) -> dict[str, Any]:
 
 def drawn(
   config: ConfigDict,
-  encoder: features.Encoder,
+  encoder: encoders.Encoder,
   model: ddpm.Denoiser,
   steps: int,
   workdir: str,
@@ -85,7 +85,7 @@ def save_images(folder: epath.Path, images: np.ndarray) -> None:
 
 def draw(
   config: ConfigDict,
-  encoder: features.Encoder,
+  encoder: encoders.Encoder,
   model: ddpm.Denoiser,
   steps: int,
 ) -> tuple[np.ndarray, np.ndarray, dict[str, float]]:

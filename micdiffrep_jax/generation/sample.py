@@ -7,7 +7,7 @@ import jax
 from ml_collections import ConfigDict
 import numpy as np
 
-from micdiffrep_jax import features, log, sharding
+from micdiffrep_jax import encoders, features, log, sharding
 from micdiffrep_jax.data import dataset as data
 from micdiffrep_jax.diffusion import check_timesteps
 from micdiffrep_jax.generation import assess, figures, generate, grids, quality
@@ -25,7 +25,7 @@ def run(config: ConfigDict, workdir: str) -> dict[str, Any]:
       'No model to sample from. Set --config.checkpoint to the folder of a '
       'pretraining run.'
     )
-  encoder = features.load_encoder(config.checkpoint, config.step or None)
+  encoder = encoders.load_encoder(config.checkpoint, config.step or None)
   plan = check(config, encoder)
   real = open_real(config, encoder)
   model = ddpm.denoiser(encoder.config, encoder.info['size_px'])
@@ -94,12 +94,17 @@ def run(config: ConfigDict, workdir: str) -> dict[str, Any]:
   return log.write_results(workdir, results, config)
 
 
-def check(config: ConfigDict, encoder: features.Encoder) -> plans.Plan:
+def check(config: ConfigDict, encoder: encoders.Encoder) -> plans.Plan:
   """Raises ValueError for what the config asks and the model cannot do."""
   if encoder.config.method != 'ddpm':
     raise ValueError(
       f'{config.checkpoint} was pretrained with {encoder.config.method!r}, '
       'which generates no images. Set --config.checkpoint to a ddpm run.'
+    )
+  if encoder.method.sample is None:
+    raise ValueError(
+      f'{config.checkpoint} is a bundle, which holds the layers of a head and '
+      'no decoder. Set --config.checkpoint to the folder of a pretraining run.'
     )
   if config.images < 1:
     raise ValueError(
@@ -131,7 +136,7 @@ def check(config: ConfigDict, encoder: features.Encoder) -> plans.Plan:
   return plan
 
 
-def open_real(config: ConfigDict, encoder: features.Encoder) -> assess.Real:
+def open_real(config: ConfigDict, encoder: encoders.Encoder) -> assess.Real:
   """The training and validation images; warns if they are not the model's."""
   path = config.data.path or encoder.config.data.path
   split = config.data.split or encoder.info['split']

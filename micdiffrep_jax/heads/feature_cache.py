@@ -18,7 +18,7 @@ import jax.numpy as jnp
 from ml_collections import ConfigDict
 import numpy as np
 
-from micdiffrep_jax import augment, features, log
+from micdiffrep_jax import augment, encoders, features, log
 from micdiffrep_jax.data.dataset import Dataset
 from micdiffrep_jax.keys import stream
 from micdiffrep_jax.methods.method import to_float
@@ -67,7 +67,7 @@ def make_view_fn(
 
 
 def _key(
-  encoder: features.Encoder, dataset: Dataset, rows: np.ndarray, **settings: Any
+  encoder: encoders.Encoder, dataset: Dataset, rows: np.ndarray, **settings: Any
 ) -> dict[str, Any]:
   """What decides the features; weights are told by where they come from."""
   return log.plain(
@@ -91,7 +91,7 @@ def _finished(folder: str, key: dict[str, Any]) -> bool:
 
 def fill(
   folder: str,
-  encoder: features.Encoder,
+  encoder: encoders.Encoder,
   dataset: Dataset,
   rows: np.ndarray,
   layers: tuple[str, ...],

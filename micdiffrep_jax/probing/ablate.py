@@ -15,7 +15,7 @@ import jax
 from ml_collections import ConfigDict
 import numpy as np
 
-from micdiffrep_jax import features, log
+from micdiffrep_jax import encoders, features, log
 from micdiffrep_jax.data import dataset as data
 from micdiffrep_jax.heads import feature_cache
 from micdiffrep_jax.lookup import lookup
@@ -73,7 +73,7 @@ def choose_layers(method: Method, config: ConfigDict) -> tuple[str, ...]:
 def final_rows(
   chosen: dict[str, Trial],
   cache: feature_cache.Cache,
-  encoder: features.Encoder,
+  encoder: encoders.Encoder,
   ds: data.Dataset,
   parts: Parts,
   config: ConfigDict,
@@ -123,7 +123,7 @@ def run(config: ConfigDict, workdir: str) -> dict[str, Any]:
   """Studies config.checkpoint; writes grid.csv, grid.json, plots, results."""
   check(config)
   started = time.monotonic()
-  encoder = features.load_encoder(config.checkpoint, config.step or None)
+  encoder = encoders.load_encoder(config.checkpoint, config.step or None)
   ds = data.open_dataset(config.data.path, config.data.cache)
   features.check_images(encoder, ds)
   layers = choose_layers(encoder.method, config)
@@ -134,12 +134,12 @@ def run(config: ConfigDict, workdir: str) -> dict[str, Any]:
   )
   parts = probe.labelled_parts(ds, split)
 
-  encoders = {'': encoder}
+  by_prefix = {'': encoder}
   if config.random_encoder:
-    encoders['random/'] = features.random_encoder(encoder, config.seed)
+    by_prefix['random/'] = encoders.random_encoder(encoder, config.seed)
   rows: dict[str, Row] = {}
   grids: dict[str, list[Scored]] = {}
-  for prefix, one in encoders.items():
+  for prefix, one in by_prefix.items():
     folder = os.path.join(workdir, 'timesteps', prefix.strip('/') or 'encoder')
     weights_seed = config.seed if prefix else 0
     heads, cache = ablate_pass.fill(

@@ -18,7 +18,7 @@ import numpy as np
 
 from micdiffrep_jax import log
 from micdiffrep_jax.data import dataset as data
-from micdiffrep_jax.features import Encoder
+from micdiffrep_jax.encoders import Encoder
 from micdiffrep_jax.heads import feature_cache, feature_matrix, fit_heads
 from micdiffrep_jax.heads.feature_cache import Cache
 from micdiffrep_jax.heads.fit_heads import Cell, Setting

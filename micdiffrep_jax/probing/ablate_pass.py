@@ -12,7 +12,7 @@ import jax
 from ml_collections import ConfigDict
 import numpy as np
 
-from micdiffrep_jax import features, log
+from micdiffrep_jax import encoders, features, log
 from micdiffrep_jax.data import dataset as data
 from micdiffrep_jax.heads import feature_cache
 from micdiffrep_jax.probing import ablate_grid, probe
@@ -28,7 +28,7 @@ def levels_of(config: ConfigDict) -> list[Level]:
   ]
 
 
-def size_bytes(feature_fn: Any, encoder: features.Encoder, images: int) -> int:
+def size_bytes(feature_fn: Any, encoder: encoders.Encoder, images: int) -> int:
   """Bytes on disk of the features of one timestep."""
   info = encoder.info
   shape = (1, info['size_px'], info['size_px'], info['channels'])
@@ -66,7 +66,7 @@ def check_space(folder: str, need: int, timesteps: int, images: int) -> None:
 
 def fill(
   folder: str,
-  encoder: features.Encoder,
+  encoder: encoders.Encoder,
   ds: data.Dataset,
   parts: Parts,
   layers: tuple[str, ...],
@@ -139,7 +139,7 @@ def fill(
 
 def extract(
   cache: feature_cache.Cache,
-  encoder: features.Encoder,
+  encoder: encoders.Encoder,
   ds: data.Dataset,
   parts: Parts,
   level: Level,

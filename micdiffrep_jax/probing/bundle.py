@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from micdiffrep_jax import features, log
+from micdiffrep_jax import encoders, features, log
 from micdiffrep_jax.data.dataset import Dataset
 from micdiffrep_jax.heads import fit_heads
 from micdiffrep_jax.heads.feature_matrix import Features
@@ -74,7 +74,7 @@ def flatten(
 
 def extract(
   info: dict[str, Any],
-  encoder: features.Encoder,
+  encoder: encoders.Encoder,
   dataset: Dataset,
   rows: np.ndarray,
   batch_size: int = 128,
@@ -102,7 +102,7 @@ def logits(bundle: Bundle, extracted: dict[str, np.ndarray]) -> np.ndarray:
 
 def predict(
   bundle: Bundle,
-  encoder: features.Encoder,
+  encoder: encoders.Encoder,
   dataset: Dataset,
   rows: np.ndarray,
   batch_size: int = 128,

@@ -15,7 +15,7 @@ import jax
 from ml_collections import ConfigDict
 import numpy as np
 
-from micdiffrep_jax import features, log
+from micdiffrep_jax import encoders, features, log
 from micdiffrep_jax.data import dataset as data
 from micdiffrep_jax.heads.feature_cache import Cache
 from micdiffrep_jax.lookup import lookup
@@ -86,7 +86,7 @@ def run(config: ConfigDict, workdir: str) -> dict[str, Any]:
   """Writes label_efficiency.csv, its plots and results.json."""
   check(config)
   started = time.monotonic()
-  encoder = features.load_encoder(config.checkpoint, config.step or None)
+  encoder = encoders.load_encoder(config.checkpoint, config.step or None)
   ds = data.open_dataset(config.data.path, config.data.cache)
   features.check_images(encoder, ds)
   layers = ablate.choose_layers(encoder.method, config)
@@ -96,11 +96,11 @@ def run(config: ConfigDict, workdir: str) -> dict[str, Any]:
   )
   parts = probe.labelled_parts(ds, split)
   draws = make_draws(ds, parts, config)
-  encoders = {'': encoder}
+  by_prefix = {'': encoder}
   if config.random_encoder:
-    encoders['random/'] = features.random_encoder(encoder, config.seed)
+    by_prefix['random/'] = encoders.random_encoder(encoder, config.seed)
   said: list[Said] = []
-  for prefix, one in encoders.items():
+  for prefix, one in by_prefix.items():
     folder = os.path.join(workdir, 'features', prefix.strip('/') or 'encoder')
     cache = Cache(folder, layers, tuple(config.timesteps))
     weights_seed = config.seed if prefix else 0

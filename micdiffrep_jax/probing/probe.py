@@ -12,7 +12,7 @@ from typing import Any
 from ml_collections import ConfigDict
 import numpy as np
 
-from micdiffrep_jax import augment, features, log
+from micdiffrep_jax import augment, encoders, features, log
 from micdiffrep_jax.data import audit
 from micdiffrep_jax.data import dataset as data
 from micdiffrep_jax.heads import feature_cache
@@ -153,7 +153,7 @@ def run(config: ConfigDict, workdir: str) -> dict[str, Any]:
   """Probes config.checkpoint; writes results.json, predictions, head, plots."""
   check(config)
   started = time.monotonic()
-  encoder = features.load_encoder(config.checkpoint, config.step or None)
+  encoder = encoders.load_encoder(config.checkpoint, config.step or None)
   ds = data.open_dataset(config.data.path, config.data.cache)
   doubts = audit.refuse(ds, config.data.split, config.allow_failed_audit)
   features.check_images(encoder, ds)
@@ -169,10 +169,10 @@ def run(config: ConfigDict, workdir: str) -> dict[str, Any]:
 
   rows: dict[str, probe_rows.Row] = {}
   trials: dict[str, list[dict]] = {}
-  encoders = {'': encoder}
+  by_prefix = {'': encoder}
   if config.random_encoder:
-    encoders['random/'] = features.random_encoder(encoder, config.seed)
-  for prefix, one in encoders.items():
+    by_prefix['random/'] = encoders.random_encoder(encoder, config.seed)
+  for prefix, one in by_prefix.items():
     folder = os.path.join(workdir, 'features', prefix.strip('/') or 'encoder')
     cache = feature_cache.fill(
       folder,

@@ -14,7 +14,7 @@ import jax
 from ml_collections import ConfigDict
 import numpy as np
 
-from micdiffrep_jax import checkpoint, features, log, seals
+from micdiffrep_jax import checkpoint, encoders, features, log, seals
 from micdiffrep_jax.data import dataset as data
 from micdiffrep_jax.probing import (
   ablate,
@@ -114,7 +114,7 @@ def run(config: ConfigDict, workdir: str) -> dict[str, Any]:
   ds = data.open_dataset(config.data.path, config.data.cache)
   split = config.data.split
   parts = probe.labelled_parts(ds, split)
-  newest = features.load_encoder(config.checkpoint, steps[-1])
+  newest = encoders.load_encoder(config.checkpoint, steps[-1])
   features.check_images(newest, ds)
   layers = ablate.choose_layers(newest.method, config)
   seen = probe.seen_in_pretraining(
@@ -123,9 +123,9 @@ def run(config: ConfigDict, workdir: str) -> dict[str, Any]:
   found: list[dict[str, Any]] = []
   for step in ([0] if config.random_encoder else []) + steps:
     encoder = (
-      features.load_encoder(config.checkpoint, step)
+      encoders.load_encoder(config.checkpoint, step)
       if step
-      else features.random_encoder(newest, config.seed)
+      else encoders.random_encoder(newest, config.seed)
     )
     images = int(encoder.info['images_seen'])
     log.get_logger().info('Step %d, %d images drawn.', step, images)

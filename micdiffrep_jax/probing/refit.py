@@ -3,7 +3,7 @@
 from ml_collections import ConfigDict
 import numpy as np
 
-from micdiffrep_jax import features, log
+from micdiffrep_jax import encoders, log
 from micdiffrep_jax.data import dataset as data
 from micdiffrep_jax.heads import (
   classic_heads,
@@ -24,7 +24,7 @@ def labelled_rows(ds: data.Dataset, split: str) -> np.ndarray:
 
 
 def refit(
-  head: Bundle, encoder: features.Encoder, ds: data.Dataset, config: ConfigDict
+  head: Bundle, encoder: encoders.Encoder, ds: data.Dataset, config: ConfigDict
 ) -> Bundle:
   """The same kind of head with the same settings, fitted on every part.
 

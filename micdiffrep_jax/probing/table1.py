@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from ml_collections import ConfigDict
 
 from micdiffrep_jax import checkpoint as checkpoints
-from micdiffrep_jax import features, log, pipeline
+from micdiffrep_jax import encoders, log, pipeline
 from micdiffrep_jax.data import splits
 from micdiffrep_jax.lookup import lookup
 from micdiffrep_jax.probing import ablate_tables, probe, table1_rows
@@ -81,7 +81,7 @@ def finished(config: ConfigDict, folder: str, task: Any) -> dict[str, Any]:
   return task(config, folder) if found is None else found
 
 
-def flops_per_image(encoder: features.Encoder) -> float | None:
+def flops_per_image(encoder: encoders.Encoder) -> float | None:
   """Of a training step, forward and backward; None where XLA does not say.
 
   Counted before compilation, so nothing is fused or dropped yet.
@@ -102,18 +102,21 @@ def flops_per_image(encoder: features.Encoder) -> float | None:
   return None if not cost else float(cost['flops']) / b
 
 
-def cost(encoder: features.Encoder) -> dict[str, Any]:
+def cost(encoder: encoders.Encoder) -> dict[str, Any]:
   """What stands in the table beside a method's accuracy.
 
-  training_s is None where the run's folder does not tell: external weights.
+  training_s is None where no run's folder tells: external weights, a bundle.
   """
   method, info = encoder.method, encoder.info
   drawn = info.get('images_seen', 0)
-  directory, _ = checkpoints.find(info['path'])
+  trained_s = None
+  if 'sha256' not in info:  # of a bundle
+    directory, _ = checkpoints.find(info['path'])
+    trained_s = monitor.training_s(os.path.dirname(directory), drawn)
   weights = jax.tree.leaves(method.encoder(encoder.variables))
   return {
     'images_drawn': drawn,
-    'training_s': monitor.training_s(os.path.dirname(directory), drawn),
+    'training_s': trained_s,
     'flops_per_image': flops_per_image(encoder),
     'parameters': sum(x.size for x in weights),
     'flags': [name for name, told in method.facts.items() if told is True],
@@ -135,7 +138,7 @@ def run(config: ConfigDict, workdir: str) -> dict[str, Any]:
       checkpoint = os.path.join(workdir, name, 'pretrain')
       log.get_logger().info('%s: pretraining in %s.', name, checkpoint)
       finished(pretrain_config(config, name), checkpoint, train.run)
-    encoder = features.load_encoder(checkpoint)
+    encoder = encoders.load_encoder(checkpoint)
     costs[name] = cost(encoder)
     drawn = costs[name]['images_drawn']
     if drawn and abs(drawn - config.images_drawn) > encoder.config.batch_size:

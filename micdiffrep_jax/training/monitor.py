@@ -16,7 +16,7 @@ from sklearn.linear_model import RidgeClassifierCV
 from sklearn.metrics import balanced_accuracy_score
 from sklearn.preprocessing import StandardScaler
 
-from micdiffrep_jax import features, log, sharding
+from micdiffrep_jax import encoders, features, log, sharding
 from micdiffrep_jax.data import dataset as data
 from micdiffrep_jax.generation import grids
 from micdiffrep_jax.keys import stream
@@ -126,8 +126,8 @@ def make(
   @functools.cache
   def first_rank():
     # Computed, not stored: a resumed run has it too.
-    encoder = features.Encoder(method, None, config, info)
-    return rank(features.random_encoder(encoder, config.seed).variables)
+    encoder = encoders.Encoder(method, None, config, info)
+    return rank(encoders.random_encoder(encoder, config.seed).variables)
 
   def ranks(variables):
     now, first = rank(variables), first_rank()
@@ -149,7 +149,7 @@ def make(
     return {f'val_{k}': s[0] / s[1] for k, s in sums.items() if s[1] > 0}
 
   def quick_probe(variables):
-    encoder = features.Encoder(method, variables, config, info)
+    encoder = encoders.Encoder(method, variables, config, info)
     fit_rows = data.rows(dataset, split, 'train')
     fit_rows = _spread(
       fit_rows[labels[fit_rows] >= 0], config.monitor.probe_images

@@ -19,7 +19,7 @@ from micdiffrep_jax.checkpoint import Checkpoints, read_metadata
 from micdiffrep_jax.data import audit
 from micdiffrep_jax.data import dataset as data
 from micdiffrep_jax.data.pipeline import train_stream
-from micdiffrep_jax.features import make_method
+from micdiffrep_jax.encoders import make_method
 from micdiffrep_jax.keys import stream
 from micdiffrep_jax.methods import Method
 from micdiffrep_jax.training import checks, compiler, monitor

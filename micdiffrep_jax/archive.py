@@ -1,0 +1,104 @@
+"""Arrays and a JSON text in one npz file, without pickle.
+
+Encoder and head of a classifier travel in it, rounded to some precision.
+"""
+
+import json
+import os
+from typing import Any
+import zipfile
+
+import jax
+import numpy as np
+
+from micdiffrep_jax import log
+
+VERSION = 1
+PRECISIONS = ('float32', 'float16', 'int8')
+_SMALL = 1024  # arrays below this size are never rounded to int8
+
+
+def leaf_names(tree: Any) -> list[str]:
+  """'down0_0/res/conv1/kernel', one for each leaf in flattening order."""
+  return [
+    jax.tree_util.keystr(path, simple=True, separator='/')
+    for path, _ in jax.tree_util.tree_leaves_with_path(tree)
+  ]
+
+
+def pack(name: str, x: np.ndarray, precision: str) -> dict[str, np.ndarray]:
+  """Rounds a float array; int8 has one scale per output (last axis)."""
+  x = np.asarray(x, np.float32)
+  if precision == 'float32':
+    return {name: x}
+  if precision == 'int8' and x.size >= _SMALL:
+    axes = tuple(range(x.ndim - 1))
+    scale = np.maximum(np.abs(x).max(axes, keepdims=True), 1e-12) / 127
+    return {
+      f'{name}.int8': np.rint(x / scale).astype(np.int8),
+      f'{name}.scale': scale.astype(np.float32),
+    }
+  with np.errstate(over='ignore'):
+    half = x.astype(np.float16)
+  if not np.isfinite(half).all():
+    raise ValueError(
+      f'{name!r} does not fit into float16. Set --config.precision=float32.'
+    )
+  return {name: half}
+
+
+def unpack(arrays: dict[str, np.ndarray], prefix: str) -> dict[str, np.ndarray]:
+  """The float32 arrays of what pack made, under names without `prefix`."""
+  found = {}
+  for name, x in arrays.items():
+    if not name.startswith(prefix) or name.endswith('.scale'):
+      continue
+    if name.endswith('.int8'):
+      name = name.removesuffix('.int8')
+      x = x.astype(np.float32) * arrays[f'{name}.scale']
+    found[name.removeprefix(prefix)] = x.astype(np.float32)
+  return found
+
+
+def write(
+  path: str, arrays: dict[str, np.ndarray], text: dict[str, Any]
+) -> None:
+  """Writes the file, whole or not at all."""
+  raw = json.dumps(log.plain({'version': VERSION, **text})).encode()
+  arrays = {**arrays, 'json': np.frombuffer(raw, np.uint8)}
+  folder, name = os.path.split(os.path.abspath(path))
+  os.makedirs(folder, exist_ok=True)
+  partial = os.path.join(folder, f'.{name}.partial.npz')
+  np.savez_compressed(partial, **arrays)  # type: ignore[arg-type]
+  os.replace(partial, path)
+
+
+def read(path: str) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+  """The arrays and the text; ValueError for a file that is none or damaged."""
+  try:
+    with np.load(os.path.expanduser(path), allow_pickle=False) as z:
+      arrays = {name: z[name] for name in z.files}
+    text = json.loads(arrays['json'].tobytes())
+  except FileNotFoundError:
+    raise ValueError(
+      f'No bundle at {path!r}. configs/bundle.py makes one from a probe; give '
+      'it with --config.bundle=FILE.'
+    ) from None
+  except (
+    OSError,
+    EOFError,
+    ValueError,
+    KeyError,
+    TypeError,
+    zipfile.BadZipFile,
+  ) as e:
+    raise ValueError(
+      f'{path!r} is no bundle, or is damaged ({e}). Copy it again, or make it '
+      'anew with configs/bundle.py.'
+    ) from e
+  if text['version'] != VERSION:
+    raise ValueError(
+      f'{path!r} has version {text["version"]} of the format, this program '
+      f'reads {VERSION}. Make the bundle anew with configs/bundle.py.'
+    )
+  return arrays, text

@@ -1,0 +1,143 @@
+"""Frozen encoders: of a pretraining run, of a bundle, or of random weights."""
+
+import functools
+import hashlib
+import os
+from typing import Any, NamedTuple
+
+import jax
+from ml_collections import ConfigDict
+import numpy as np
+
+from micdiffrep_jax import archive, checkpoint, sharding
+from micdiffrep_jax.keys import stream
+from micdiffrep_jax.lookup import lookup
+from micdiffrep_jax.methods import METHODS, Method
+
+
+class Encoder(NamedTuple):
+  """A frozen method.
+
+  info: path, step, images_seen, size_px, channels, fingerprint (of the data it
+  was trained on), split, split_hash; path is '' for random weights.
+  """
+
+  method: Method
+  variables: Any
+  config: ConfigDict
+  info: dict
+
+
+def make_method(config: ConfigDict, size_px: int, channels: int) -> Method:
+  """The method a pretraining config names; ValueError before any compile."""
+  make = lookup(METHODS, config.method, 'method', '--config.method')
+  return make(config, size_px, channels)
+
+
+def config_from_json(record: dict) -> ConfigDict:
+  """A config as it was: JSON has made lists of its tuples."""
+
+  def plain(x):
+    if isinstance(x, dict):
+      return {k: plain(v) for k, v in x.items()}
+    return tuple(plain(v) for v in x) if isinstance(x, list) else x
+
+  return ConfigDict(plain(record)).lock()
+
+
+def load_encoder(path: str, step: int | None = None) -> Encoder:
+  """Loads frozen weights: of a pretraining run's folder, or of a bundle.
+
+  Of a run the newest sound step, or `step`. A bundle knows the layers that its
+  head reads, and generates nothing. Raises ValueError where there is none, or
+  where it lacks what it should have.
+  """
+  file = os.path.expanduser(path)
+  if not os.path.isfile(file):
+    return _of_run(path, step)
+  encoder = of_archive(*archive.read(file), path)
+  with open(file, 'rb') as f:  # another may come to lie under this name
+    encoder.info['sha256'] = hashlib.file_digest(f, 'sha256').hexdigest()
+  held = encoder.info['step']
+  if step not in (None, held):
+    raise ValueError(
+      f'{path!r} holds step {held}, not {step}. Leave out --config.step.'
+    )
+  return encoder
+
+
+def _of_run(path: str, step: int | None) -> Encoder:
+  directory, step = checkpoint.find(path, step)
+  metadata = checkpoint.read_metadata(directory, step)
+  config = config_from_json(metadata['config'])
+  info = {**metadata['info'], 'path': str(path), 'step': step}
+  method = make_method(config, info['size_px'], info['channels'])
+  mesh = sharding.make_mesh()
+  params, extra = jax.eval_shape(method.init, jax.random.key(0))
+  shapes = {'params': params, 'extra': extra}
+  abstract = jax.tree.map(
+    lambda x: jax.ShapeDtypeStruct(
+      x.shape, x.dtype, sharding=sharding.replicated(mesh)
+    ),
+    shapes,
+  )
+  state = checkpoint.load(directory, step, abstract)
+  variables = method.frozen(state['params'], state['extra'])
+  return Encoder(method, variables, config, info)
+
+
+def of_archive(
+  arrays: dict[str, np.ndarray], text: dict[str, Any], path: str
+) -> Encoder:
+  """The encoder of a bundle, as archive.read gives it.
+
+  Weights that no layer of its head depends on are not there: they are zero, and
+  what needs them is left out of the method.
+  """
+  info = {**text['encoder']['info'], 'path': str(path)}
+  config = config_from_json(text['encoder']['config'])
+  method = make_method(config, info['size_px'], info['channels'])
+  shapes = jax.eval_shape(
+    lambda key: method.frozen(*method.init(key)), jax.random.key(0)
+  )
+  stored = archive.unpack(arrays, 'encoder.')
+  names = archive.leaf_names(shapes)
+  leaves = [
+    stored.get(name, np.zeros(x.shape, np.float32))
+    for name, x in zip(names, jax.tree.leaves(shapes))
+  ]
+  wrong = sorted(set(stored) - set(names)) + [
+    name
+    for name, have, want in zip(names, leaves, jax.tree.leaves(shapes))
+    if have.shape != want.shape
+  ]
+  if wrong:
+    raise ValueError(
+      f'{path!r} was made by another version of the network: {wrong[:5]}. Make '
+      'it anew with configs/bundle.py.'
+    )
+  variables = jax.device_put(
+    jax.tree.unflatten(jax.tree.structure(shapes), leaves),
+    sharding.replicated(sharding.make_mesh()),
+  )
+  held = set(text['head']['layers'])
+  layers = tuple(name for name in method.layers if name in held)
+  method = method._replace(
+    layers=layers,
+    output=method.output if method.output in held else '',
+    sample=None,
+  )
+  return Encoder(method, variables, config, info)
+
+
+def random_encoder(encoder: Encoder, seed: int = 0) -> Encoder:
+  """The same network with weights as initialised: a control for every table."""
+  mesh = sharding.make_mesh()
+
+  @functools.partial(jax.jit, out_shardings=sharding.replicated(mesh))
+  def init(key):
+    return encoder.method.frozen(*encoder.method.init(key))
+
+  variables = init(stream(jax.random.key(seed), 'init'))
+  info = {**encoder.info, 'path': '', 'step': 0, 'images_seen': 0}
+  return encoder._replace(variables=variables, info=info)
