@@ -70,7 +70,8 @@ def model(monkeypatch):
   """Puts the stand-in in place; returns set_bank(rows)."""
   ds = _dataset()
   state = {'bank': TRAIN}
-  method = Method(*[None] * 3, None, _features, _validate, None, ('mid',), 100)
+  rest = (_features, _validate, lambda *_: None, ('mid',), 100)
+  method = Method(*[None] * 4, *rest)
   info = {
     'size_px': SIZE,
     'channels': 1,
