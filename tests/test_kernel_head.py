@@ -10,17 +10,14 @@ from micdiffrep_jax.heads import classic_heads, fit_heads, kernel_head
 
 
 def fit(features, y, train, val, **settings):
-  z = classic_heads.as_float32(features, np.arange(len(y)))
-  return kernel_head.fit_kernel(
-    z[train], y[train], K, z[val], y[val], **settings
-  ), z
+  return kernel_head.kernel_ridge(features, y, K, train, val, **settings)
 
 
 def test_its_head_equals_kernel_ridge_regression():
   features, y = problem(n=300)
   train, val = np.arange(200), np.arange(200, 300)
-  got, z = fit(features, y, train, val, gammas=(2.0,), strengths=(0.05,))
-  u = kernel_head.unit(z)
+  got = fit(features, y, train, val, gammas=(2.0,), strengths=(0.05,))
+  u = kernel_head.unit(classic_heads.as_float32(features, np.arange(300)))
   mean, (values, vectors) = u[train].mean(0), np.linalg.eigh(np.cov(u[train].T))
   w = (u - mean) @ vectors / values**0.25
   w /= np.sqrt(2 * w[train].var(0, ddof=1).sum())
@@ -44,7 +41,7 @@ def test_it_learns_what_no_linear_head_can():
   features, _ = problem(d=2)
   features = features._replace(x=x.astype(np.float32))
   features = features._replace(shift=np.zeros(2), scale=np.ones(2))
-  got, _ = fit(features, y, np.arange(300), np.arange(300, 400))
+  got = fit(features, y, np.arange(300), np.arange(300, 400))
   logits = fit_heads.predict('kernel', got.params, features)[0]
   assert (logits.argmax(1) == y)[300:].mean() > 0.95
   assert got.scores[got.gamma, got.strength] == max(got.scores.values())
@@ -53,7 +50,7 @@ def test_it_learns_what_no_linear_head_can():
 def test_an_absent_class_gets_no_probability():
   features, y = problem()
   train = np.flatnonzero(y != 1)
-  got, _ = fit(features, y, train[:150], train[150:])
+  got = fit(features, y, train[:150], train[150:])
   logits = fit_heads.predict('kernel', got.params, features)[0]
   assert special.softmax(logits, axis=1)[:, 1].max() < 1e-6
 
@@ -62,7 +59,7 @@ def test_many_rows_are_thinned_and_one_class_is_refused(monkeypatch):
   monkeypatch.setattr(kernel_head, 'ROWS', 50)
   features, y = problem()
   train, val = np.arange(300), np.arange(300, 400)
-  got, _ = fit(features, y, train, val)
+  got = fit(features, y, train, val)
   assert got.params['centres'].shape[1] == 50
   assert got.scores[got.gamma, got.strength] > 0.6
   with pytest.raises(ValueError, match='single class'):

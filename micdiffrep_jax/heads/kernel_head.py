@@ -15,7 +15,8 @@ from scipy import linalg
 from sklearn.decomposition import PCA
 from sklearn.metrics.pairwise import rbf_kernel
 
-from micdiffrep_jax.heads.classic_heads import unit
+from micdiffrep_jax.heads.classic_heads import as_float32, unit
+from micdiffrep_jax.heads.feature_matrix import Features
 
 COMPONENTS = 128
 GAMMAS = (1.0, 2.0, 4.0)  # per mean squared distance, wide to narrow
@@ -72,31 +73,32 @@ def _ridge(
   return m.T.astype(np.float32), bias.astype(np.float32)
 
 
-def fit_kernel(
-  z: np.ndarray,
-  y: np.ndarray,
+def kernel_ridge(
+  features: Features,
+  labels: np.ndarray,
   classes: int,
-  z_val: np.ndarray,
-  y_val: np.ndarray,
+  train: np.ndarray,
+  validation: np.ndarray,
   gammas: Sequence[float] = GAMMAS,
   strengths: Sequence[float] = STRENGTHS,
   components: int = COMPONENTS,
   seed: int = 0,
 ) -> Kernel:
-  """Fits on z (n, d), y (n,); gamma and strength are the best on z_val, y_val.
+  """Fits on the rows `train`; gamma and strength are the best on `validation`.
 
-  z is standardised. Of more than ROWS rows a random ROWS are used. Raises
-  ValueError where all rows are of one class.
+  labels (n,) of all rows of `features`. Of more than ROWS training rows a
+  random ROWS are used. Raises ValueError where they are of one class.
   """
-  if len(np.unique(y)) < 2:
+  if len(np.unique(labels[train])) < 2:
     raise ValueError('The training rows hold a single class.')
-  if len(z) > ROWS:
-    at = np.sort(np.random.default_rng(seed).permutation(len(z))[:ROWS])
-    z, y = z[at], y[at]
-  z = unit(z)
+  if len(train) > ROWS:
+    at = np.random.default_rng(seed).permutation(len(train))[:ROWS]
+    train = train[np.sort(at)]
+  y, y_val = labels[train], labels[validation]
+  z = unit(as_float32(features, train))
   weights, offset = _components(z, components, seed)
   w = z @ weights.T + offset
-  w_val = unit(z_val) @ weights.T + offset
+  w_val = unit(as_float32(features, validation)) @ weights.T + offset
   scores: dict[tuple[float, float], float] = {}
   best: tuple | None = None
   for gamma in gammas:

@@ -155,9 +155,9 @@ def _forest(x, y, query, k, seed):
 def _kernel(x, y, query, k, seed):
   """The kernel head at a gamma and a strength fixed beforehand."""
   found = feature_matrix.standardise(x)
-  z = (x - found.shift) * found.scale
-  fitted = kernel_head.fit_kernel(
-    z, y, k, z[:1], y[:1], (2.0,), (1e-2,), seed=seed
+  every = np.arange(len(x))
+  fitted = kernel_head.kernel_ridge(
+    found, y, k, every, every[:1], (2.0,), (1e-2,), seed=seed
   )
   logits = fit_heads.predict('kernel', fitted.params, found._replace(x=query))
   return softmax(10 * logits[0], axis=1)  # any temperature: classes count

@@ -110,13 +110,7 @@ def _classic(
     score = fitted.scores[fitted.strength]
     return logits.argmax(1), {'strength': fitted.strength}, score
   if name == 'kernel':
-    kernel = kernel_head.fit_kernel(
-      classic_heads.as_float32(found, draw.train),
-      y[draw.train],
-      k,
-      classic_heads.as_float32(found, draw.val),
-      y[draw.val],
-    )
+    kernel = kernel_head.kernel_ridge(found, y, k, draw.train, draw.val)
     test = found._replace(x=found.x[parts.test])
     logits = fit_heads.predict('kernel', kernel.params, test)[0]
     tried = (kernel.gamma, kernel.strength)

@@ -83,13 +83,8 @@ def kernel_row(
   found: Features, parts: Parts, k: int, chosen: dict[str, Any]
 ) -> Row:
   """Kernel ridge regression on standardised features."""
-  y = parts.labels
-  fitted = kernel_head.fit_kernel(
-    classic_heads.as_float32(found, parts.train),
-    y[parts.train],
-    k,
-    classic_heads.as_float32(found, parts.val),
-    y[parts.val],
+  fitted = kernel_head.kernel_ridge(
+    found, parts.labels, k, parts.train, parts.val
   )
   chosen = {
     **chosen,

@@ -42,9 +42,9 @@ def refit(
   if info['standardise']:
     found = feature_matrix.standardise(x)
   if info['kind'] == 'kernel':
-    z = classic_heads.as_float32(found, every)
-    params = kernel_head.fit_kernel(
-      z, labels, k, z[:1], labels[:1], (info['gamma'],), (info['strength'],)
+    tried = ((info['gamma'],), (info['strength'],))
+    params = kernel_head.kernel_ridge(
+      found, labels, k, every, every[:1], *tried
     ).params
   elif 'strength' in info:
     params = classic_heads.logistic_regression(
