@@ -135,7 +135,12 @@ def test_the_mean_is_scikit_learns_and_the_interval_holds_draws_and_groups():
   right = np.repeat(rng.random((5, 60)) < 0.7, 5, axis=1)
   right ^= rng.random((5, 300)) < 0.05
   said = np.where(right, labels, (labels + 1) % 3)
-  found = label_curves.interval_over_draws(labels, said, groups, 3, 400, 0)
+
+  def interval(said, groups):
+    found = label_curves.resample(labels, said, groups, 3, 400, 0)
+    return {m: label_curves.interval_over_draws(x) for m, x in found.items()}
+
+  found = interval(said, groups)
   each = [balanced_accuracy_score(labels, s) for s in said]
   balanced = found['balanced_accuracy']
   np.testing.assert_allclose(balanced['each'], each)
@@ -144,10 +149,7 @@ def test_the_mean_is_scikit_learns_and_the_interval_holds_draws_and_groups():
 
   # Same answers in each draw: groups alone make the interval. One group: draws.
   same = np.repeat(said[:1], 5, 0)
-  by_groups = label_curves.interval_over_draws(labels, same, groups, 3, 400, 0)
-  by_draws = label_curves.interval_over_draws(
-    labels, said, 0 * groups, 3, 400, 0
-  )
+  by_groups, by_draws = interval(same, groups), interval(said, 0 * groups)
   width = lambda f: f['accuracy']['high'] - f['accuracy']['low']  # noqa: E731
   assert by_groups['accuracy']['deviation'] == 0
   assert width(by_groups) > 0
@@ -157,6 +159,28 @@ def test_the_mean_is_scikit_learns_and_the_interval_holds_draws_and_groups():
   standard_error = per_group.std(ddof=1) / 60**0.5
   assert width(by_groups) == pytest.approx(3.92 * standard_error, rel=0.15)
   assert by_groups['accuracy']['value'] == pytest.approx(p)
+
+
+def test_a_difference_is_paired():
+  """Both are wrong on the same images but for ten: a narrow interval."""
+  rng = np.random.default_rng(1)
+  labels = rng.integers(0, 3, 300)
+  said = np.where(rng.random((5, 300)) < 0.7, labels, (labels + 1) % 3)
+  worse = said.copy()
+  worse[:, :10] = (labels[:10] + 2) % 3
+  a, b = (
+    label_curves.resample(labels, x, np.arange(300), 3, 400, 0)['accuracy']
+    for x in (said, worse)
+  )
+  found = label_curves.difference(a, b)
+  assert found['value'] == pytest.approx(
+    (said == labels).mean() - (worse == labels).mean()
+  )
+  assert 0 < found['low'] < found['value'] < found['high']
+  alone = label_curves.interval_over_draws(a)
+  assert found['high'] - found['low'] < 0.6 * (alone['high'] - alone['low'])
+  same = label_curves.difference(a, a)
+  assert same == {'value': 0.0, 'low': 0.0, 'high': 0.0}
 
 
 @pytest.fixture(scope='module')
@@ -181,6 +205,21 @@ def test_every_method_is_scored_at_every_share(finished):
   }
   with open(os.path.join(workdir, 'label_efficiency.csv')) as f:
     assert len(list(csv.DictReader(f))) == 2 * len(results['curves'])
+  compared = results['comparisons']
+  assert {(c['method'], c['share'], c['images']) for c in compared} == {
+    x for x in found if not x[0].startswith('floor')
+  }
+  by_key = {
+    (c['method'], c['share'], c['images']): c for c in results['curves']
+  }
+  for c in compared:
+    share, images_ = c['share'], c['images']
+    a, b = (by_key[c[x], share, images_] for x in ('method', 'floor'))
+    for metric in label_curves.METRICS:
+      want = a[metric]['value'] - b[metric]['value']
+      assert c[metric]['value'] == pytest.approx(want, abs=1e-9)
+  with open(os.path.join(workdir, 'comparisons.csv')) as f:
+    assert len(list(csv.DictReader(f))) == 2 * len(compared)
   for metric in label_curves.METRICS:
     path = os.path.join(workdir, f'label_efficiency_{metric}_all.png')
     assert os.path.getsize(path) > 5000

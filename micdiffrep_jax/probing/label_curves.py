@@ -6,7 +6,7 @@ draws, s resamples.
 
 from collections.abc import Sequence
 import os
-from typing import Any
+from typing import Any, NamedTuple
 
 from ml_collections import ConfigDict
 import numpy as np
@@ -18,6 +18,8 @@ from micdiffrep_jax.reporting import plots, report_probe
 from micdiffrep_jax.stats import bootstrap
 
 METRICS = ('accuracy', 'balanced_accuracy')
+FLOOR = 'floor/'
+BOUNDS = ('value', 'low', 'high')
 _COLUMNS = (
   'method',
   'share',
@@ -31,18 +33,26 @@ _COLUMNS = (
 )
 
 
-def interval_over_draws(
+class Resampled(NamedTuple):
+  """A metric once per draw (r,), and its mean over draws per resample (s,)."""
+
+  once: np.ndarray
+  spread: np.ndarray
+
+
+def resample(
   labels: np.ndarray,
   said: np.ndarray,
   groups: np.ndarray,
   k: int,
   resamples: int,
   seed: int,
-) -> dict[str, dict[str, Any]]:
-  """Mean over draws with a 95 % interval over draws and test groups.
+) -> dict[str, Resampled]:
+  """Each metric over draws and resamples of draws and test groups.
 
   labels (q,), said (r, q) classes, groups (q,). Each resample draws groups,
-  the same for all draws, and draws of labels, both with replacement.
+  the same for all draws, and draws of labels, both with replacement; the same
+  for all methods of as many draws, so that differences are paired.
   """
   weights, index = bootstrap.group_weights(groups, resamples, seed)
   every = np.concatenate([np.ones((1, weights.shape[1]), np.float32), weights])
@@ -59,27 +69,41 @@ def interval_over_draws(
   for metric, values in found.items():
     table = np.stack(values, axis=1)  # (1 + s, r)
     spread = np.take_along_axis(table[1:], pick, axis=1).mean(1)
-    low, high = bootstrap.interval(spread)
-    once = table[0]
-    out[metric] = {
-      'value': float(once.mean()),
-      'low': low,
-      'high': high,
-      'each': once.tolist(),
-      'deviation': float(once.std(ddof=1)) if len(once) > 1 else None,
-    }
+    out[metric] = Resampled(table[0], spread)
   return out
+
+
+def interval_over_draws(found: Resampled) -> dict[str, Any]:
+  """Mean over draws with a 95 % interval over draws and test groups."""
+  low, high = bootstrap.interval(found.spread)
+  several = len(found.once) > 1
+  return {
+    'value': float(found.once.mean()),
+    'low': low,
+    'high': high,
+    'each': found.once.tolist(),
+    'deviation': float(found.once.std(ddof=1)) if several else None,
+  }
+
+
+def difference(a: Resampled, b: Resampled) -> dict[str, float]:
+  """Mean of a minus b over draws, with a 95 % interval, paired."""
+  low, high = bootstrap.interval(a.spread - b.spread)
+  return {'value': float((a.once - b.once).mean()), 'low': low, 'high': high}
 
 
 def score(
   said: Sequence[Any], ds: data.Dataset, parts: Parts, config: ConfigDict
-) -> list[dict[str, Any]]:
-  """One record per method, share and set of test images."""
+) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+  """One record per method, share and set of test images; and comparisons.
+
+  A comparison is of a method on features with a floor, at the same share.
+  """
   test = parts.rows[parts.test]
   labels, groups = data.labels(ds)[test], data.groups(ds)[test]
   sources = ds.manifest['variant'][test] == ''
   images = {'all': np.ones(len(test), bool), 'sources': sources}
-  curves = []
+  curves, found = [], {}
   for method in dict.fromkeys(s.method for s in said):
     for share in sorted({s.draw.share for s in said}):
       mine = [s for s in said if (s.method, s.draw.share) == (method, share)]
@@ -87,7 +111,7 @@ def score(
       for name, keep in images.items():
         if not keep.any():
           continue
-        found = interval_over_draws(
+        found[method, share, name] = resampled = resample(
           labels[keep],
           np.stack([s.classes[keep] for s in mine]),
           groups[keep],
@@ -101,14 +125,44 @@ def score(
             'share': share,
             'images': name,
             'chosen': [s.chosen for s in mine],
-            **found,
+            **{m: interval_over_draws(x) for m, x in resampled.items()},
           }
         )
-  return curves
+  comparisons = [
+    {
+      'method': method,
+      'floor': floor,
+      'share': share,
+      'images': name,
+      **{m: difference(x, found[floor, share, name][m]) for m, x in a.items()},
+    }
+    for (method, share, name), a in found.items()
+    if not method.startswith(FLOOR)
+    for floor in dict.fromkeys(key[0] for key in found)
+    if floor.startswith(FLOOR)
+  ]
+  return curves, comparisons
 
 
-def write(workdir: str, curves: Sequence[dict[str, Any]]) -> None:
-  """label_efficiency.csv and one picture per metric and set of images."""
+def write(
+  workdir: str,
+  curves: Sequence[dict[str, Any]],
+  comparisons: Sequence[dict[str, Any]],
+) -> None:
+  """Two tables, and one picture per metric and set of images.
+
+  label_efficiency.csv, comparisons.csv, label_efficiency_METRIC_IMAGES.png.
+  """
+  key = ('method', 'floor', 'share', 'images')
+  ablate_tables.write_csv(
+    os.path.join(workdir, 'comparisons.csv'),
+    (*key, 'metric', *BOUNDS),
+    [
+      (*(c[x] for x in key), metric, *(c[metric][x] for x in BOUNDS))
+      for c in comparisons
+      for metric in METRICS
+    ],
+  )
   ablate_tables.write_csv(
     os.path.join(workdir, 'label_efficiency.csv'),
     _COLUMNS,
@@ -118,7 +172,7 @@ def write(workdir: str, curves: Sequence[dict[str, Any]]) -> None:
         c['share'],
         c['images'],
         metric,
-        *(c[metric][x] for x in ('value', 'low', 'high', 'deviation')),
+        *(c[metric][x] for x in (*BOUNDS, 'deviation')),
         len(c[metric]['each']),
       )
       for c in curves

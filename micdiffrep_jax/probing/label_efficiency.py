@@ -83,7 +83,7 @@ def make_draws(
 
 
 def run(config: ConfigDict, workdir: str) -> dict[str, Any]:
-  """Writes label_efficiency.csv, its plots and results.json."""
+  """Writes label_efficiency.csv, comparisons.csv, plots and results.json."""
   check(config)
   started = time.monotonic()
   encoder = encoders.load_encoder(config.checkpoint, config.step or None)
@@ -113,15 +113,16 @@ def run(config: ConfigDict, workdir: str) -> dict[str, Any]:
     said += [s._replace(method=prefix + s.method) for s in answers]
   said += label_methods.floors_said(ds, draws, parts, config)
 
-  curves = label_curves.score(said, ds, parts, config)
+  curves, comparisons = label_curves.score(said, ds, parts, config)
   if jax.process_index() == 0:
-    label_curves.write(workdir, curves)
+    label_curves.write(workdir, curves, comparisons)
     print(label_curves.table(curves, split), flush=True)
   results = log.write_results(
     workdir,
     {
       'task': 'label_efficiency',
       'curves': curves,
+      'comparisons': comparisons,
       'draws': [
         {
           'share': d.share,
