@@ -45,6 +45,11 @@ def config_from_json(record: dict) -> ConfigDict:
   return ConfigDict(plain(record)).lock()
 
 
+def is_bundle(path: str) -> bool:
+  """Whether a path is of one file; pretraining runs are folders."""
+  return os.path.isfile(os.path.expanduser(path))
+
+
 def load_encoder(path: str, step: int | None = None) -> Encoder:
   """Loads frozen weights: of a pretraining run's folder, or of a bundle.
 
@@ -52,11 +57,12 @@ def load_encoder(path: str, step: int | None = None) -> Encoder:
   head reads, and generates nothing. Raises ValueError where there is none, or
   where it lacks what it should have.
   """
-  file = os.path.expanduser(path)
-  if not os.path.isfile(file):
+  if not is_bundle(path):
     return _of_run(path, step)
-  encoder = of_archive(*archive.read(file), path)
-  with open(file, 'rb') as f:  # another may come to lie under this name
+  encoder = of_archive(*archive.read(path), path)
+  with open(
+    os.path.expanduser(path), 'rb'
+  ) as f:  # another may come to lie under this name
     encoder.info['sha256'] = hashlib.file_digest(f, 'sha256').hexdigest()
   held = encoder.info['step']
   if step not in (None, held):
@@ -141,3 +147,11 @@ def random_encoder(encoder: Encoder, seed: int = 0) -> Encoder:
   variables = init(stream(jax.random.key(seed), 'init'))
   info = {**encoder.info, 'path': '', 'step': 0, 'images_seen': 0}
   return encoder._replace(variables=variables, info=info)
+
+
+def with_twin(encoder: Encoder, twin: bool, seed: int) -> dict[str, Encoder]:
+  """Encoders by the prefix of their rows; if `twin`, random weights too."""
+  by_prefix = {'': encoder}
+  if twin:
+    by_prefix['random/'] = random_encoder(encoder, seed)
+  return by_prefix

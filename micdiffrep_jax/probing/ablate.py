@@ -134,9 +134,7 @@ def run(config: ConfigDict, workdir: str) -> dict[str, Any]:
   )
   parts = probe.labelled_parts(ds, split)
 
-  by_prefix = {'': encoder}
-  if config.random_encoder:
-    by_prefix['random/'] = encoders.random_encoder(encoder, config.seed)
+  by_prefix = encoders.with_twin(encoder, config.random_encoder, config.seed)
   rows: dict[str, Row] = {}
   grids: dict[str, list[Scored]] = {}
   for prefix, one in by_prefix.items():

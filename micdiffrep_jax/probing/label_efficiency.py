@@ -96,9 +96,7 @@ def run(config: ConfigDict, workdir: str) -> dict[str, Any]:
   )
   parts = probe.labelled_parts(ds, split)
   draws = make_draws(ds, parts, config)
-  by_prefix = {'': encoder}
-  if config.random_encoder:
-    by_prefix['random/'] = encoders.random_encoder(encoder, config.seed)
+  by_prefix = encoders.with_twin(encoder, config.random_encoder, config.seed)
   said: list[Said] = []
   for prefix, one in by_prefix.items():
     folder = os.path.join(workdir, 'features', prefix.strip('/') or 'encoder')

@@ -169,9 +169,7 @@ def run(config: ConfigDict, workdir: str) -> dict[str, Any]:
 
   rows: dict[str, probe_rows.Row] = {}
   trials: dict[str, list[dict]] = {}
-  by_prefix = {'': encoder}
-  if config.random_encoder:
-    by_prefix['random/'] = encoders.random_encoder(encoder, config.seed)
+  by_prefix = encoders.with_twin(encoder, config.random_encoder, config.seed)
   for prefix, one in by_prefix.items():
     folder = os.path.join(workdir, 'features', prefix.strip('/') or 'encoder')
     cache = feature_cache.fill(

@@ -110,7 +110,7 @@ def cost(encoder: encoders.Encoder) -> dict[str, Any]:
   method, info = encoder.method, encoder.info
   drawn = info.get('images_seen', 0)
   trained_s = None
-  if 'sha256' not in info:  # of a bundle
+  if not encoders.is_bundle(info['path']):
     directory, _ = checkpoints.find(info['path'])
     trained_s = monitor.training_s(os.path.dirname(directory), drawn)
   weights = jax.tree.leaves(method.encoder(encoder.variables))
