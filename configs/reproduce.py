@@ -76,16 +76,29 @@ def get_config(preset: str = 'paper') -> ConfigDict:
   config.pretrain.data.spare = ('paper',)
   # `leaky` needs an encoder of its own: --config.splits.checkpoints.leaky=RUN.
   config.splits.splits = ('paper', 'grouped')
+  config.splits.probe.random_encoder = False  # the stage `probe` has it
   if preset == 'tiny':  # what did best on validation: results/experiments.md
     config.pretrain.diffusion.target = 'v'
     config.pretrain.diffusion.schedule = 'cosine'
     for unit in (config.probe, config.splits.probe):
       unit.layers = LAYERS
       unit.bundle = 'kernel'
+    # One encoder for all: the table says how much of `leaky` it has drawn.
+    config.splits.splits = ('leaky', 'paper', 'grouped')
+    config.ablate.timesteps = (1, 11, 21, 51, 101, 201, 401)
+    config.ablate.heads.learning_rates = (3e-4, 1e-3)
     config.table1.layers.ddpm = LAYERS
+    config.table1.probe.bundle = 'kernel'
+    config.table1.headline = 'kernel'
     config.label_efficiency.layers = LAYERS
     config.label_efficiency.timesteps = (1,)
     config.label_efficiency.classic = ('knn', 'kernel')
+    config.label_efficiency.floors = (
+      'nearest_pixels',
+      'nearest_hog',
+      'kernel_pixels',
+      'kernel_hog',
+    )
     config.bundle.precision = 'int8'
     config.bundle.fingerprints = 'hashes'
     config.bundle.refit = True

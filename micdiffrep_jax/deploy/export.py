@@ -16,24 +16,42 @@ from micdiffrep_jax.deploy.portable_file import load as load_bundle
 from micdiffrep_jax.lookup import lookup
 from micdiffrep_jax.probing import bundle, refit
 
-__all__ = ['bundle_predict', 'load_bundle', 'run', 'save_bundle']
+__all__ = ['bundle_predict', 'load_bundle', 'run']
 
 _COMPARED = 512  # validation images on which the file is compared with the run
 _UNSURE = 0.1  # share of validation images that are called low in confidence
 
 
 def run(config: ConfigDict, workdir: str) -> dict[str, Any]:
-  """Writes config.out, by default workdir/bundle.npz, and what it is worth."""
+  """Writes config.out, by default workdir/bundle.npz, and what it is worth.
+
+  The file is read again and compared with the probe's own validation
+  predictions, or, fitted again, with the head before rounding. Raises
+  ValueError where parts do not belong together.
+  """
+  kinds = dict.fromkeys(fingerprints.KINDS)
+  lookup(kinds, config.fingerprints, 'kind', '--config.fingerprints')
+  precisions = dict.fromkeys(archive.PRECISIONS)
+  lookup(precisions, config.precision, 'precision', '--config.precision')
   out = config.out or os.path.join(workdir, 'bundle.npz')
-  found = save_bundle(
-    config.probe,
-    out,
-    config.precision,
-    config.fingerprints,
-    config.checkpoint,
-    config.data.path,
-    config.refit,
-  )
+  results, known = _probe_results(config.probe)
+  encoder, dataset = _open(config, results)
+  model = _model(config, encoder, dataset, results, known)
+  portable_file.write(out, model, config.precision)
+  found = {
+    'bundle': os.path.abspath(out),
+    'bytes': os.path.getsize(out),
+    'precision': config.precision,
+    'fingerprints': config.fingerprints,
+    **_compare(model, load_bundle(out), dataset, known, config.refit),
+    'encoder': model.encoder.info,
+    'data': {
+      'fingerprint': dataset.fingerprint,
+      'split': model.meta['split'],
+      'split_hash': model.meta['split_hash'],
+    },
+    'parameters': _count(model),
+  }
   log.get_logger().info(
     'Bundle %s: %.2f MB, %.1f %% of validation images get the same class as '
     'from the probe.',
@@ -44,53 +62,44 @@ def run(config: ConfigDict, workdir: str) -> dict[str, Any]:
   return log.write_results(workdir, {'task': 'bundle', **found}, config)
 
 
-def save_bundle(
-  probe: str,
-  out: str,
-  precision: str = 'float16',
-  fingerprint: str = 'crops',
-  checkpoint: str = '',
-  dataset_path: str = '',
-  again: bool = False,
-) -> dict[str, Any]:
-  """Makes one file of a probe's folder; returns what it is worth.
-
-  `checkpoint` and `dataset_path` replace the places that the probe names, where
-  those moved; `again`: fit the head on all labelled images, test included. The
-  file is read again and compared with the probe's own validation predictions,
-  or, fitted again, with the head before rounding. Raises ValueError where parts
-  do not belong together.
-  """
-  kinds = dict.fromkeys(fingerprints.KINDS)
-  lookup(kinds, fingerprint, 'kind', '--config.fingerprints')
-  precisions = dict.fromkeys(archive.PRECISIONS)
-  lookup(precisions, precision, 'precision', '--config.precision')
-  head = bundle.load(probe)
-  info = head.info
-  results, known = _probe_results(probe)
-  encoder = encoders.load_encoder(
-    checkpoint or info['checkpoint'], info['encoder']['step']
-  )
+def _open(
+  config: ConfigDict, results: dict[str, Any]
+) -> tuple[encoders.Encoder, data.Dataset]:
+  """What the probe was fitted on, where it is now; ValueError for others."""
+  info = bundle.load(config.probe).info
+  place = config.checkpoint or info['checkpoint']
+  encoder = encoders.load_encoder(place, info['encoder']['step'])
   if encoder.info['fingerprint'] != info['encoder']['fingerprint']:
     raise ValueError(
-      f'{checkpoint or info["checkpoint"]} is not the encoder that {probe} '
-      'probed. Set --config.checkpoint.'
+      f'{place} is not the encoder that {config.probe} probed. Set '
+      '--config.checkpoint.'
     )
-  dataset = data.open_dataset(dataset_path or results['data']['path'])
+  dataset = data.open_dataset(config.data.path or results['data']['path'])
   if dataset.fingerprint != info['dataset']:
     raise ValueError(
-      f'{dataset.path} is not the dataset that {probe} was fitted on. Set '
-      '--config.data.path.'
+      f'{dataset.path} is not the dataset that {config.probe} was fitted on. '
+      'Set --config.data.path.'
     )
-  split = info['split']
-  rows = np.concatenate(
-    [data.rows(dataset, split, p) for p in ('train', 'val')]
-  )
-  if again:
+  return encoder, dataset
+
+
+def _model(
+  config: ConfigDict,
+  encoder: encoders.Encoder,
+  dataset: data.Dataset,
+  results: dict[str, Any],
+  known: dict[str, np.ndarray],
+) -> Portable:
+  """The classifier; with config.refit its head has seen all labelled images."""
+  head = bundle.load(config.probe)
+  info, split = head.info, head.info['split']
+  if config.refit:
     rows = refit.labelled_rows(dataset, split)
-    config = encoders.config_from_json(results['config'])
-    head = refit.refit(head, encoder, dataset, config)
-  top = known['val'].max(1)
+    probe = encoders.config_from_json(results['config'])
+    head = refit.refit(head, encoder, dataset, probe)
+  else:
+    parts = [data.rows(dataset, split, p) for p in ('train', 'val')]
+    rows = np.concatenate(parts)
   meta = {
     'classes': list(info['classes']),
     'size_px': encoder.info['size_px'],
@@ -100,34 +109,18 @@ def save_bundle(
     'split': split,
     'split_hash': info['split_hash'],
     'same_data_in_pretraining': encoder.info['fingerprint'] == info['dataset'],
-    'low_confidence': float(np.quantile(top, _UNSURE)),
+    'low_confidence': float(np.quantile(known['val'].max(1), _UNSURE)),
     'normal_class': results.get('normal_class', ''),
     'training_images': len(rows),
-    'fitted_on_test_images': again,
+    'fitted_on_test_images': config.refit,
     'test': _scores(results),
   }
   # Paths of this machine are no part of a file that is given away.
   encoder = encoder._replace(info={**encoder.info, 'path': ''})
   private = ('checkpoint', 'encoder', 'preparation')
   head = head._replace(info={k: v for k, v in info.items() if k not in private})
-  model = assemble(
-    encoder, head, meta, fingerprints.make(dataset, rows, fingerprint)
-  )
-  portable_file.write(out, model, precision)
-  return {
-    'bundle': os.path.abspath(out),
-    'bytes': os.path.getsize(out),
-    'precision': precision,
-    'fingerprints': fingerprint,
-    **_compare(model, load_bundle(out), dataset, known, again),
-    'encoder': encoder.info,
-    'data': {
-      'fingerprint': dataset.fingerprint,
-      'split': split,
-      'split_hash': info['split_hash'],
-    },
-    'parameters': _count(model),
-  }
+  seen = fingerprints.make(dataset, rows, config.fingerprints)
+  return assemble(encoder, head, meta, seen)
 
 
 def _probe_results(probe: str) -> tuple[dict[str, Any], dict[str, np.ndarray]]:

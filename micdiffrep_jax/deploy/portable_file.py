@@ -15,7 +15,6 @@ from micdiffrep_jax import archive, encoders
 from micdiffrep_jax.deploy.fingerprints import Fingerprints
 from micdiffrep_jax.deploy.portable import Portable, assemble
 from micdiffrep_jax.encoders import Encoder
-from micdiffrep_jax.lookup import lookup
 from micdiffrep_jax.probing import bundle
 
 
@@ -46,12 +45,6 @@ def needed(
 
 def write(path: str, model: Portable, precision: str) -> None:
   """Writes a classifier; the file is whole or absent."""
-  lookup(
-    dict.fromkeys(archive.PRECISIONS),
-    precision,
-    'precision',
-    '--config.precision',
-  )
   encoder, head, meta = model.encoder, model.head, model.meta
   use = needed(encoder, head.info['layers'], meta['size_px'], meta['channels'])
   leaves = dict(zip(use, jax.device_get(jax.tree.leaves(encoder.variables))))
