@@ -12,6 +12,7 @@ import jax
 import numpy as np
 
 from micdiffrep_jax import log
+from micdiffrep_jax.lookup import lookup
 
 VERSION = 1
 PRECISIONS = ('float32', 'float16', 'int8')
@@ -26,8 +27,15 @@ def leaf_names(tree: Any) -> list[str]:
   ]
 
 
+def check_precision(precision: str) -> None:
+  """Raises ValueError for a precision that arrays are not stored in."""
+  known = dict.fromkeys(PRECISIONS)
+  lookup(known, precision, 'precision', '--config.precision')
+
+
 def pack(name: str, x: np.ndarray, precision: str) -> dict[str, np.ndarray]:
   """Rounds a float array; int8 has one scale per output (last axis)."""
+  check_precision(precision)
   x = np.asarray(x, np.float32)
   if precision == 'float32':
     return {name: x}

@@ -60,9 +60,8 @@ def load_encoder(path: str, step: int | None = None) -> Encoder:
   if not is_bundle(path):
     return _of_run(path, step)
   encoder = of_archive(*archive.read(path), path)
-  with open(
-    os.path.expanduser(path), 'rb'
-  ) as f:  # another may come to lie under this name
+  # Another file may come to lie under this name.
+  with open(os.path.expanduser(path), 'rb') as f:
     encoder.info['sha256'] = hashlib.file_digest(f, 'sha256').hexdigest()
   held = encoder.info['step']
   if step not in (None, held):

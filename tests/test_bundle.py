@@ -112,6 +112,12 @@ def test_a_damaged_file_is_refused(tmp_path):
     portable_file.load(str(tmp_path / 'absent.npz'))
 
 
+def test_an_unknown_precision_is_refused(tmp_path):
+  with pytest.raises(ValueError, match=r"'int4'.*--config\.precision"):
+    write(tmp_path, tiny_bundle.model(), 'int4')
+  assert not list(tmp_path.iterdir())
+
+
 def test_a_weight_too_large_for_float16_is_refused(tmp_path):
   model = tiny_bundle.model()
   params = {**model.head.params, 'M': model.head.params['M'] * 1e6}

@@ -2,7 +2,7 @@
 
 import json
 import os
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 from ml_collections import ConfigDict
@@ -22,6 +22,18 @@ _COMPARED = 512  # validation images on which the file is compared with the run
 _UNSURE = 0.1  # share of validation images that are called low in confidence
 
 
+class Probe(NamedTuple):
+  """What a probe left: its bundled head, results.json, and `known`.
+
+  known: index (n,) of the validation images, val (n, k) the head's
+  probabilities of them.
+  """
+
+  head: bundle.Bundle
+  results: dict[str, Any]
+  known: dict[str, np.ndarray]
+
+
 def run(config: ConfigDict, workdir: str) -> dict[str, Any]:
   """Writes config.out, by default workdir/bundle.npz, and what it is worth.
 
@@ -31,19 +43,18 @@ def run(config: ConfigDict, workdir: str) -> dict[str, Any]:
   """
   kinds = dict.fromkeys(fingerprints.KINDS)
   lookup(kinds, config.fingerprints, 'kind', '--config.fingerprints')
-  precisions = dict.fromkeys(archive.PRECISIONS)
-  lookup(precisions, config.precision, 'precision', '--config.precision')
+  archive.check_precision(config.precision)
   out = config.out or os.path.join(workdir, 'bundle.npz')
-  results, known = _probe_results(config.probe)
-  encoder, dataset = _open(config, results)
-  model = _model(config, encoder, dataset, results, known)
+  probe = _probe(config.probe)
+  encoder, dataset = _open(config, probe)
+  model = _model(config, encoder, dataset, probe)
   portable_file.write(out, model, config.precision)
   found = {
     'bundle': os.path.abspath(out),
     'bytes': os.path.getsize(out),
     'precision': config.precision,
     'fingerprints': config.fingerprints,
-    **_compare(model, load_bundle(out), dataset, known, config.refit),
+    **_compare(model, load_bundle(out), dataset, probe.known, config.refit),
     'encoder': model.encoder.info,
     'data': {
       'fingerprint': dataset.fingerprint,
@@ -63,10 +74,10 @@ def run(config: ConfigDict, workdir: str) -> dict[str, Any]:
 
 
 def _open(
-  config: ConfigDict, results: dict[str, Any]
+  config: ConfigDict, probe: Probe
 ) -> tuple[encoders.Encoder, data.Dataset]:
   """What the probe was fitted on, where it is now; ValueError for others."""
-  info = bundle.load(config.probe).info
+  info = probe.head.info
   place = config.checkpoint or info['checkpoint']
   encoder = encoders.load_encoder(place, info['encoder']['step'])
   if encoder.info['fingerprint'] != info['encoder']['fingerprint']:
@@ -74,7 +85,7 @@ def _open(
       f'{place} is not the encoder that {config.probe} probed. Set '
       '--config.checkpoint.'
     )
-  dataset = data.open_dataset(config.data.path or results['data']['path'])
+  dataset = data.open_dataset(config.data.path or probe.results['data']['path'])
   if dataset.fingerprint != info['dataset']:
     raise ValueError(
       f'{dataset.path} is not the dataset that {config.probe} was fitted on. '
@@ -87,16 +98,15 @@ def _model(
   config: ConfigDict,
   encoder: encoders.Encoder,
   dataset: data.Dataset,
-  results: dict[str, Any],
-  known: dict[str, np.ndarray],
+  probe: Probe,
 ) -> Portable:
   """The classifier; with config.refit its head has seen all labelled images."""
-  head = bundle.load(config.probe)
+  head, results = probe.head, probe.results
   info, split = head.info, head.info['split']
   if config.refit:
     rows = refit.labelled_rows(dataset, split)
-    probe = encoders.config_from_json(results['config'])
-    head = refit.refit(head, encoder, dataset, probe)
+    settings = encoders.config_from_json(results['config'])
+    head = refit.refit(head, encoder, dataset, settings)
   else:
     parts = [data.rows(dataset, split, p) for p in ('train', 'val')]
     rows = np.concatenate(parts)
@@ -109,7 +119,7 @@ def _model(
     'split': split,
     'split_hash': info['split_hash'],
     'same_data_in_pretraining': encoder.info['fingerprint'] == info['dataset'],
-    'low_confidence': float(np.quantile(known['val'].max(1), _UNSURE)),
+    'low_confidence': float(np.quantile(probe.known['val'].max(1), _UNSURE)),
     'normal_class': results.get('normal_class', ''),
     'training_images': len(rows),
     'fitted_on_test_images': config.refit,
@@ -123,21 +133,22 @@ def _model(
   return assemble(encoder, head, meta, seen)
 
 
-def _probe_results(probe: str) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
-  """A probe's results and the validation predictions of its bundled head."""
+def _probe(folder: str) -> Probe:
+  """Reads a finished probe; ValueError where there is none."""
+  head = bundle.load(folder)
   try:
-    with open(os.path.join(probe, 'results.json')) as f:
+    with open(os.path.join(folder, 'results.json')) as f:
       results = json.load(f)
     name = results['bundle']
-    path = os.path.join(probe, 'predictions.npz')
+    path = os.path.join(folder, 'predictions.npz')
     with np.load(path, allow_pickle=False) as z:
       known = {'index': z['val.index'], 'val': z[f'val.probs.{name}']}
   except (OSError, KeyError, ValueError) as e:
     raise ValueError(
-      f'{probe!r} is no finished probe ({e}). Set --config.probe to a folder '
+      f'{folder!r} is no finished probe ({e}). Set --config.probe to a folder '
       'that configs/probe.py wrote.'
     ) from e
-  return results, known
+  return Probe(head, results, known)
 
 
 def _scores(results: dict[str, Any]) -> dict[str, Any]:
