@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from configs import splits as splits_config
-from micdiffrep_jax import checkpoint, log
+from micdiffrep_jax import log
 from micdiffrep_jax.data import dataset as data
 from micdiffrep_jax.probing import probe, split_study
 
@@ -79,18 +79,12 @@ def test_each_split_is_probed_once_with_its_encoder_and_the_table_says_it(
 
   def fake_probe(config, workdir):
     runs.append((config.data.split, config.checkpoint, config.allow_seen_test))
-    return log.write_results(workdir, record(VALUES[config.data.split]), config)
+    split = 'paper' if config.checkpoint == 'own' else 'grouped'
+    info = {'fingerprint': ds.fingerprint, 'split': split}
+    found = {**record(VALUES[config.data.split]), 'encoder': info}
+    return log.write_results(workdir, found, config)
 
-  info = {'fingerprint': ds.fingerprint, 'split': 'grouped'}
   monkeypatch.setattr(probe, 'run', fake_probe)
-  monkeypatch.setattr(checkpoint, 'find', lambda path, step: (path, 1))
-  monkeypatch.setattr(
-    checkpoint,
-    'read_metadata',
-    lambda path, step: {
-      'info': {**info, 'split': 'paper'} if path == 'own' else info
-    },
-  )
   config = get_config(**{'checkpoints.paper': 'own'})
   results = split_study.run(config, str(tmp_path))
   assert runs == [

@@ -14,7 +14,7 @@ import jax
 from ml_collections import ConfigDict
 import numpy as np
 
-from micdiffrep_jax import checkpoint, log, pipeline
+from micdiffrep_jax import log, pipeline
 from micdiffrep_jax.data import dataset as data
 from micdiffrep_jax.data import splits
 from micdiffrep_jax.lookup import lookup
@@ -96,9 +96,7 @@ def run(config: ConfigDict, workdir: str) -> dict[str, Any]:
       found = probe.run(unit, folder)
     records[name] = found
     ds = data.open_dataset(unit.data.path, unit.data.cache)
-    directory, step = checkpoint.find(unit.checkpoint, unit.step or None)
-    info = checkpoint.read_metadata(directory, step)['info']
-    seen[name] = drawn_in_pretraining(info, ds, name)
+    seen[name] = drawn_in_pretraining(found['encoder'], ds, name)
   table = compare(records)
   if jax.process_index() == 0:
     path = os.path.join(workdir, 'splits.csv')
