@@ -61,3 +61,20 @@ def quadrants():
     y, x = np.array([y, x]) + rng.integers(-2, 3, 2)
     image[max(y, 0) : y + 8, max(x, 0) : x + 8] += 60
   return real._replace(images=images)
+
+
+def use_fake(patch, ds):
+  """Whatever opens a dataset or loads an encoder gets these."""
+  patch.setattr(data, 'open_dataset', lambda *_: ds)
+  patch.setattr(encoders, 'load_encoder', lambda *_: fake_encoder(ds))
+
+
+def study_config(module, **changes):
+  """The test preset of a study in `configs`, on the fake encoder."""
+  config = module.get_config('test')
+  config.checkpoint = 'fake'
+  config.data.path = PHANTOM
+  config.floors = ('majority',)
+  config.heads.epochs = 12
+  config.update_from_flattened_dict(changes)
+  return config.lock()

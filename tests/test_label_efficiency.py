@@ -4,11 +4,9 @@ import csv
 import itertools
 import os
 
-from fakes import quadrants
+from fakes import quadrants, study_config, use_fake
 import numpy as np
 import pytest
-from test_ablate import get_config as config_of
-from test_ablate import use_fake
 
 from configs import label_efficiency as label_config
 from micdiffrep_jax.data import dataset as data
@@ -29,7 +27,7 @@ def ds():
 
 
 def get_config(**changes):
-  return config_of(
+  return study_config(
     label_config,
     **{
       'fractions': (0.3, 1.0),

@@ -6,6 +6,9 @@ import pathlib
 import cv2
 import numpy as np
 
+from micdiffrep_jax.data import prepare
+from micdiffrep_jax.data.dataset import open_dataset
+
 CONFIGS = pathlib.Path(__file__).parent.parent / 'configs'
 
 
@@ -46,3 +49,11 @@ def config(preset='', **data):
   made.data.size_px = 16
   made.data.update(data)
   return made.lock()
+
+
+def prepared(tree, tmp_path, out='out', **data):
+  """`tree` prepared into tmp_path / out, opened."""
+  data = {'group_regex': 'crystal_clean', 'max_bad_share': 0.1, **data}
+  made = config(source=str(tree), out=str(tmp_path / out), **data)
+  prepare.run(made, str(tmp_path / 'work'))
+  return open_dataset(str(tmp_path / out))
