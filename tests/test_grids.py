@@ -41,3 +41,11 @@ def test_png_files_give_the_pixels_back(tmp_path):
     grids.save_png(str(tmp_path / 'x.png'), image)
     back = np.asarray(Image.open(tmp_path / 'x.png')).reshape(image.shape)
     np.testing.assert_array_equal(back, image)
+
+
+def test_grey_colours_are_stored_as_one_channel(tmp_path):
+  grey = np.random.default_rng(0).integers(0, 256, (5, 7, 1), np.uint8)
+  grids.save_png(str(tmp_path / 'x.png'), np.repeat(grey, 3, axis=2))
+  picture = Image.open(tmp_path / 'x.png')
+  assert picture.mode == 'L'
+  np.testing.assert_array_equal(np.asarray(picture), grey[..., 0])

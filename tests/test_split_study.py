@@ -10,6 +10,7 @@ from configs import splits as splits_config
 from micdiffrep_jax import log
 from micdiffrep_jax.data import dataset as data
 from micdiffrep_jax.probing import probe, split_study
+from micdiffrep_jax.reporting import report_studies
 
 PHANTOM = 'phantom:size_px=16,patients=40,slices=3'
 
@@ -61,7 +62,7 @@ def test_test_images_that_pretraining_drew_are_counted(ds, split):
   assert found['images'] == len(test)
   assert found['seen'] == len(test & drawn)
   assert found['relatives'] == sum(ds.manifest['group'][i] in kin for i in test)
-  said = split_study.warning(found)
+  said = report_studies.drawn_in_words(found)
   assert (
     said == 'none' if split == 'grouped' else str(len(test & drawn)) in said
   )
@@ -69,7 +70,7 @@ def test_test_images_that_pretraining_drew_are_counted(ds, split):
     {**info, 'fingerprint': ''}, ds, split
   )
   assert other['seen'] is None
-  assert 'unknown' in split_study.warning(other)
+  assert 'unknown' in report_studies.drawn_in_words(other)
 
 
 def test_each_split_is_probed_once_with_its_encoder_and_the_table_says_it(

@@ -155,7 +155,7 @@ def test_costs_and_flags_stand_beside_trained_rows_only():
 def test_the_text_names_flags_and_costs():
   blocks = report_table1.blocks(Run('table1', '', results()))
   text = page.markdown('', '', [page.Section('', blocks)])
-  assert '| supervised (supervised) | - | 50.0 (40.0 to 60.0) |' in text
+  assert '| supervised | - | 50.0 (40.0 to 60.0) |' in text
   assert '| supervised, random weights | - | 50.0 (40.0 to 60.0) |' in text
   assert '| supervised | supervised | 6,400 | 1,234 | 2.50 | 3.00 |' in text
   assert '| external | external, imagenet_supervised | 0 | - | - | 0.04 |' in (
@@ -166,13 +166,15 @@ def test_the_text_names_flags_and_costs():
 def test_the_picture_names_flags(monkeypatch):
   drawn = []
   monkeypatch.setattr(
-    table1_rows.report_plots, 'intervals', lambda *a: drawn.append(a[1])
+    table1_rows.report_plots, 'intervals', lambda *a: drawn.append(a)
   )
   table1_rows.draw('', results())
-  assert [title for title, _, _ in drawn[0]] == [
-    'supervised (supervised), nearest neighbours, all layers',
+  _, rows, main, _ = drawn[0]
+  assert main == 'knn'
+  assert [title for title, _, _ in rows] == [
+    'supervised, nearest neighbours, all layers',
     'supervised, random weights: nearest neighbours, all layers',
-    'external (external imagenet_supervised), nearest neighbours, all layers',
+    'external (imagenet_supervised), nearest neighbours, all layers',
     'external, random weights: nearest neighbours, all layers',
     'majority class',
     'majority class',

@@ -101,8 +101,11 @@ def stack(figures: Sequence[np.ndarray]) -> np.ndarray:
 
 
 def save_png(path: str, image: np.ndarray) -> None:
-  """Writes (h, w, c) uint8; of other than 1 or 3 channels the first."""
-  if image.shape[-1] != 3:
+  """Writes (h, w, c) uint8; of other than 1 or 3 channels the first.
+
+  Colours that are all grey are one channel: half the file.
+  """
+  if image.shape[-1] != 3 or (image == image[..., :1]).all():
     image = image[..., 0]
   buffer = io.BytesIO()
   Image.fromarray(np.ascontiguousarray(image)).save(buffer, 'PNG')

@@ -19,7 +19,7 @@ from micdiffrep_jax.data import dataset as data
 from micdiffrep_jax.data import splits
 from micdiffrep_jax.lookup import lookup
 from micdiffrep_jax.probing import ablate_tables, probe
-from micdiffrep_jax.reporting import report_probe
+from micdiffrep_jax.reporting import report_probe, report_studies
 
 HONEST = 'grouped'  # what the other splits are compared with
 _METRICS = ('accuracy', 'balanced_accuracy')
@@ -142,18 +142,6 @@ def compare(records: Mapping[str, Any]) -> list[dict[str, Any]]:
   return lines
 
 
-def warning(seen: Mapping[str, Any]) -> str:
-  """What an encoder has seen of a split's test part, in words."""
-  if seen['seen'] is None:
-    return 'unknown: pretrained on other data'
-  if not seen['relatives']:
-    return 'none'
-  return (
-    f'{seen["seen"]} of {seen["images"]} drawn, {seen["relatives"]} with a '
-    f'relative drawn (pretrained on {seen["pretrained_on"]!r})'
-  )
-
-
 def text(
   table: Sequence[Mapping[str, Any]], seen: Mapping[str, Mapping[str, Any]]
 ) -> str:
@@ -181,5 +169,7 @@ def text(
       cells += f'{cell:30}'
     lines.append(f'{report_probe.title(method)[:39]:40}{cells}'.rstrip())
   lines.append('Test images of the split that pretraining has drawn:')
-  lines += [f'  {name}: {warning(seen[name])}' for name in names]
+  lines += [
+    f'  {name}: {report_studies.drawn_in_words(seen[name])}' for name in names
+  ]
   return '\n'.join(lines)

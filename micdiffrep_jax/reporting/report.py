@@ -16,6 +16,7 @@ from micdiffrep_jax.reporting import (
   report_data,
   report_pretrain,
   report_probe,
+  report_studies,
   report_table1,
 )
 from micdiffrep_jax.reporting.page import Block, Code, Facts, Section, Text
@@ -112,6 +113,14 @@ def compose(found: Sequence[Run], look_up: bool) -> list[Section]:
     ),
     'Classes and calibration': (report_classes.classes, probes),
     'Layers and timesteps': (report_classes.trials, probes),
+    'Splits': (
+      report_studies.splits,
+      [r for r in found if r.task == 'splits'],
+    ),
+    'Few labels': (
+      report_studies.labels,
+      [r for r in found if r.task == 'label_efficiency'],
+    ),
     'Pretraining': (
       report_pretrain.pretraining,
       [r for r in found if r.task == 'pretrain' or r.record is None],
@@ -140,7 +149,16 @@ def compose(found: Sequence[Run], look_up: bool) -> list[Section]:
 
 
 _PROBES = ('ablate', 'probe', 'evaluate')
-_KNOWN = (*_PROBES, 'pretrain', 'sample', 'audit', 'pipeline', 'table1')
+_KNOWN = (
+  *_PROBES,
+  'audit',
+  'label_efficiency',
+  'pipeline',
+  'pretrain',
+  'sample',
+  'splits',
+  'table1',
+)
 
 
 def _guarded(make: Any, run: Run, of: int) -> list[Block]:

@@ -19,8 +19,9 @@ def blocks(run: Run) -> list[Block]:
 
 def flagged(line: Mapping[str, Any]) -> str:
   """A method's name with what it had that the others had not."""
-  flags = line['flags']
-  return f'{line["method"]} ({flags})' if flags else line['method']
+  method = line['method']
+  told = ', '.join(f for f in line['flags'].split() if f != method)
+  return f'{method} ({told})' if told else method
 
 
 def _scored(line: Mapping[str, Any] | None) -> str:

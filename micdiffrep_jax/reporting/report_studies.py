@@ -1,0 +1,107 @@
+"""Studies of few labels and of splits as blocks of a page."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from micdiffrep_jax.reporting.page import Block, Table, Text, interval
+from micdiffrep_jax.reporting.report_probe import SUBSETS, record_of, title
+from micdiffrep_jax.reporting.report_run import Run, pictures
+
+
+def labels(run: Run) -> list[Block]:
+  """Balanced accuracy by share of the labels, and heads beside the floors."""
+  record = record_of(run)
+  curves, pairs = record['curves'], record.get('comparisons', ())
+  # Few labels are few patients, so variants of a picture say little more.
+  subset = 'sources' if any(c['images'] == 'sources' for c in curves) else 'all'
+  shares = sorted({c['share'] for c in curves})
+  columns = [f'{100 * s:g} %' for s in shares]
+  scores = _by_row(
+    ((title(c['method']),), c['share'], interval(c['balanced_accuracy']))
+    for c in curves
+    if c['images'] == subset
+  )
+  found: list[Block] = [
+    Table(
+      ['method', *columns],
+      [[*row, *_cells(by_share, shares)] for row, by_share in scores.items()],
+      f'Balanced accuracy in percent by share of the training groups, '
+      f'{SUBSETS[subset]}: mean over draws of labels, 95 % interval over draws '
+      'and groups.',
+    )
+  ]
+  differences = _by_row(
+    (
+      (title(c['method']), title(c['floor'])),
+      c['share'],
+      interval(c['balanced_accuracy']),
+    )
+    for c in pairs
+    if c['images'] == subset and '/' not in c['method']
+  )
+  if differences:
+    found.append(
+      Table(
+        ['method', 'minus ...', *columns],
+        [
+          [*row, *_cells(by_share, shares)]
+          for row, by_share in differences.items()
+        ],
+        'Points of balanced accuracy, paired over draws and groups.',
+        text=True,
+      )
+    )
+  return [*found, *pictures(run)]
+
+
+def splits(run: Run) -> list[Block]:
+  """Accuracy under each split, and what pretraining has seen of its test."""
+  record = record_of(run)
+  seen = record['test_images_in_pretraining']
+  scores = _by_row(
+    ((title(r['method']),), r['split'], interval(r))
+    for r in record['table']
+    if (r['images'], r['metric']) == ('all', 'accuracy')
+  )
+  return [
+    Table(
+      ['method', *seen],
+      [
+        [*row, *_cells(by_split, list(seen))]
+        for row, by_split in scores.items()
+      ],
+      'Test accuracy in percent, all variants, 95 % interval over groups.',
+    ),
+    *(
+      Text(
+        f'Test images of {name!r} in pretraining: {drawn_in_words(found)}.',
+        '' if found['relatives'] == 0 else 'warning',
+      )
+      for name, found in seen.items()
+    ),
+    *pictures(run),
+  ]
+
+
+def drawn_in_words(seen: Mapping[str, Any]) -> str:
+  """What an encoder has seen of a split's test part."""
+  if seen['seen'] is None:
+    return 'unknown: pretrained on other data'
+  if not seen['relatives']:
+    return 'none'
+  return (
+    f'{seen["seen"]} of {seen["images"]} drawn, {seen["relatives"]} with a '
+    f'relative drawn (pretrained on {seen["pretrained_on"]!r})'
+  )
+
+
+def _by_row(cells: Any) -> dict[tuple[str, ...], dict[Any, str]]:
+  """(row, column, text) triples -> {row: {column: text}}, in their order."""
+  rows: dict[tuple[str, ...], dict[Any, str]] = {}
+  for row, column, text in cells:
+    rows.setdefault(row, {})[column] = text
+  return rows
+
+
+def _cells(by_column: Mapping[Any, str], columns: Sequence[Any]) -> list[str]:
+  return [by_column.get(c, '-') for c in columns]
