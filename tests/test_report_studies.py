@@ -50,7 +50,7 @@ def test_few_labels_are_a_row_a_method_and_a_column_a_share():
   assert 'unaugmented sources' in text
   # Ours alone is compared, where it was: at one share.
   assert (
-    '| MSFA (MLP, all layers) | floor: 1-NN on HOG | 5.0 (-5.0 to 15.0) | - |'
+    '| MSFA (MLP, all layers) | floor: 1-NN on HOG | +5.0 (-5.0 to +15.0) | - |'
     in text
   )
   assert text.count('floor: 1-NN on HOG |') == 2

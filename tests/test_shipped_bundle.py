@@ -42,7 +42,7 @@ def run(task, tmp_path, **settings):
 def test_it_is_small_and_says_what_was_measured():
   assert pathlib.Path(BUNDLE).stat().st_size < 5e6
   meta = portable_file.load(BUNDLE).meta
-  probe = (ROOT / 'results' / 'probe_kernel_grouped.json').read_text()
+  probe = (ROOT / 'results' / 'probe_grouped.json').read_text()
   measured = json.loads(probe)['rows']['kernel']['test']['all']['accuracy']
   assert meta['test']['all']['accuracy'] == measured
   assert meta['fitted_on_test_images']

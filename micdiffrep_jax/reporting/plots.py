@@ -106,6 +106,12 @@ def curves(
   axes.set(xlabel=xlabel, ylabel=ylabel, title=title)
   if log_x:
     axes.set_xscale('log')
+    at = sorted({float(x) for line in series.values() for x in line['x']})
+    axes.set_xticks(at, [f'{x:g}' for x in at], rotation=45 if at[8:] else 0)
+    axes.minorticks_off()
   axes.grid(alpha=0.3)
-  axes.legend(fontsize=7, ncols=2)
+  # Below the axes, where it covers no line.
+  axes.legend(
+    fontsize=7, ncols=2, loc='upper center', bbox_to_anchor=(0.5, -0.15)
+  )
   _save(figure, path)

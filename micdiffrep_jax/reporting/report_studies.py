@@ -3,7 +3,13 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from micdiffrep_jax.reporting.page import Block, Table, Text, interval
+from micdiffrep_jax.reporting.page import (
+  Block,
+  Table,
+  Text,
+  difference,
+  interval,
+)
 from micdiffrep_jax.reporting.report_probe import SUBSETS, record_of, title
 from micdiffrep_jax.reporting.report_run import Run, pictures
 
@@ -34,7 +40,7 @@ def labels(run: Run) -> list[Block]:
     (
       (title(c['method']), title(c['floor'])),
       c['share'],
-      interval(c['balanced_accuracy']),
+      _points(c['balanced_accuracy']),
     )
     for c in pairs
     if c['images'] == subset and '/' not in c['method']
@@ -93,6 +99,10 @@ def drawn_in_words(seen: Mapping[str, Any]) -> str:
     f'{seen["seen"]} of {seen["images"]} drawn, {seen["relatives"]} with a '
     f'relative drawn (pretrained on {seen["pretrained_on"]!r})'
   )
+
+
+def _points(paired: Mapping[str, float]) -> str:
+  return difference({**paired, 'difference': paired['value']})
 
 
 def _by_row(cells: Any) -> dict[tuple[str, ...], dict[Any, str]]:
