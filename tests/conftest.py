@@ -9,6 +9,8 @@ os.environ['XLA_FLAGS'] = (
 
 from absl import flags
 import jax
+import pytest
+import trees
 
 jax.config.update('jax_numpy_rank_promotion', 'raise')
 jax.config.update('jax_debug_key_reuse', True)
@@ -22,3 +24,11 @@ jax.config.update(
 jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.5)
 # ArrayRecord and grain's workers read absl flags, which pytest does not parse.
 flags.FLAGS.mark_as_parsed()
+
+
+@pytest.fixture
+def tree(tmp_path):
+  """Class folders of pictures."""
+  root = tmp_path / 'pictures'
+  trees.class_tree(root)
+  return root

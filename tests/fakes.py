@@ -66,7 +66,7 @@ def quadrants():
 def use_fake(patch, ds):
   """Whatever opens a dataset or loads an encoder gets these."""
   patch.setattr(data, 'open_dataset', lambda *_: ds)
-  patch.setattr(encoders, 'load_encoder', lambda *_: fake_encoder(ds))
+  patch.setattr(encoders, 'load_encoder', lambda path, step: fake_encoder(ds))
 
 
 def study_config(module, **changes):

@@ -17,11 +17,7 @@ from micdiffrep_jax.heads.feature_matrix import Features
 from micdiffrep_jax.heads.fit_heads import Cell
 from micdiffrep_jax.heads.train_head import Options
 from micdiffrep_jax.keys import stream
-from micdiffrep_jax.probing import (
-  ablate,
-  ablate_grid,
-  probe,
-)
+from micdiffrep_jax.probing import ablate, ablate_grid, probe
 
 
 def get_config(**changes):

@@ -12,13 +12,6 @@ from trees import prepared as run
 from micdiffrep_jax.data import dataset, decode, prepare, store
 
 
-@pytest.fixture
-def tree(tmp_path):
-  root = tmp_path / 'pictures'
-  trees.class_tree(root)
-  return root
-
-
 def test_images_are_those_of_the_files_in_natural_order(tree, tmp_path):
   ds = run(tree, tmp_path)
   files = ds.manifest['file'].tolist()

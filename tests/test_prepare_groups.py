@@ -10,13 +10,6 @@ from trees import prepared as run
 from micdiffrep_jax.data import dataset
 
 
-@pytest.fixture
-def tree(tmp_path):
-  root = tmp_path / 'pictures'
-  trees.class_tree(root)
-  return root
-
-
 def test_near_duplicate_sources_share_a_group_with_all_variants(tree, tmp_path):
   copy = np.clip(trees.head(4) * 0.8 + 4, 0, 255)  # S_5, darker
   trees.write(tree / 'sick' / 'S_50.png', copy)

@@ -4,12 +4,12 @@ import importlib.util
 import json
 import os
 
-from fakes import PHANTOM, fake_encoder, quadrants
+from fakes import PHANTOM, fake_encoder, quadrants, use_fake
 import jax
 import numpy as np
 import pytest
 
-from micdiffrep_jax import encoders, features
+from micdiffrep_jax import features
 from micdiffrep_jax.data import dataset as data
 from micdiffrep_jax.heads import feature_cache
 from micdiffrep_jax.probing import bundle, probe
@@ -37,21 +37,12 @@ def ds():
   return quadrants()
 
 
-@pytest.fixture
-def use_fake(monkeypatch, ds):
-  monkeypatch.setattr(data, 'open_dataset', lambda *_: ds)
-  monkeypatch.setattr(
-    encoders, 'load_encoder', lambda path, step: fake_encoder(ds)
-  )
-
-
 @pytest.fixture(scope='module')
 def finished(tmp_path_factory, ds):
   """One whole run, looked at from several sides."""
   workdir = str(tmp_path_factory.mktemp('probe'))
   with pytest.MonkeyPatch.context() as patch:
-    patch.setattr(data, 'open_dataset', lambda *_: ds)
-    patch.setattr(encoders, 'load_encoder', lambda path, step: fake_encoder(ds))
+    use_fake(patch, ds)
     results = probe.run(get_config(), workdir)
   return workdir, results
 
@@ -123,8 +114,9 @@ def test_the_bundle_alone_gives_the_same_probabilities(finished, ds):
 
 
 def test_test_labels_cannot_move_anything_but_the_scores(
-  finished, ds, tmp_path, monkeypatch, use_fake
+  finished, ds, tmp_path, monkeypatch
 ):
+  use_fake(monkeypatch, ds)
   # With test labels shuffled, every choice and prediction stays as it was.
   workdir, _ = finished
   test = data.rows(ds, 'grouped', 'test')
@@ -178,8 +170,9 @@ def test_an_encoder_that_may_have_seen_test_images_is_refused(ds):
   ],
 )
 def test_a_bad_config_is_refused_with_its_flag(
-  tmp_path, use_fake, changes, words
+  tmp_path, monkeypatch, ds, changes, words
 ):
+  use_fake(monkeypatch, ds)
   with pytest.raises(ValueError, match=words):
     probe.run(get_config(**changes), str(tmp_path))
 
@@ -195,8 +188,9 @@ def test_presets_pass_their_own_checks(preset):
 
 
 def test_heads_see_a_fresh_view_each_epoch_and_are_scored_without(
-  tmp_path, use_fake, ds
+  tmp_path, monkeypatch, ds
 ):
+  use_fake(monkeypatch, ds)
   config = get_config(
     keep_features=True,
     random_encoder=False,

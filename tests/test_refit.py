@@ -2,12 +2,11 @@
 
 import os
 
-from fakes import fake_encoder, quadrants
+from fakes import fake_encoder, quadrants, use_fake
 import numpy as np
 import pytest
 from test_probe import get_config
 
-from micdiffrep_jax import encoders
 from micdiffrep_jax.data import dataset as data
 from micdiffrep_jax.probing import bundle, probe, refit
 
@@ -23,8 +22,7 @@ def test_it_learns_from_validation_and_test_rows(tmp_path, ds, row):
     bundle=row, random_encoder=False, floors=(), classic=('logistic', 'kernel')
   )
   with pytest.MonkeyPatch.context() as patch:
-    patch.setattr(data, 'open_dataset', lambda *_: ds)
-    patch.setattr(encoders, 'load_encoder', lambda path, step: fake_encoder(ds))
+    use_fake(patch, ds)
     probe.run(config, str(tmp_path))
   head = bundle.load(str(tmp_path))
   assert os.path.exists(tmp_path / 'head.npz')

@@ -4,7 +4,7 @@ The HTML is self-contained: style and pictures are inside, nothing is fetched.
 """
 
 import base64
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 import importlib.resources
 import os
 from typing import Any, NamedTuple
@@ -177,3 +177,15 @@ def difference(x: Any) -> str:
   """'+value (+low to +high)' in points of a paired comparison."""
   value, low, high = (100 * x[k] for k in ('difference', 'low', 'high'))
   return f'{value:+.1f} ({low:+.1f} to {high:+.1f})'
+
+
+def pivot(
+  cells: Iterable[tuple[tuple[str, ...], Any, str]], columns: Sequence[Any]
+) -> list[list[str]]:
+  """(head of a row, column, text) -> rows of a table; '-' where nothing is."""
+  rows: dict[tuple[str, ...], dict[Any, str]] = {}
+  for head, column, text in cells:
+    rows.setdefault(head, {})[column] = text
+  return [
+    [*head, *(row.get(c, '-') for c in columns)] for head, row in rows.items()
+  ]

@@ -1,6 +1,6 @@
 """Studies of few labels and of splits as blocks of a page."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 from micdiffrep_jax.reporting.page import (
@@ -9,6 +9,7 @@ from micdiffrep_jax.reporting.page import (
   Text,
   difference,
   interval,
+  pivot,
 )
 from micdiffrep_jax.reporting.report_probe import SUBSETS, record_of, title
 from micdiffrep_jax.reporting.report_run import Run, pictures
@@ -22,37 +23,40 @@ def labels(run: Run) -> list[Block]:
   subset = 'sources' if any(c['images'] == 'sources' for c in curves) else 'all'
   shares = sorted({c['share'] for c in curves})
   columns = [f'{100 * s:g} %' for s in shares]
-  scores = _by_row(
-    ((title(c['method']),), c['share'], interval(c['balanced_accuracy']))
-    for c in curves
-    if c['images'] == subset
+  scores = pivot(
+    (
+      ((title(c['method']),), c['share'], interval(c['balanced_accuracy']))
+      for c in curves
+      if c['images'] == subset
+    ),
+    shares,
   )
   found: list[Block] = [
     Table(
       ['method', *columns],
-      [[*row, *_cells(by_share, shares)] for row, by_share in scores.items()],
+      scores,
       f'Balanced accuracy in percent by share of the training groups, '
       f'{SUBSETS[subset]}: mean over draws of labels, 95 % interval over draws '
       'and groups.',
     )
   ]
-  differences = _by_row(
+  differences = pivot(
     (
-      (title(c['method']), title(c['floor'])),
-      c['share'],
-      _points(c['balanced_accuracy']),
-    )
-    for c in pairs
-    if c['images'] == subset and '/' not in c['method']
+      (
+        (title(c['method']), title(c['floor'])),
+        c['share'],
+        _points(c['balanced_accuracy']),
+      )
+      for c in pairs
+      if c['images'] == subset and '/' not in c['method']
+    ),
+    shares,
   )
   if differences:
     found.append(
       Table(
         ['method', 'minus ...', *columns],
-        [
-          [*row, *_cells(by_share, shares)]
-          for row, by_share in differences.items()
-        ],
+        differences,
         'Points of balanced accuracy, paired over draws and groups.',
         text=True,
       )
@@ -64,18 +68,18 @@ def splits(run: Run) -> list[Block]:
   """Accuracy under each split, and what pretraining has seen of its test."""
   record = record_of(run)
   seen = record['test_images_in_pretraining']
-  scores = _by_row(
-    ((title(r['method']),), r['split'], interval(r))
-    for r in record['table']
-    if (r['images'], r['metric']) == ('all', 'accuracy')
+  scores = pivot(
+    (
+      ((title(r['method']),), r['split'], interval(r))
+      for r in record['table']
+      if (r['images'], r['metric']) == ('all', 'accuracy')
+    ),
+    list(seen),
   )
   return [
     Table(
       ['method', *seen],
-      [
-        [*row, *_cells(by_split, list(seen))]
-        for row, by_split in scores.items()
-      ],
+      scores,
       'Test accuracy in percent, all variants, 95 % interval over groups.',
     ),
     *(
@@ -103,15 +107,3 @@ def drawn_in_words(seen: Mapping[str, Any]) -> str:
 
 def _points(paired: Mapping[str, float]) -> str:
   return difference({**paired, 'difference': paired['value']})
-
-
-def _by_row(cells: Any) -> dict[tuple[str, ...], dict[Any, str]]:
-  """(row, column, text) triples -> {row: {column: text}}, in their order."""
-  rows: dict[tuple[str, ...], dict[Any, str]] = {}
-  for row, column, text in cells:
-    rows.setdefault(row, {})[column] = text
-  return rows
-
-
-def _cells(by_column: Mapping[Any, str], columns: Sequence[Any]) -> list[str]:
-  return [by_column.get(c, '-') for c in columns]

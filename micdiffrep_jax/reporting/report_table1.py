@@ -3,7 +3,13 @@
 from collections.abc import Mapping
 from typing import Any
 
-from micdiffrep_jax.reporting.page import Block, Table, difference, interval
+from micdiffrep_jax.reporting.page import (
+  Block,
+  Table,
+  difference,
+  interval,
+  pivot,
+)
 from micdiffrep_jax.reporting.report_probe import record_of, title
 from micdiffrep_jax.reporting.report_run import Run, pictures
 
@@ -51,15 +57,16 @@ def _accuracy(record: Mapping[str, Any]) -> list[Table]:
         'the test part.',
       )
     )
-  floors: dict[str, dict[str, Any]] = {}
-  for line in (x for x in lines if x['method'] == FLOOR):
-    floors.setdefault(line['row'], {})[line['split']] = line
+  floors = pivot(
+    (
+      ((title(x['row']),), x['split'], _scored(x))
+      for x in lines
+      if x['method'] == FLOOR
+    ),
+    splits,
+  )
   if floors:
-    found = [
-      [title(row), *(_scored(by_split.get(s)) for s in splits)]
-      for row, by_split in floors.items()
-    ]
-    tables.append(Table(['without features', *splits], found))
+    tables.append(Table(['without features', *splits], floors))
   return tables
 
 
