@@ -81,6 +81,7 @@ TASKS: dict[str, Callable[[ConfigDict, str], dict]] = {
   'probe_curve': _task('probing.probe_curve'),
   'ablate': _task('probing.ablate'),
   'label_efficiency': _task('probing.label_efficiency'),
+  'cross_validate': _task('probing.cross_validate'),
   'table1': _task('probing.table1'),
   'splits': _task('probing.split_study'),
   'sample': _task('generation.sample'),

@@ -26,7 +26,7 @@ from micdiffrep_jax.probing import (
   probe_suite,
 )
 
-_GRIDS = (1, 2, 4)
+GRIDS = (1, 2, 4)
 _NORMAL = ('normal', 'no_tumor', 'notumor', 'no tumor', 'healthy')
 
 
@@ -47,10 +47,10 @@ def check(config: ConfigDict) -> None:
     group, _, field = name.rpartition('.')
     if not (config[group] if group else config)[field]:
       raise ValueError(f'--config.{name} is empty; give at least one.')
-  bad = [g for g in config.grids if g not in _GRIDS]
+  bad = [g for g in config.grids if g not in GRIDS]
   if bad:
     raise ValueError(
-      f'Grids {bad} given; one of {_GRIDS}. Set them with --config.grids.'
+      f'Grids {bad} given; one of {GRIDS}. Set them with --config.grids.'
     )
   if config.online.views < 0:
     raise ValueError(

@@ -117,6 +117,10 @@ def compose(found: Sequence[Run], look_up: bool) -> list[Section]:
       report_studies.splits,
       [r for r in found if r.task == 'splits'],
     ),
+    'Cross-validation': (
+      report_studies.cross_validation,
+      [r for r in found if r.task == 'cross_validate'],
+    ),
     'Few labels': (
       report_studies.labels,
       [r for r in found if r.task == 'label_efficiency'],
@@ -152,6 +156,7 @@ _PROBES = ('ablate', 'probe', 'evaluate')
 _KNOWN = (
   *_PROBES,
   'audit',
+  'cross_validate',
   'label_efficiency',
   'pipeline',
   'pretrain',

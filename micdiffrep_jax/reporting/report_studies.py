@@ -1,4 +1,4 @@
-"""Studies of few labels and of splits as blocks of a page."""
+"""Studies of few labels, of splits and of folds as blocks of a page."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -91,6 +91,52 @@ def splits(run: Run) -> list[Block]:
     ),
     *pictures(run),
   ]
+
+
+def cross_validation(run: Run) -> list[Block]:
+  """Encoders and heads on held-out folds, and the first against the rest."""
+  record = record_of(run)
+  rows = record['rows']
+  subsets = [name for name in SUBSETS if name in rows[0]]
+  told = record['data']
+  differences = [
+    [row_title(c['a']), row_title(c['b']), _points(c['accuracy'])]
+    for c in record['comparisons']
+    if c['images'] == 'all'
+  ]
+  return [
+    Table(
+      ['row', *(SUBSETS[name] for name in subsets), 'unlabelled drawn'],
+      [
+        [
+          row_title(row),
+          *(interval(row[name]['accuracy']) for name in subsets),
+          _share(row.get('drawn_in_pretraining'), told['predicted']),
+        ]
+        for row in rows
+      ],
+      f'Accuracy in percent on {told["predicted"]} images of '
+      f'{told["groups"]} groups of train and validation, each predicted by a '
+      'head that saw none of its group; 95 % interval over groups. The test '
+      'part was not read.',
+    ),
+    Table(
+      ['row', 'minus ...', 'points'],
+      differences,
+      'Points of accuracy, paired over groups.',
+      text=True,
+    ),
+    *pictures(run),
+  ]
+
+
+def row_title(row: Mapping[str, Any]) -> str:
+  """Encoder and head of a row of a cross-validation."""
+  return ', '.join(x for x in (row['encoder'], title(row['head'])) if x)
+
+
+def _share(part: int | None, whole: int) -> str:
+  return '-' if part is None else f'{100 * part / whole:.0f} %'
 
 
 def drawn_in_words(seen: Mapping[str, Any]) -> str:

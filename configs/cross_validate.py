@@ -1,0 +1,58 @@
+"""Encoders side by side by cross-validation over groups, test part unread.
+
+python -m micdiffrep_jax.main --config=configs/cross_validate.py:PRESET \
+  --config.checkpoints="('RUN_A','RUN_B')" --config.data.path=DATASET \
+  --workdir=RUN/cross_validation
+
+(none)  5 folds, kernel classifier and nearest neighbours, the floors.
+test    seconds; for trying things out.
+Every labelled image of train and validation is predicted once, by a head that
+saw none of its group, so that encoders, layers and timesteps can be chosen on
+several times the groups that validation has. The first of `checkpoints` at the
+first timestep is what the others are compared with, pairwise.
+"""
+
+from ml_collections import ConfigDict
+
+
+def get_config(preset: str = '') -> ConfigDict:
+  """The fields of a cross-validation."""
+  if preset not in ('', 'test'):
+    raise ValueError(f"Unknown preset {preset!r}; '' or 'test'.")
+  config = ConfigDict()
+  config.task = 'cross_validate'
+  config.seed = 0  # of folds, noise, random encoder and bootstrap
+  config.checkpoints = ()  # folders of pretraining runs, or bundles
+  # Of each checkpoint the taps to read, joined by '+'; '' is all that it has.
+  # () is all of all.
+  config.layers = ()
+
+  config.data = ConfigDict()
+  config.data.path = 'phantom'  # a prepared folder, or phantom[:key=value,...]
+  config.data.split = 'grouped'  # grouped | paper | leaky; test is never read
+  config.data.cache = True  # images as one array in memory-mapped form
+
+  config.timesteps = (1,)  # of [0, T), 0 the least noise
+  config.grid = 4  # pooling to 1, 2 or 4 cells a side
+  config.draws = 1  # noise draws whose features are averaged
+  config.batch_size = 128  # of the encoder, over all devices
+
+  config.folds = 5  # one predicted, one to choose on, the rest to fit on
+  config.heads = ('kernel', 'knn')  # and logistic; standardised, all layers
+  config.random_encoder = False  # each architecture with random weights too
+  config.floors = (
+    'majority',
+    'nearest_pixels',
+    'nearest_hog',
+    'kernel_pixels',
+    'kernel_hog',
+  )
+  config.resamples = 1000  # of groups, for 95 % intervals
+  config.allow_failed_audit = False  # go on with data that the audit refuses
+  if preset == 'test':
+    config.data.path = 'phantom:size_px=16,patients=60'
+    config.batch_size = 64
+    config.folds = 3
+    config.floors = ('majority', 'nearest_pixels')
+    config.resamples = 50
+  return config

@@ -1,0 +1,259 @@
+"""Encoders side by side on folds of groups, on a fake encoder."""
+
+import csv
+import json
+import os
+from types import MappingProxyType
+
+from fakes import PHANTOM, fake_encoder, quadrants
+import numpy as np
+import pytest
+
+from configs import cross_validate as cross_config
+from micdiffrep_jax import encoders
+from micdiffrep_jax.data import dataset as data
+from micdiffrep_jax.heads import feature_cache
+from micdiffrep_jax.probing import (
+  cross_tables,
+  cross_validate,
+  folds,
+  probe,
+  probe_suite,
+)
+from micdiffrep_jax.probing.cross_tables import Key
+from micdiffrep_jax.probing.probe_rows import Row
+from micdiffrep_jax.reporting import page, report, report_studies
+from micdiffrep_jax.reporting.report_run import Run
+
+
+def get_config(**changes):
+  config = cross_config.get_config('test')
+  config.checkpoints = ('sees', 'sees', 'blind')
+  config.layers = ('image', 'mean+image', 'noise')
+  config.data.path = PHANTOM
+  config.random_encoder = True
+  config.update_from_flattened_dict(changes)
+  return config.lock()
+
+
+def labelled(seed=0):
+  """Groups of 1 to 6 rows in three classes of unequal size, shuffled."""
+  rng = np.random.default_rng(seed)
+  sizes = rng.integers(1, 7, 90)
+  groups = np.repeat(500 - np.arange(90), sizes)
+  labels = np.repeat(np.repeat([0, 1, 2], [50, 30, 10]), sizes)
+  order = rng.permutation(len(groups))
+  return labels[order], groups[order]
+
+
+@pytest.mark.parametrize('number', [3, 5])
+def test_each_row_is_predicted_once_and_no_group_is_cut(number):
+  labels, groups = labelled()
+  cuts = folds.rotations(labels, groups, number, 0)
+  tests = np.concatenate([test for *_, test in cuts])
+  assert sorted(tests) == list(range(len(labels)))
+  for train, val, test in cuts:
+    together = np.concatenate([train, val, test])
+    assert sorted(together) == list(range(len(labels)))
+    for a, b in ((train, val), (train, test), (val, test)):
+      assert not set(groups[a]) & set(groups[b])
+    assert set(labels[train]) == set(labels[test]) == {0, 1, 2}
+  # What one rotation chooses on, the next predicts.
+  assert (cuts[0][1] == cuts[1][2]).all()
+  again = folds.rotations(labels, groups, number, 0)
+  other = folds.rotations(labels, groups, number, 1)
+  assert all((a[2] == b[2]).all() for a, b in zip(cuts, again))
+  assert any(len(a[2]) != len(b[2]) or (a[2] != b[2]).any()
+             for a, b in zip(cuts, other))  # fmt: skip
+
+
+def test_a_class_of_too_few_groups_is_refused():
+  labels, groups = labelled()
+  with pytest.raises(ValueError, match=r'10 groups.*--config\.folds'):
+    folds.rotations(labels, groups, 11, 0)
+
+
+@pytest.fixture(scope='module')
+def ds():
+  return quadrants()
+
+
+@pytest.fixture(scope='module')
+def finished(tmp_path_factory, ds):
+  workdir = str(tmp_path_factory.mktemp('cross'))
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setattr(data, 'open_dataset', lambda *_: ds)
+    patch.setattr(encoders, 'load_encoder', lambda path, step: fake_encoder(ds))
+    results = cross_validate.run(get_config(), workdir)
+  return workdir, results
+
+
+def test_the_encoder_that_sees_is_told_from_the_one_that_does_not(finished):
+  _, results = finished
+  rows = {(r['encoder'], r['head']): r for r in results['rows']}
+  assert next(iter(rows)) == ('sees image, t = 1', 'kernel')
+  assert {h for _, h in rows} == {
+    'kernel', 'knn', 'random/kernel', 'random/knn',
+    'floor/majority', 'floor/nearest_pixels',
+  }  # fmt: skip
+  first = rows['sees image, t = 1', 'kernel']
+  assert first['all']['accuracy']['value'] > 0.8
+  assert rows['blind noise, t = 1', 'kernel']['all']['accuracy']['value'] < 0.5
+  assert first['chosen'][0]['layers'] == ['image']
+  assert len(first['folds']) == len(first['chosen']) == 3
+  n = results['data']['predicted']
+  images = results['data']['images']
+  assert n == images['train'] + images['val']
+  # The fake encoder was pretrained on the train part of this split.
+  assert first['drawn_in_pretraining'] == images['train']
+  for row in rows.values():
+    found = row['all']['accuracy']
+    assert found['low'] <= found['value'] <= found['high']
+
+
+def test_the_first_is_compared_with_all_of_its_kind_and_the_floors(finished):
+  _, results = finished
+  found = {
+    (*c['a'].values(), *c['b'].values()): c['accuracy']
+    for c in results['comparisons']
+    if c['images'] == 'all'
+  }
+  first = ('sees image, t = 1', 'kernel')
+  blind = found[*first, 'blind noise, t = 1', 'kernel']
+  assert blind['low'] > 0.1
+  assert (*first, '', 'floor/majority') in found
+  assert (*first, 'sees image, t = 1', 'random/kernel') in found
+  assert ('sees image, t = 1', 'knn', '', 'floor/majority') not in found
+  assert all(key[0] == first[0] for key in found)
+  assert not any('random' in key[1] for key in found)
+  values = {
+    (r['encoder'], r['head']): r['all']['accuracy']['value']
+    for r in results['rows']
+  }
+  for (*_, encoder, head), c in found.items():
+    want = values[first] if 'knn' not in head else values[first[0], 'knn']
+    assert c['value'] == pytest.approx(want - values[encoder, head])
+
+
+def test_what_is_written_says_the_same(finished, ds):
+  workdir, results = finished
+  with open(os.path.join(workdir, 'cross_validation.csv')) as f:
+    assert len(list(csv.DictReader(f))) >= 2 * len(results['rows'])
+  with open(os.path.join(workdir, 'comparisons.csv')) as f:
+    assert len(list(csv.DictReader(f))) == 2 * len(results['comparisons'])
+  assert os.path.getsize(os.path.join(workdir, 'cross_validation.png')) > 5000
+  assert not os.path.exists(os.path.join(workdir, 'features'))
+  with np.load(os.path.join(workdir, 'predictions.npz')) as z:
+    assert not set(z['index']) & set(data.rows(ds, 'grouped', 'test'))
+    for i, row in enumerate(results['rows']):
+      right = (z[f'probs.{i}'].argmax(1) == z['label']).mean()
+      assert right == pytest.approx(row['all']['accuracy']['value'])
+  with open(os.path.join(workdir, 'results.json')) as f:
+    record = json.load(f)
+  blocks = report_studies.cross_validation(Run('x', workdir, record))
+  text = page.markdown('', '', [page.Section('', blocks)])
+  assert '| sees image, t = 1, ' in text
+  assert 'floor: 1-NN on pixels' in text
+  sections = report.compose([Run('x', workdir, record)], False)
+  shown = [s.title for s in sections if s.blocks]
+  assert 'Cross-validation' in shown
+  assert 'Other runs' not in shown
+  said = cross_tables.text(results)
+  assert 'blind noise, t = 1' in said
+
+
+@pytest.fixture
+def alone(ds, monkeypatch):
+  """One encoder, one head, nothing else."""
+  monkeypatch.setattr(data, 'open_dataset', lambda *_: ds)
+  monkeypatch.setattr(encoders, 'load_encoder', lambda *_: fake_encoder(ds))
+  return get_config(
+    checkpoints=('a',), layers=(), heads=('knn',), floors=(),
+    random_encoder=False,
+  )  # fmt: skip
+
+
+def test_test_labels_and_those_of_the_predicted_fold_are_out_of_reach(
+  ds, alone, tmp_path, monkeypatch
+):
+  seen = []
+
+  def spy(found, parts, k, chosen):
+    assert (parts.labels[parts.test] == -1).all()
+    assert (parts.labels[parts.train] >= 0).all()
+    seen.append(parts.rows)
+    even = np.full((len(parts.test), k), 1 / k)
+    return Row(chosen, even, even[None])
+
+  monkeypatch.setitem(probe_suite.CLASSIC, 'knn', spy)
+  cross_validate.run(alone, str(tmp_path))
+  test = set(data.rows(ds, 'grouped', 'test'))
+  assert len(seen) == 3
+  assert not any(set(rows) & test for rows in seen)
+
+
+def test_a_stopped_run_goes_on_from_its_features(alone, tmp_path, monkeypatch):
+  def stop(*_):
+    raise KeyboardInterrupt
+
+  with monkeypatch.context() as patch:
+    patch.setattr(cross_validate, 'predict', stop)
+    with pytest.raises(KeyboardInterrupt):
+      cross_validate.run(alone, str(tmp_path))
+  monkeypatch.setattr(
+    feature_cache.features, 'extract', lambda *_, **__: pytest.fail('again')
+  )
+  assert cross_validate.run(alone, str(tmp_path))['rows']
+
+
+def test_an_encoder_that_had_labels_is_refused(ds, monkeypatch):
+  taught = fake_encoder(ds)
+  method = taught.method._replace(facts=MappingProxyType({'supervised': True}))
+  monkeypatch.setattr(
+    encoders, 'load_encoder', lambda *_: taught._replace(method=method)
+  )
+  with pytest.raises(ValueError, match=r"'sees' was trained with labels"):
+    cross_validate.candidates(get_config(), ds)
+
+
+def test_only_what_pretraining_is_known_to_have_drawn_is_counted(ds):
+  rows = data.rows(ds, 'grouped', 'val')
+  one = cross_validate.Candidate('a', fake_encoder(ds), (), 1, '')
+  assert cross_validate.drawn(one, ds, rows) == 0
+  train = data.rows(ds, 'grouped', 'train')
+  assert cross_validate.drawn(one, ds, train) == len(train)
+  assert cross_validate.drawn(one._replace(prefix='random/'), ds, train) == 0
+  info = {**one.encoder.info, 'fingerprint': ''}
+  other = one._replace(encoder=one.encoder._replace(info=info))
+  assert cross_validate.drawn(other, ds, rows) is None
+
+
+@pytest.mark.parametrize(
+  ('changes', 'flag'),
+  [
+    ({'checkpoints': ()}, 'checkpoints'),
+    ({'checkpoints': ('a', 'a'), 'layers': ()}, 'checkpoints'),
+    ({'layers': ('image',)}, 'layers'),
+    ({'timesteps': ()}, 'timesteps'),
+    ({'heads': ('mlp',)}, 'heads'),
+    ({'grid': 3}, 'grid'),
+    ({'folds': 2}, 'folds'),
+    ({'floors': ('none',)}, 'floors'),
+  ],
+)
+def test_bad_settings_name_their_flag(changes, flag):
+  with pytest.raises(ValueError, match=rf'--config\.{flag}'):
+    cross_validate.check(get_config(**changes))
+
+
+def test_the_grids_are_those_of_a_probe():
+  for grid in probe.GRIDS:
+    cross_validate.check(get_config(grid=grid))
+
+
+def test_a_twin_stands_beside_its_own_encoder_only():
+  keys = [
+    Key('a', 'kernel'), Key('a', 'random/kernel'), Key('b', 'kernel'),
+    Key('b', 'random/kernel'), Key('', 'floor/majority'),
+  ]  # fmt: skip
+  assert [b for _, b in cross_tables.pairs(keys)] == [keys[1], keys[2], keys[4]]
