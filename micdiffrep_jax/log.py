@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 import importlib.metadata
+import io
 import json
 import logging
 import os
@@ -100,6 +101,15 @@ def write_whole(path: str | os.PathLike, content: bytes) -> None:
   except BaseException:
     partial.unlink(missing_ok=True)
     raise
+
+
+def write_arrays(
+  path: str | os.PathLike, arrays: Mapping[str, np.ndarray]
+) -> None:
+  """Writes an .npz, readable without pickle, that is either whole or absent."""
+  content = io.BytesIO()
+  np.savez(content, **arrays)  # type: ignore[arg-type]
+  write_whole(path, content.getvalue())
 
 
 def read_metrics(workdir: str) -> list[dict[str, float]]:

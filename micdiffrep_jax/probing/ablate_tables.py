@@ -15,7 +15,7 @@ from scipy import stats
 from micdiffrep_jax import log
 from micdiffrep_jax.probing import ablate_grid
 from micdiffrep_jax.probing.ablate_grid import Scored
-from micdiffrep_jax.reporting import plots, report_plots
+from micdiffrep_jax.reporting import page, plots, report_plots
 
 MSFA = 'MSFA (MLP, all layers)'
 
@@ -180,10 +180,7 @@ def two_by_two(results: Mapping[str, Any]) -> str:
 def _cell(found: Mapping[str, Any] | None) -> str:
   if not found:
     return '-'
-  value, low, high, mean = (
-    100 * found[k] for k in ('value', 'low', 'high', 'seeds_mean')
-  )
-  text = f'{value:.1f} [{low:.1f}, {high:.1f}], {mean:.1f}'
+  text = f'{page.brackets(found)}, {100 * found["seeds_mean"]:.1f}'
   if found['seeds_std'] is not None:
     text += f' ({100 * found["seeds_std"]:.1f})'
   return text

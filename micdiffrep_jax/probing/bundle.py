@@ -36,10 +36,9 @@ class Bundle(NamedTuple):
 def save(workdir: str, bundle: Bundle) -> None:
   """Writes head.npz and head.json, each whole or not at all."""
   path = os.path.join(workdir, 'head.npz')
-  partial = os.path.join(workdir, '.head.partial.npz')
   params = {f'params.{k}': v for k, v in bundle.params.items()}
-  np.savez(partial, shift=bundle.shift, scale=bundle.scale, **params)  # type: ignore[arg-type]
-  os.replace(partial, path)
+  arrays = {'shift': bundle.shift, 'scale': bundle.scale, **params}
+  log.write_arrays(path, arrays)
   log.write_json(os.path.join(workdir, 'head.json'), bundle.info)
 
 

@@ -10,10 +10,12 @@ from typing import Any, NamedTuple
 from ml_collections import ConfigDict
 import numpy as np
 
+from micdiffrep_jax import log
 from micdiffrep_jax.data import dataset as data
 from micdiffrep_jax.probing import ablate_tables, label_curves
 from micdiffrep_jax.probing.label_curves import BOUNDS, FLOOR, METRICS
-from micdiffrep_jax.reporting import report_plots, report_studies
+from micdiffrep_jax.probing.probe_rows import image_sets
+from micdiffrep_jax.reporting import page, report_plots, report_studies
 
 
 class Key(NamedTuple):
@@ -53,11 +55,7 @@ def score(
   that folds share most of their training rows is not in them.
   """
   labels, groups = data.labels(ds)[rows], data.groups(ds)[rows]
-  subsets = {
-    'all': np.ones(len(rows), bool),
-    'sources': ds.manifest['variant'][rows] == '',
-  }
-  subsets = {name: keep for name, keep in subsets.items() if keep.any()}
+  subsets = image_sets(ds, rows)
   spread = {
     (key, name): label_curves.resample(
       labels[keep],
@@ -180,9 +178,7 @@ def save_predictions(
       f'probs.{i}': p.astype(np.float32) for i, p in enumerate(probs.values())
     },
   }
-  partial = os.path.join(workdir, '.predictions.partial.npz')
-  np.savez(partial, **arrays)  # type: ignore[arg-type]
-  os.replace(partial, os.path.join(workdir, 'predictions.npz'))
+  log.write_arrays(os.path.join(workdir, 'predictions.npz'), arrays)
 
 
 def text(results: Mapping[str, Any]) -> str:
@@ -199,12 +195,10 @@ def text(results: Mapping[str, Any]) -> str:
     if c['images'] == 'all'
   }
   for row in results['rows']:
-    value, low, high = (100 * row['all']['accuracy'][x] for x in BOUNDS)
     line = f'{report_studies.row_title(row)[:59]:60}'
-    line += f'{f"{value:.1f} [{low:.1f}, {high:.1f}]":22}'
+    line += f'{page.brackets(row["all"]["accuracy"]):22}'
     found = minus.get((row['encoder'], row['head']))
     if found:
-      value, low, high = (100 * found[x] for x in BOUNDS)
-      line += f'{value:+.1f} [{low:+.1f}, {high:+.1f}]'
+      line += page.brackets(found, '+')
     lines.append(line.rstrip())
   return '\n'.join(lines)

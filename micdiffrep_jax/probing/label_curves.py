@@ -13,8 +13,8 @@ import numpy as np
 
 from micdiffrep_jax.data import dataset as data
 from micdiffrep_jax.probing import ablate_tables
-from micdiffrep_jax.probing.probe_rows import Parts
-from micdiffrep_jax.reporting import plots, report_probe
+from micdiffrep_jax.probing.probe_rows import Parts, image_sets
+from micdiffrep_jax.reporting import page, plots, report_probe
 from micdiffrep_jax.stats import bootstrap
 
 METRICS = ('accuracy', 'balanced_accuracy')
@@ -101,16 +101,13 @@ def score(
   """
   test = parts.rows[parts.test]
   labels, groups = data.labels(ds)[test], data.groups(ds)[test]
-  sources = ds.manifest['variant'][test] == ''
-  images = {'all': np.ones(len(test), bool), 'sources': sources}
+  images = image_sets(ds, test)
   curves, found = [], {}
   for method in dict.fromkeys(s.method for s in said):
     for share in sorted({s.draw.share for s in said}):
       mine = [s for s in said if (s.method, s.draw.share) == (method, share)]
       mine.sort(key=lambda s: s.draw.number)
       for name, keep in images.items():
-        if not keep.any():
-          continue
         found[method, share, name] = resampled = resample(
           labels[keep],
           np.stack([s.classes[keep] for s in mine]),
@@ -221,7 +218,6 @@ def table(curves: Sequence[dict[str, Any]], split: str) -> str:
         for c in curves
         if (c['method'], c['share'], c['images']) == (method, share, images)
       )
-      value, low, high = (100 * one[x] for x in ('value', 'low', 'high'))
-      cells += f'{f"{value:.1f} [{low:.1f}, {high:.1f}]":22}'
+      cells += f'{page.brackets(one):22}'
     lines.append(f'{report_probe.title(method)[:31]:32}{cells}'.rstrip())
   return '\n'.join(lines)

@@ -6,9 +6,10 @@ from typing import Any
 from ml_collections import ConfigDict
 import numpy as np
 
+from micdiffrep_jax import log
 from micdiffrep_jax.data import dataset as data
-from micdiffrep_jax.probing.probe_rows import Parts, Row
-from micdiffrep_jax.reporting import plots
+from micdiffrep_jax.probing.probe_rows import Parts, Row, image_sets
+from micdiffrep_jax.reporting import page, plots
 from micdiffrep_jax.stats import bootstrap, calibration, metrics
 
 # (a, b): is a better than b, on the same test groups?
@@ -81,8 +82,6 @@ def compare(
 ) -> list[dict[str, Any]]:
   """Paired comparisons of PAIRS, first seeds, on all images and on sources."""
   labels, groups = data.labels(ds)[at], data.groups(ds)[at]
-  sources = ds.manifest['variant'][at] == ''
-  subsets = {'all': np.ones(len(at), bool), 'sources': sources}
   return [
     {
       'row_a': a,
@@ -100,8 +99,7 @@ def compare(
     }
     for a, b in PAIRS
     if a in rows and b in rows
-    for name, keep in subsets.items()
-    if keep.any()
+    for name, keep in image_sets(ds, at).items()
     for metric in _COMPARED
   ]
 
@@ -198,17 +196,13 @@ def save_predictions(
     for name, row in rows.items():
       probs = row.val if part == 'val' else row.test[0]
       arrays[f'{part}.probs.{name}'] = probs.astype(np.float32)
-  path = os.path.join(workdir, 'predictions.npz')
-  partial = os.path.join(workdir, '.predictions.partial.npz')
-  np.savez(partial, **arrays)  # type: ignore[arg-type]
-  os.replace(partial, path)
+  log.write_arrays(os.path.join(workdir, 'predictions.npz'), arrays)
 
 
 def _cell(value: dict[str, Any] | None) -> str:
   if value is None or value['value'] is None:
     return '-'
-  percent = [100 * value[k] for k in ('value', 'low', 'high')]
-  return '{:.1f} [{:.1f}, {:.1f}]'.format(*percent)
+  return page.brackets(value)
 
 
 def _chosen(chosen: dict[str, Any]) -> str:

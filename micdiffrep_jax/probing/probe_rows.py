@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from micdiffrep_jax.data.dataset import Dataset
 from micdiffrep_jax.heads import classic_heads, fit_heads, kernel_head
 from micdiffrep_jax.heads.feature_matrix import Features
 from micdiffrep_jax.stats import calibration
@@ -23,6 +24,18 @@ class Parts(NamedTuple):
   val: np.ndarray
   test: np.ndarray
   labels: np.ndarray
+
+
+def image_sets(ds: Dataset, rows: np.ndarray) -> dict[str, np.ndarray]:
+  """Masks (n,) of the sets that scores are of: all rows, untouched sources.
+
+  A set without rows is left out.
+  """
+  masks = {
+    'all': np.ones(len(rows), bool),
+    'sources': ds.manifest['variant'][rows] == '',
+  }
+  return {name: keep for name, keep in masks.items() if keep.any()}
 
 
 class Row(NamedTuple):

@@ -19,7 +19,7 @@ from micdiffrep_jax.data import dataset as data
 from micdiffrep_jax.data import splits
 from micdiffrep_jax.lookup import lookup
 from micdiffrep_jax.probing import ablate_tables, probe
-from micdiffrep_jax.reporting import report_probe, report_studies
+from micdiffrep_jax.reporting import page, report_probe, report_studies
 
 HONEST = 'grouped'  # what the other splits are compared with
 _METRICS = ('accuracy', 'balanced_accuracy')
@@ -161,8 +161,7 @@ def text(
       found = [r for r in shown if (r['method'], r['split']) == (method, name)]
       cell = '-'
       if found:
-        value, low, high = (100 * found[0][x] for x in ('value', 'low', 'high'))
-        cell = f'{value:.1f} [{low:.1f}, {high:.1f}]'
+        cell = page.brackets(found[0])
         worth = found[0][f'minus_{HONEST}']
         if worth is not None and name != HONEST:
           cell += f' ({100 * worth:+.1f})'

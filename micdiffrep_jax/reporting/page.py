@@ -4,7 +4,7 @@ The HTML is self-contained: style and pictures are inside, nothing is fetched.
 """
 
 import base64
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 import importlib.resources
 import os
 from typing import Any, NamedTuple
@@ -171,6 +171,14 @@ def interval(x: Any, scale: float = 100, digits: int = 1) -> str:
   if low is None or high is None:
     return text
   return f'{text} ({scale * low:.{digits}f} to {scale * high:.{digits}f})'
+
+
+def brackets(x: Mapping[str, Any], sign: str = '') -> str:
+  """'value [low, high]' in percent, as plain text; sign '+' shows it always."""
+  value, low, high = (
+    f'{100 * x[k]:{sign}.1f}' for k in ('value', 'low', 'high')
+  )
+  return f'{value} [{low}, {high}]'
 
 
 def difference(x: Any) -> str:
