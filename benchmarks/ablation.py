@@ -30,11 +30,12 @@ from benchmarks import common
 from benchmarks.ancestor import Ancestor, probe_step, read
 from configs import ablate as ablate_config
 from configs import pretrain
-from micdiffrep_jax import encoders, features
 from micdiffrep_jax.data import dataset as data
-from micdiffrep_jax.heads import feature_cache
-from micdiffrep_jax.probing import ablate_grid
-from micdiffrep_jax.probing.probe_rows import Parts
+from micdiffrep_jax.encoders import cache as feature_cache
+from micdiffrep_jax.encoders import encoder as encoders
+from micdiffrep_jax.encoders import features
+from micdiffrep_jax.studies import ablate_grid
+from micdiffrep_jax.studies.probe_rows import Parts
 
 
 def arguments():

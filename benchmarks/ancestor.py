@@ -11,9 +11,10 @@ import numpy as np
 import optax
 
 from benchmarks import common
-from micdiffrep_jax import features, sharding
 from micdiffrep_jax.data import dataset as data
-from micdiffrep_jax.models.heads import HEADS
+from micdiffrep_jax.encoders import features
+from micdiffrep_jax.heads.nets import HEADS
+from micdiffrep_jax.run import devices
 
 read = common.clock()  # CPU time on one core
 
@@ -51,10 +52,10 @@ class Ancestor:
   def __init__(self, encoder, ds, layers, config, t, feature_fn):
     self.encoder, self.ds, self.config = encoder, ds, config
     self.feature_fn = feature_fn
-    self.mesh = sharding.make_mesh()
+    self.mesh = devices.make_mesh()
     # Placed once: each call of `replicate` compiles anew.
-    self.root = sharding.replicate(jax.random.key(0), self.mesh)
-    self.level = sharding.replicate(np.int32(t), self.mesh)
+    self.root = devices.replicate(jax.random.key(0), self.mesh)
+    self.level = devices.replicate(np.int32(t), self.mesh)
     self.labels = data.labels(ds)
     self.probes = []
     self.layers = layers
@@ -64,7 +65,7 @@ class Ancestor:
     """A forward pass with noise that was never drawn before."""
     self.draw += 1
     images = self.ds.images[rows]
-    batch = features.place_whole(
+    batch = devices.place_whole(
       (images, features.image_seeds(images)), self.mesh
     )
     key = jax.random.fold_in(self.root, self.draw)

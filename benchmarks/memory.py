@@ -20,8 +20,9 @@ import numpy as np
 
 from benchmarks import common
 from configs import pretrain
-from micdiffrep_jax import encoders, sharding
-from micdiffrep_jax.training.train import compile_program
+from micdiffrep_jax.encoders import encoder
+from micdiffrep_jax.pretrain.train import compile_program
+from micdiffrep_jax.run import devices
 
 VARIANTS = {
   f'{dtype}{how}': (dtype, remat, parts)
@@ -71,8 +72,8 @@ def measure(args: argparse.Namespace, variant: str) -> dict[str, float]:
   config.batch_size = args.batch_size
   config.model.dtype, config.model.remat, config.accumulate = VARIANTS[variant]
   size_px = common.SIZES_PX[args.preset]
-  mesh = sharding.make_mesh()
-  method = encoders.make_method(config, size_px, 1)
+  mesh = devices.make_mesh()
+  method = encoder.make_method(config, size_px, 1)
   images = jax.ShapeDtypeStruct(
     (args.batch_size, size_px, size_px, 1), np.uint8
   )

@@ -13,8 +13,9 @@ import numpy as np
 
 from benchmarks import common
 from configs import pretrain
-from micdiffrep_jax import encoders, sharding
-from micdiffrep_jax.training.train import compile_program
+from micdiffrep_jax.encoders import encoder
+from micdiffrep_jax.pretrain.train import compile_program
+from micdiffrep_jax.run import devices
 
 
 def lower(preset: str, size_px: int, batch: int, dtype: str = 'float32'):
@@ -24,14 +25,14 @@ def lower(preset: str, size_px: int, batch: int, dtype: str = 'float32'):
   if size_px != common.SIZES_PX[preset]:
     side = size_px // config.model.patch
     config.model.attention = (side // 2, side // 4)
-  mesh = sharding.make_mesh()
+  mesh = devices.make_mesh()
   program = compile_program(
-    encoders.make_method(config, size_px, 1), config, 1000, mesh
+    encoder.make_method(config, size_px, 1), config, 1000, mesh
   )
-  images = sharding.place(
+  images = devices.place(
     {'image': np.zeros((batch, size_px, size_px, 1), np.uint8)}, mesh
   )
-  key = sharding.replicate(jax.random.key(0), mesh)
+  key = devices.replicate(jax.random.key(0), mesh)
   compiled = program.step.lower(program.abstract, images, key).compile()
   return program, compiled, images, key
 
@@ -42,7 +43,7 @@ def on_paper(
   """What a pass over `images` takes on `chips`, `batch` images on each."""
   compiled = lower('paper', 112, batch, 'bfloat16')[1]
   config = pretrain.get_config('paper')
-  method = encoders.make_method(config, 112, 1)
+  method = encoder.make_method(config, 112, 1)
   shapes = jax.eval_shape(method.init, jax.random.key(0))[0]
   parameters = sum(x.size for x in jax.tree.leaves(shapes))
   flops = compiled.cost_analysis()['flops'] / batch

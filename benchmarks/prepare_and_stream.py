@@ -29,8 +29,9 @@ from torch.utils.data import BatchSampler, DataLoader, Dataset, RandomSampler
 
 from benchmarks import common
 from configs import prepare as prepare_config
+from micdiffrep_jax.data import batches as pipeline
 from micdiffrep_jax.data import dataset as data
-from micdiffrep_jax.data import decode, pipeline
+from micdiffrep_jax.data import decode
 from micdiffrep_jax.data.prepare import prepare
 
 

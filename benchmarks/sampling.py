@@ -16,8 +16,8 @@ import torch
 
 from benchmarks import common, torch_unet
 from configs import pretrain
+from micdiffrep_jax.diffusion import samplers
 from micdiffrep_jax.methods.ddpm import denoiser
-from micdiffrep_jax.sampling import samplers
 
 SCHEDULERS = {
   'ddim': diffusers.DDIMScheduler,

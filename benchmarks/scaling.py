@@ -30,9 +30,9 @@ import numpy as np
 
 from benchmarks import common
 from benchmarks.on_paper import lower
+from micdiffrep_jax.data import batches, store
 from micdiffrep_jax.data import dataset as data
-from micdiffrep_jax.data import pipeline, store
-from micdiffrep_jax.training import checks
+from micdiffrep_jax.pretrain import checks
 
 POINTS = {
   'images': (1_000, 10_000, 100_000, 1_000_000),
@@ -108,7 +108,7 @@ def with_images(count: int) -> dict[str, float]:
     rows = data.pretraining_rows(ds, 'grouped')
     checks.prove_unseen(ds, 'grouped', rows)
     mark('prove_unseen_s')
-    stream = pipeline.train_stream(ds, rows, 128, seed=0)
+    stream = batches.train_stream(ds, rows, 128, seed=0)
     next(stream)
     mark('first_batch_s')
     for _ in range(1000):

@@ -20,11 +20,12 @@ import numpy as np
 
 from benchmarks import common
 from configs import pretrain
-from micdiffrep_jax import encoders, sharding
-from micdiffrep_jax.checkpoint import Checkpoints
+from micdiffrep_jax.data.batches import train_stream
 from micdiffrep_jax.data.dataset import Dataset
-from micdiffrep_jax.data.pipeline import train_stream
-from micdiffrep_jax.training.train import compile_program
+from micdiffrep_jax.encoders import encoder
+from micdiffrep_jax.pretrain.train import compile_program
+from micdiffrep_jax.run import devices
+from micdiffrep_jax.run.checkpoint import Checkpoints
 
 
 def arguments() -> argparse.Namespace:
@@ -51,17 +52,17 @@ def main() -> None:
   config = pretrain.get_config(args.preset)
   config.batch_size = args.batch_size
   size_px = common.SIZES_PX[args.preset]
-  mesh = sharding.make_mesh()
-  method = encoders.make_method(config, size_px, 1)
+  mesh = devices.make_mesh()
+  method = encoder.make_method(config, size_px, 1)
   program = compile_program(method, config, 1000, mesh)
-  key = sharding.replicate(jax.random.key(0), mesh)
+  key = devices.replicate(jax.random.key(0), mesh)
   shape = (max(1000, args.batch_size), size_px, size_px, 1)
   images = np.random.default_rng(0).integers(0, 256, shape, np.uint8)
   ds = Dataset('', images, {}, (), '', {})
   batches = train_stream(ds, np.arange(len(images)), args.batch_size, seed=0)
 
   def place():
-    return sharding.place({'image': next(batches)['image']}, mesh)
+    return devices.place({'image': next(batches)['image']}, mesh)
 
   with tempfile.TemporaryDirectory() as folder, contextlib.closing(batches):
     jax.config.update('jax_compilation_cache_dir', f'{folder}/cache')
@@ -77,7 +78,7 @@ def main() -> None:
       marks = [time.perf_counter()]
       drawn = next(batches)
       marks.append(time.perf_counter())
-      batch = sharding.place({'image': drawn['image']}, mesh)
+      batch = devices.place({'image': drawn['image']}, mesh)
       marks.append(time.perf_counter())
       state, metrics = program.step(state, batch, key)
       marks.append(time.perf_counter())

@@ -13,7 +13,8 @@ import numpy as np
 
 from benchmarks import common
 from configs import pretrain
-from micdiffrep_jax import encoders, features
+from micdiffrep_jax.encoders import encoder as encoders
+from micdiffrep_jax.encoders import features
 
 
 def arguments() -> argparse.Namespace:

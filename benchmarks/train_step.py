@@ -17,8 +17,9 @@ import torch
 
 from benchmarks import common, torch_unet
 from configs import pretrain
-from micdiffrep_jax import encoders, sharding
-from micdiffrep_jax.training.train import compile_program
+from micdiffrep_jax.encoders import encoder
+from micdiffrep_jax.pretrain.train import compile_program
+from micdiffrep_jax.run import devices
 
 
 def arguments() -> argparse.Namespace:
@@ -38,14 +39,14 @@ def arguments() -> argparse.Namespace:
 
 def our_step(config, size_px: int):
   """step(images) -> loss, and the compiled program and parameter count."""
-  mesh = sharding.make_mesh()
-  method = encoders.make_method(config, size_px, 1)
+  mesh = devices.make_mesh()
+  method = encoder.make_method(config, size_px, 1)
   program = compile_program(method, config, 1000, mesh)
-  key = sharding.replicate(jax.random.key(0), mesh)
+  key = devices.replicate(jax.random.key(0), mesh)
   state = program.init(key)
 
   def place(images):
-    return sharding.place({'image': images}, mesh)
+    return devices.place({'image': images}, mesh)
 
   shape = (config.batch_size, size_px, size_px, 1)
   batch = place(np.zeros(shape, np.uint8))

@@ -9,8 +9,9 @@ from absl import logging as absl_logging
 import jax
 from ml_collections import ConfigDict, config_flags
 
-from micdiffrep_jax import distributed, guard, log, pipeline, sweep
-from micdiffrep_jax.lookup import lookup
+from micdiffrep_jax import sweep, tasks
+from micdiffrep_jax.run import distributed, guard, log
+from micdiffrep_jax.run.lookup import lookup
 
 _CONFIG = config_flags.DEFINE_config_file(
   'config', None, 'path[:preset] of a config file.', lock_config=True
@@ -48,7 +49,7 @@ def compilation_cache() -> None:
 
 def run(config: ConfigDict, workdir: str) -> dict:
   """Runs config.task in workdir and returns its results."""
-  task = lookup(pipeline.TASKS, config.task, 'task', '--config.task')
+  task = lookup(tasks.TASKS, config.task, 'task', '--config.task')
   return task(config, workdir)
 
 

@@ -8,8 +8,9 @@ from typing import Any, NamedTuple
 import jax
 from ml_collections import ConfigDict
 
-from micdiffrep_jax import guard, log, pipeline, sweep_table
-from micdiffrep_jax.lookup import lookup
+from micdiffrep_jax import sweep_table, tasks
+from micdiffrep_jax.run import guard, log
+from micdiffrep_jax.run.lookup import lookup
 
 
 class Unit(NamedTuple):
@@ -88,7 +89,7 @@ def _run_unit(
 ) -> bool:
   """Runs a unit unless it is finished; returns whether it is then."""
   record = os.path.join(unit.folder, sweep_table.ERROR)
-  if pipeline.finished(unit.folder, unit.config) is not None:
+  if tasks.finished(unit.folder, unit.config) is not None:
     log.get_logger().info('%s: finished before.', unit.folder)
     return True
   log.get_logger().info('%s: unit %s, %s.', unit.folder, place, unit.override)
@@ -117,7 +118,7 @@ def show(chosen: list[Unit], workdir: str) -> None:
   if jax.process_index():
     return
   rows = [
-    sweep_table.row(u.folder, u.override, pipeline.finished(u.folder, u.config))
+    sweep_table.row(u.folder, u.override, tasks.finished(u.folder, u.config))
     for u in chosen
   ]
   sweep_table.write(rows, workdir)

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 from etils import epath
 from matplotlib.figure import Figure
 
-from micdiffrep_jax import log
+from micdiffrep_jax.run import log
 
 ERROR = 'error.json'  # in the folder of a unit that failed
 # Of a results.json, what tells how and where but not how well.

@@ -9,8 +9,8 @@ from typing import Any
 from etils import epath
 from ml_collections import ConfigDict
 
-from micdiffrep_jax import log
-from micdiffrep_jax.lookup import lookup
+from micdiffrep_jax.run import log
+from micdiffrep_jax.run.lookup import lookup
 
 
 def _task(module: str) -> Callable[[ConfigDict, str], dict]:
@@ -74,20 +74,20 @@ def finished(folder: str, config: ConfigDict) -> dict | None:
 
 TASKS: dict[str, Callable[[ConfigDict, str], dict]] = {
   'prepare': _task('data.prepare'),
-  'audit': _task('auditing.audit'),
-  'pretrain': _task('training.train'),
-  'convert_clip': _task('converting.convert'),
-  'probe': _task('probing.probe'),
-  'probe_curve': _task('probing.probe_curve'),
-  'ablate': _task('probing.ablate'),
-  'label_efficiency': _task('probing.label_efficiency'),
-  'cross_validate': _task('probing.cross_validate'),
-  'table1': _task('probing.table1'),
-  'splits': _task('probing.split_study'),
-  'sample': _task('generation.sample'),
-  'bundle': _task('deploy.export'),
-  'predict': _task('deploy.predict'),
-  'evaluate': _task('deploy.evaluate'),
-  'report': _task('reporting.report'),
+  'audit': _task('studies.audit'),
+  'pretrain': _task('pretrain.train'),
+  'convert_clip': _task('encoders.convert'),
+  'probe': _task('studies.probe'),
+  'probe_curve': _task('studies.curve'),
+  'ablate': _task('studies.ablate'),
+  'label_efficiency': _task('studies.labels'),
+  'cross_validate': _task('studies.folds'),
+  'table1': _task('studies.table1'),
+  'splits': _task('studies.splits'),
+  'sample': _task('generate.sample'),
+  'bundle': _task('bundle.export'),
+  'predict': _task('bundle.predict'),
+  'evaluate': _task('bundle.evaluate'),
+  'report': _task('studies.report'),
   'pipeline': run,
 }

@@ -5,9 +5,9 @@ import jax.numpy as jnp
 from ml_collections import ConfigDict
 import numpy as np
 
-from micdiffrep_jax import encoders
 from micdiffrep_jax.data import dataset as data
-from micdiffrep_jax.methods.method import Method
+from micdiffrep_jax.encoders import encoder
+from micdiffrep_jax.methods.base import Method
 
 SIZE = 16
 PHANTOM = f'phantom:size_px={SIZE},patients=40,slices=3'
@@ -48,7 +48,7 @@ def fake_encoder(ds, split='grouped'):
     'images_seen': 8,
   }
   variables = {'eyes': jnp.float32(1)}
-  return encoders.Encoder(method, variables, ConfigDict({'model': 1}), info)
+  return encoder.Encoder(method, variables, ConfigDict({'model': 1}), info)
 
 
 def quadrants():
@@ -66,7 +66,7 @@ def quadrants():
 def use_fake(patch, ds):
   """Whatever opens a dataset or loads an encoder gets these."""
   patch.setattr(data, 'open_dataset', lambda *_: ds)
-  patch.setattr(encoders, 'load_encoder', lambda path, step: fake_encoder(ds))
+  patch.setattr(encoder, 'load_encoder', lambda path, step: fake_encoder(ds))
 
 
 def study_config(module, **changes):

@@ -172,7 +172,7 @@ def state(workdir, step=None):
   import numpy as np
   from orbax.checkpoint import v1 as ocp
 
-  from micdiffrep_jax import checkpoint
+  from micdiffrep_jax.run import checkpoint
 
   directory, step = checkpoint.find(str(workdir), step)
   folder = f'{directory}/{step}'
@@ -189,7 +189,7 @@ def state(workdir, step=None):
 def serve():
   """The other side: never touches a device, so that it may be forked."""
   from micdiffrep_jax.main import app, flags, main
-  from micdiffrep_jax.training import monitor, train  # noqa: F401
+  from micdiffrep_jax.pretrain import monitor, train  # noqa: F401
 
   for line in sys.stdin:
     request = json.loads(line)

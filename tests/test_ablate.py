@@ -11,13 +11,13 @@ import pytest
 from test_fit_heads import alone
 
 from configs import ablate as ablate_config
-from micdiffrep_jax import features
-from micdiffrep_jax.heads import feature_cache
-from micdiffrep_jax.heads.feature_matrix import Features
-from micdiffrep_jax.heads.fit_heads import Cell
+from micdiffrep_jax.encoders import cache as feature_cache
+from micdiffrep_jax.encoders import features
+from micdiffrep_jax.heads.matrix import Features
 from micdiffrep_jax.heads.train_head import Options
-from micdiffrep_jax.keys import stream
-from micdiffrep_jax.probing import ablate, ablate_grid, probe
+from micdiffrep_jax.heads.trained import Cell
+from micdiffrep_jax.run.keys import stream
+from micdiffrep_jax.studies import ablate, ablate_grid, probe
 
 
 def get_config(**changes):

@@ -4,14 +4,14 @@ from fakes import fake_encoder, quadrants, study_config, use_fake
 import pytest
 
 from configs import ablate as ablate_config
-from micdiffrep_jax import features
-from micdiffrep_jax.probing import (
+from micdiffrep_jax.encoders import features
+from micdiffrep_jax.studies import (
   ablate,
   ablate_grid,
   ablate_pass,
   ablate_tables,
 )
-from micdiffrep_jax.probing.ablate_grid import Scored
+from micdiffrep_jax.studies.ablate_grid import Scored
 
 
 @pytest.fixture(scope='module')

@@ -4,10 +4,10 @@ from ml_collections import ConfigDict
 import numpy as np
 import pytest
 
-from micdiffrep_jax.auditing import audit, shortcuts
-from micdiffrep_jax.data import audit as checks
+from micdiffrep_jax.data import promises as checks
 from micdiffrep_jax.data import splits, store
 from micdiffrep_jax.data.dataset import Dataset
+from micdiffrep_jax.studies import audit, shortcuts
 
 CLASSES = ('normal', 'tumour')
 

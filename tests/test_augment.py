@@ -4,7 +4,7 @@ from ml_collections import ConfigDict
 import numpy as np
 import pytest
 
-from micdiffrep_jax import augment
+from micdiffrep_jax.methods import augment
 
 OFF = dict.fromkeys(augment.LIMITS, 0.0)
 

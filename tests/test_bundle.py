@@ -6,7 +6,8 @@ import pytest
 from scipy import special
 import tiny_bundle
 
-from micdiffrep_jax.deploy import fingerprints, portable, portable_file
+from micdiffrep_jax.bundle import classifier, fingerprints, portable_file
+from micdiffrep_jax.data import duplicates
 
 
 def write(tmp_path, model, precision='float32'):
@@ -18,14 +19,14 @@ def write(tmp_path, model, precision='float32'):
 @pytest.mark.parametrize('kind', ['mlp', 'kernel'])
 def test_a_bundle_read_again_predicts_the_same(tmp_path, kind):
   model, images = tiny_bundle.model(kind=kind), tiny_bundle.images(5)
-  want = portable.bundle_predict(model, images)
+  want = classifier.bundle_predict(model, images)
   for precision, tolerance in (
     ('float32', 0),
     ('float16', 5e-3),
     ('int8', 0.05),
   ):
     stored = portable_file.load(write(tmp_path, model, precision))
-    found = portable.bundle_predict(stored, images)
+    found = classifier.bundle_predict(stored, images)
     np.testing.assert_allclose(found, want, atol=tolerance)
     assert stored.classes == tiny_bundle.CLASSES
   assert np.ptp(want, axis=0).min() > 1e-3  # the images do differ
@@ -68,26 +69,26 @@ def test_a_bundle_of_a_shallow_layer_is_smaller(tmp_path):
 def test_a_prediction_does_not_depend_on_its_company():
   """Up to rounding: 1e-5 on probabilities, in another place of the batch."""
   model, images = tiny_bundle.model(), tiny_bundle.images(70)
-  together = portable.bundle_predict(model, images)
+  together = classifier.bundle_predict(model, images)
   order = np.random.default_rng(0).permutation(70)
-  shuffled = portable.bundle_predict(model, images[order])
+  shuffled = classifier.bundle_predict(model, images[order])
   np.testing.assert_allclose(shuffled, together[order], atol=1e-5)
-  alone = portable.bundle_predict(model, images[41:42])
+  alone = classifier.bundle_predict(model, images[41:42])
   np.testing.assert_allclose(alone, together[41:42], atol=1e-5)
 
 
 def test_probabilities_are_softmax_of_logits_at_the_temperature():
   model, images = tiny_bundle.model(), tiny_bundle.images(4)
-  raw = portable.logits(model, images).astype(np.float64)
+  raw = classifier.logits(model, images).astype(np.float64)
   want = special.softmax(raw / 2.5, axis=1)
-  np.testing.assert_allclose(portable.bundle_predict(model, images), want)
+  np.testing.assert_allclose(classifier.bundle_predict(model, images), want)
 
 
 def test_fingerprints_survive_the_file(tmp_path):
   images = tiny_bundle.images(6)
   known = fingerprints.Fingerprints(
     np.array([3, 2**63 + 1], np.uint64),
-    fingerprints.crops(images, np.arange(6)),
+    duplicates.crops(images, np.arange(6)),
   )
   model = tiny_bundle.model()._replace(fingerprints=known)
   stored = portable_file.load(write(tmp_path, model)).fingerprints
@@ -128,6 +129,6 @@ def test_a_weight_too_large_for_float16_is_refused(tmp_path):
 
 def test_images_of_another_shape_are_refused():
   with pytest.raises(ValueError, match=r'\(16, 16, 1\)'):
-    portable.bundle_predict(
+    classifier.bundle_predict(
       tiny_bundle.model(), np.zeros((1, 8, 8, 1), np.uint8)
     )

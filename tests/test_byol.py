@@ -6,7 +6,7 @@ import pytest
 
 from configs import baselines
 from micdiffrep_jax.methods import byol
-from micdiffrep_jax.training.state import make_state, make_step
+from micdiffrep_jax.pretrain.state import make_state, make_step
 
 
 def config(**changes):

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from micdiffrep_jax import checkpoint, seals
+from micdiffrep_jax.run import checkpoint, seals
 
 
 def make_state(value=1.0, width=4):

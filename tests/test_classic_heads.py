@@ -5,7 +5,7 @@ import pytest
 from scipy import special
 from sklearn.neighbors import KNeighborsClassifier
 
-from micdiffrep_jax.heads import classic_heads, feature_matrix, fit_heads
+from micdiffrep_jax.heads import classic, matrix, trained
 
 K = 3
 
@@ -14,16 +14,16 @@ def problem(n=400, d=8, signal=0.8, seed=0):
   rng = np.random.default_rng(seed)
   labels = rng.integers(0, K, n)
   x = rng.normal(size=(n, d)) + signal * rng.normal(size=(K, d))[labels]
-  return feature_matrix.standardise((5 + x).astype(np.float16)), labels
+  return matrix.standardise((5 + x).astype(np.float16)), labels
 
 
 def test_logistic_regression_is_at_its_optimum():
   features, y = problem()
   train, val = np.arange(300), np.arange(300, 400)
-  got = classic_heads.logistic_regression(
+  got = classic.logistic_regression(
     features, y, K, train, val, strengths=(0.05,)
   )
-  z = classic_heads.as_float32(features, train)
+  z = classic.as_float32(features, train)
   m, bias = got.params['M'][0], got.params['M_bias'][0]
   error = special.softmax(z @ m.T + bias, axis=1) - np.eye(K)[y[train]]
   # The gradient of the stated objective vanishes, to the solver's tolerance.
@@ -34,11 +34,11 @@ def test_logistic_regression_is_at_its_optimum():
 
 def test_strength_is_the_best_on_validation():
   features, y = problem(n=200, d=100, signal=0.2)
-  got = classic_heads.logistic_regression(
+  got = classic.logistic_regression(
     features, y, K, np.arange(120), np.arange(120, 200)
   )
   assert got.scores[got.strength] == max(got.scores.values())
-  z = classic_heads.as_float32(features, np.arange(120, 200))
+  z = classic.as_float32(features, np.arange(120, 200))
   logits = z @ got.params['M'][0].T + got.params['M_bias'][0]
   right = (logits.argmax(1) == y[120:]).mean()
   assert got.scores[got.strength] == pytest.approx(right)
@@ -46,11 +46,11 @@ def test_strength_is_the_best_on_validation():
 
 def test_its_parameters_serve_as_a_linear_head():
   features, y = problem()
-  got = classic_heads.logistic_regression(
+  got = classic.logistic_regression(
     features, y, K, np.arange(300), np.arange(300, 400), strengths=(0.05,)
   )
-  z = classic_heads.as_float32(features, np.arange(400))
-  logits = fit_heads.predict('linear', got.params, features)[0]
+  z = classic.as_float32(features, np.arange(400))
+  logits = trained.predict('linear', got.params, features)[0]
   want = z @ got.params['M'][0].T + got.params['M_bias'][0]
   np.testing.assert_allclose(logits, want, atol=1e-4)
 
@@ -59,10 +59,10 @@ def test_its_parameters_serve_as_a_linear_head():
 def test_an_absent_class_gets_no_probability(present):
   features, y = problem()
   train = np.flatnonzero(np.isin(y, present))
-  got = classic_heads.logistic_regression(
+  got = classic.logistic_regression(
     features, y, K, train[:150], train[150:], strengths=(0.01,)
   )
-  logits = fit_heads.predict('linear', got.params, features)[0]
+  logits = trained.predict('linear', got.params, features)[0]
   (absent,) = set(range(K)) - set(present)
   assert special.softmax(logits, axis=1)[:, absent].max() < 1e-6
   assert (logits.argmax(1) == y)[train[150:]].mean() > 0.7
@@ -70,7 +70,7 @@ def test_an_absent_class_gets_no_probability(present):
 
 def test_nearest_neighbours_equal_sklearn():
   features, y = problem(n=1300, d=6)
-  z = classic_heads.as_float32(features, np.arange(1300))
+  z = classic.as_float32(features, np.arange(1300))
   bank, query = z[:600], z[600:]
   for k in (1, 7):
     theirs = KNeighborsClassifier(
@@ -78,17 +78,17 @@ def test_nearest_neighbours_equal_sklearn():
       metric='cosine',
       weights=lambda distance: np.exp(-distance / 0.07),
     ).fit(bank, y[:600])
-    ours = classic_heads.knn_predict(bank, y[:600], query, K, k)
+    ours = classic.knn_predict(bank, y[:600], query, K, k)
     np.testing.assert_allclose(ours, theirs.predict_proba(query), atol=1e-3)
 
 
 def test_number_of_neighbours_is_the_best_on_validation():
   features, y = problem(signal=0.4)
   train, val = np.arange(300), np.arange(300, 400)
-  k, scores = classic_heads.knn(features, y, K, train, val)
+  k, scores = classic.knn(features, y, K, train, val)
   assert scores[k] == max(scores.values())
-  z = classic_heads.as_float32(features, np.arange(400))
-  probs = classic_heads.knn_predict(z[train], y[train], z[val], K, k)
+  z = classic.as_float32(features, np.arange(400))
+  probs = classic.knn_predict(z[train], y[train], z[val], K, k)
   assert scores[k] == pytest.approx((probs.argmax(1) == y[val]).mean())
   np.testing.assert_allclose(probs.sum(1), 1, rtol=1e-6)
 
@@ -96,6 +96,6 @@ def test_number_of_neighbours_is_the_best_on_validation():
 def test_one_class_is_refused():
   features, y = problem()
   with pytest.raises(ValueError, match='single class'):
-    classic_heads.logistic_regression(
+    classic.logistic_regression(
       features, 0 * y, K, np.arange(9), np.arange(9, 20)
     )

@@ -6,11 +6,12 @@ import numpy as np
 import pytest
 
 from configs import baselines
-from micdiffrep_jax import encoders, features
 from micdiffrep_jax.data import dataset as data
+from micdiffrep_jax.encoders import encoder as encoders
+from micdiffrep_jax.encoders import features
 from micdiffrep_jax.methods import captions, clip
 from micdiffrep_jax.models.clip_text import TextTransformer
-from micdiffrep_jax.training import train
+from micdiffrep_jax.pretrain import train
 
 # Captions 0 and 2 are equal, 4 is absent.
 IDS = np.array([[30, 2, 31], [30, 3, 31], [30, 2, 31], [30, 4, 31], [0, 0, 0]])

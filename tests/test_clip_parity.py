@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from configs import convert_clip
-from micdiffrep_jax import encoders
-from micdiffrep_jax.converting import clip_weights, convert
+from micdiffrep_jax.encoders import clip_weights, convert
+from micdiffrep_jax.encoders import encoder as encoders
 from micdiffrep_jax.models.clip_text import TextTransformer
 from micdiffrep_jax.models.clip_vision import VisionTransformer
 

@@ -5,10 +5,10 @@ import numpy as np
 import pytest
 
 from configs import convert_clip, probe
-from micdiffrep_jax import encoders
-from micdiffrep_jax.converting import clip_weights, convert, torch_file
+from micdiffrep_jax.encoders import clip_weights, convert, torch_file
+from micdiffrep_jax.encoders import encoder as encoders
 from micdiffrep_jax.models.clip_resnet import ClipResNet, tap_names
-from micdiffrep_jax.probing import probe as probing
+from micdiffrep_jax.studies import probe as probing
 
 torch = pytest.importorskip('torch', reason='the reference needs torch')
 import torch_clip_resnet as reference  # noqa: E402

@@ -1,7 +1,7 @@
 import jax
 import pytest
 
-from micdiffrep_jax.training import compiler
+from micdiffrep_jax.pretrain import compiler
 
 
 @pytest.fixture(autouse=True)

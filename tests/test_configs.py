@@ -5,7 +5,7 @@ import re
 from ml_collections import ConfigDict
 import pytest
 
-from micdiffrep_jax.pipeline import TASKS
+from micdiffrep_jax.tasks import TASKS
 
 ROOT = pathlib.Path(__file__).parent.parent
 FILES = sorted(ROOT.glob('configs/*.py'))

@@ -9,13 +9,12 @@ from PIL import Image
 import pytest
 
 from configs import convert_clip, pretrain, probe
-from micdiffrep_jax import encoders
-from micdiffrep_jax.converting import clip_weights, convert
 from micdiffrep_jax.data import dataset as data
-from micdiffrep_jax.methods import METHODS, frozen
-from micdiffrep_jax.probing import probe as probing
-from micdiffrep_jax.probing import table1
-from micdiffrep_jax.training import train
+from micdiffrep_jax.encoders import clip_weights, convert, encoder
+from micdiffrep_jax.methods import METHODS, external
+from micdiffrep_jax.pretrain import train
+from micdiffrep_jax.studies import probe as probing
+from micdiffrep_jax.studies import table1
 
 safetensors = pytest.importorskip(
   'safetensors.numpy', reason='writes .safetensors'
@@ -70,7 +69,7 @@ def test_images_are_resized_as_pillow_does(size, to):
   )
   want = np.clip(np.asarray(want) / 255, 0, 1)
   mean, std = (0.1, 0.2, 0.3), (1.0, 2.0, 4.0)
-  found = frozen.prepare(jnp.asarray(image[None, :, :, None]), to, mean, std)
+  found = external.prepare(jnp.asarray(image[None, :, :, None]), to, mean, std)
   assert found.shape == (1, to, to, 3)
   for c in range(3):
     np.testing.assert_allclose(
@@ -90,7 +89,7 @@ def test_a_converted_encoder_is_probed(tmp_path):
   found = probing.run(config.lock(), str(tmp_path / 'probe'))
   assert found['pretraining_saw_test_images'].startswith('unknown')
   assert found['encoder']['images_seen'] == 0
-  cost = table1.cost(encoders.load_encoder(config.checkpoint))
+  cost = table1.cost(encoder.load_encoder(config.checkpoint))
   assert cost['flags'] == ['external']
   assert cost['parameters'] == results['parameters']
   assert cost['training_s'] is cost['flops_per_image'] is None

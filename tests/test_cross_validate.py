@@ -10,19 +10,23 @@ import numpy as np
 import pytest
 
 from configs import cross_validate as cross_config
-from micdiffrep_jax import encoders
 from micdiffrep_jax.data import dataset as data
-from micdiffrep_jax.heads import feature_cache
-from micdiffrep_jax.probing import (
+from micdiffrep_jax.draw import page
+from micdiffrep_jax.draw.result import Run
+from micdiffrep_jax.encoders import cache
+from micdiffrep_jax.encoders import encoder as encoders
+from micdiffrep_jax.studies import (
   cross_tables,
-  cross_validate,
+  folds,
   probe,
-  probe_suite,
+  report,
+  report_studies,
 )
-from micdiffrep_jax.probing.cross_tables import Key
-from micdiffrep_jax.probing.probe_rows import Row
-from micdiffrep_jax.reporting import page, report, report_studies
-from micdiffrep_jax.reporting.report_run import Run
+from micdiffrep_jax.studies import (
+  grid as probe_suite,
+)
+from micdiffrep_jax.studies.cross_tables import Key
+from micdiffrep_jax.studies.probe_rows import Row
 
 
 def get_config(**changes):
@@ -46,7 +50,7 @@ def finished(tmp_path_factory, ds):
   with pytest.MonkeyPatch.context() as patch:
     patch.setattr(data, 'open_dataset', lambda *_: ds)
     patch.setattr(encoders, 'load_encoder', lambda path, step: fake_encoder(ds))
-    results = cross_validate.run(get_config(), workdir)
+    results = folds.run(get_config(), workdir)
   return workdir, results
 
 
@@ -148,7 +152,7 @@ def test_test_labels_and_those_of_the_predicted_fold_are_out_of_reach(
     return Row(chosen, even, even[None])
 
   monkeypatch.setitem(probe_suite.CLASSIC, 'knn', spy)
-  cross_validate.run(alone, str(tmp_path))
+  folds.run(alone, str(tmp_path))
   test = set(data.rows(ds, 'grouped', 'test'))
   assert len(seen) == 3
   assert not any(set(rows) & test for rows in seen)
@@ -159,13 +163,13 @@ def test_a_stopped_run_goes_on_from_its_features(alone, tmp_path, monkeypatch):
     raise KeyboardInterrupt
 
   with monkeypatch.context() as patch:
-    patch.setattr(cross_validate, 'predict', stop)
+    patch.setattr(folds, 'predict', stop)
     with pytest.raises(KeyboardInterrupt):
-      cross_validate.run(alone, str(tmp_path))
+      folds.run(alone, str(tmp_path))
   monkeypatch.setattr(
-    feature_cache.features, 'extract', lambda *_, **__: pytest.fail('again')
+    cache.features, 'extract', lambda *_, **__: pytest.fail('again')
   )
-  assert cross_validate.run(alone, str(tmp_path))['rows']
+  assert folds.run(alone, str(tmp_path))['rows']
 
 
 def test_an_encoder_that_had_labels_is_refused(ds, monkeypatch):
@@ -175,19 +179,19 @@ def test_an_encoder_that_had_labels_is_refused(ds, monkeypatch):
     encoders, 'load_encoder', lambda *_: taught._replace(method=method)
   )
   with pytest.raises(ValueError, match=r"'sees' was trained with labels"):
-    cross_validate.candidates(get_config(), ds)
+    folds.candidates(get_config(), ds)
 
 
 def test_only_what_pretraining_is_known_to_have_drawn_is_counted(ds):
   rows = data.rows(ds, 'grouped', 'val')
-  one = cross_validate.Candidate('a', fake_encoder(ds), (), 1, '')
-  assert cross_validate.drawn(one, ds, rows) == 0
+  one = folds.Candidate('a', fake_encoder(ds), (), 1, '')
+  assert folds.drawn(one, ds, rows) == 0
   train = data.rows(ds, 'grouped', 'train')
-  assert cross_validate.drawn(one, ds, train) == len(train)
-  assert cross_validate.drawn(one._replace(prefix='random/'), ds, train) == 0
+  assert folds.drawn(one, ds, train) == len(train)
+  assert folds.drawn(one._replace(prefix='random/'), ds, train) == 0
   info = {**one.encoder.info, 'fingerprint': ''}
   other = one._replace(encoder=one.encoder._replace(info=info))
-  assert cross_validate.drawn(other, ds, rows) is None
+  assert folds.drawn(other, ds, rows) is None
 
 
 @pytest.mark.parametrize(
@@ -205,12 +209,12 @@ def test_only_what_pretraining_is_known_to_have_drawn_is_counted(ds):
 )
 def test_bad_settings_name_their_flag(changes, flag):
   with pytest.raises(ValueError, match=rf'--config\.{flag}'):
-    cross_validate.check(get_config(**changes))
+    folds.check(get_config(**changes))
 
 
 def test_the_grids_are_those_of_a_probe():
   for grid in probe.GRIDS:
-    cross_validate.check(get_config(grid=grid))
+    folds.check(get_config(grid=grid))
 
 
 def test_a_twin_stands_beside_its_own_encoder_only():

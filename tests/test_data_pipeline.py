@@ -4,7 +4,7 @@ import sys
 import numpy as np
 import pytest
 
-from micdiffrep_jax.data import dataset, pipeline
+from micdiffrep_jax.data import batches, dataset
 
 ROWS = np.arange(100, 137)  # 37 rows: no batch size divides an epoch
 
@@ -26,7 +26,7 @@ def order(stream, n):
 
 
 def test_batches_hold_the_images_of_their_rows(ds):
-  for batch in take(pipeline.train_stream(ds, ROWS, 8, 0), 6):
+  for batch in take(batches.train_stream(ds, ROWS, 8, 0), 6):
     assert batch['image'].dtype == np.uint8
     assert batch['index'].dtype == np.int32
     assert batch['image'].shape == (8, 4, 4, 1)
@@ -34,7 +34,7 @@ def test_batches_hold_the_images_of_their_rows(ds):
 
 
 def test_each_epoch_shows_each_row_once_in_another_order(ds):
-  seen = order(pipeline.train_stream(ds, ROWS, 8, 0), 37)  # 8 epochs
+  seen = order(batches.train_stream(ds, ROWS, 8, 0), 37)  # 8 epochs
   epochs = seen.reshape(8, 37)
   for epoch in epochs:
     np.testing.assert_array_equal(np.sort(epoch), ROWS)
@@ -42,15 +42,15 @@ def test_each_epoch_shows_each_row_once_in_another_order(ds):
 
 
 def test_seed_decides_the_order(ds):
-  a, b, c = (order(pipeline.train_stream(ds, ROWS, 8, s), 5) for s in (0, 0, 1))
+  a, b, c = (order(batches.train_stream(ds, ROWS, 8, s), 5) for s in (0, 0, 1))
   np.testing.assert_array_equal(a, b)
   assert (a != c).any()
 
 
 @pytest.mark.parametrize('step', [1, 4, 5, 23, 200])
 def test_resume_goes_on_with_the_very_next_batch(ds, step):
-  whole = take(pipeline.train_stream(ds, ROWS, 8, 3), step + 3)
-  resumed = pipeline.train_stream(ds, ROWS, 8, 3, start_step=step)
+  whole = take(batches.train_stream(ds, ROWS, 8, 3), step + 3)
+  resumed = batches.train_stream(ds, ROWS, 8, 3, start_step=step)
   assert resumed.get() == step
   for expected, got in zip(whole[step:], take(resumed, 3), strict=True):
     np.testing.assert_array_equal(got['index'], expected['index'])
@@ -59,7 +59,7 @@ def test_resume_goes_on_with_the_very_next_batch(ds, step):
 
 
 def test_position_counts_what_was_taken_and_can_be_set(ds):
-  stream = pipeline.train_stream(ds, ROWS, 8, 0)
+  stream = batches.train_stream(ds, ROWS, 8, 0)
   first = take(stream, 4)
   assert stream.get() == 4  # batches read ahead do not count
   stream.set(1)
@@ -69,10 +69,9 @@ def test_position_counts_what_was_taken_and_can_be_set(ds):
 
 @pytest.mark.parametrize('count', [2, 4])
 def test_shards_join_to_the_batch_of_one_process(ds, count):
-  whole = take(pipeline.train_stream(ds, ROWS, 8, 0), 12)
+  whole = take(batches.train_stream(ds, ROWS, 8, 0), 12)
   shards = [
-    pipeline.train_stream(ds, ROWS, 8, 0, shard=(k, count))
-    for k in range(count)
+    batches.train_stream(ds, ROWS, 8, 0, shard=(k, count)) for k in range(count)
   ]
   for batch in whole:
     parts = [next(s)['index'] for s in shards]
@@ -80,16 +79,16 @@ def test_shards_join_to_the_batch_of_one_process(ds, count):
 
 
 def test_resume_on_another_number_of_processes(ds):
-  whole = take(pipeline.train_stream(ds, ROWS, 8, 0), 9)
+  whole = take(batches.train_stream(ds, ROWS, 8, 0), 9)
   parts = [
-    next(pipeline.train_stream(ds, ROWS, 8, 0, 8, shard=(k, 4)))['index']
+    next(batches.train_stream(ds, ROWS, 8, 0, 8, shard=(k, 4)))['index']
     for k in range(4)
   ]
   np.testing.assert_array_equal(np.concatenate(parts), whole[8]['index'])
 
 
 def test_batches_do_not_share_memory(ds):
-  a, b = take(pipeline.train_stream(ds, ROWS, 8, 0), 2)
+  a, b = take(batches.train_stream(ds, ROWS, 8, 0), 2)
   before = b['image'].copy()
   a['image'][:] = 255
   np.testing.assert_array_equal(b['image'], before)
@@ -97,7 +96,7 @@ def test_batches_do_not_share_memory(ds):
 
 
 def test_fewer_rows_than_a_batch_repeat(ds):
-  seen = order(pipeline.train_stream(ds, ROWS[:3], 8, 0), 3)
+  seen = order(batches.train_stream(ds, ROWS[:3], 8, 0), 3)
   np.testing.assert_array_equal(np.bincount(seen)[100:], [8, 8, 8])
 
 
@@ -105,7 +104,7 @@ def test_fewer_rows_than_a_batch_repeat(ds):
 @pytest.mark.parametrize('n', [37, 40, 1])
 def test_evaluation_covers_each_row_once_under_the_mask(ds, n, count):
   shards = [
-    list(pipeline.eval_batches(ds, ROWS[:n], 8, shard=(k, count)))
+    list(batches.eval_batches(ds, ROWS[:n], 8, shard=(k, count)))
     for k in range(count)
   ]
   assert len({len(s) for s in shards}) == 1
@@ -120,8 +119,8 @@ def test_evaluation_covers_each_row_once_under_the_mask(ds, n, count):
 
 def test_empty_part_and_indivisible_batch_are_errors_at_once(ds):
   for make in (
-    pipeline.eval_batches,
-    lambda *a, **k: pipeline.train_stream(*a, 0, **k),
+    batches.eval_batches,
+    lambda *a, **k: batches.train_stream(*a, 0, **k),
   ):
     with pytest.raises(ValueError, match='No image'):
       make(ds, ROWS[:0], 8)

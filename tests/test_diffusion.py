@@ -3,7 +3,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from micdiffrep_jax.diffusion import (
+from micdiffrep_jax.diffusion.process import (
   check_timesteps,
   loss_weight,
   make_diffusion,

@@ -4,9 +4,9 @@ import pytest
 import torch_efficientnet
 
 from configs import convert_clip
-from micdiffrep_jax import encoders
-from micdiffrep_jax.converting import convert, efficientnet_weights
-from micdiffrep_jax.models.efficientnet_lite import (
+from micdiffrep_jax.encoders import convert, efficientnet_weights
+from micdiffrep_jax.encoders import encoder as encoders
+from micdiffrep_jax.models.efficientnet import (
   LITE0,
   EfficientNetLite,
   tap_names,

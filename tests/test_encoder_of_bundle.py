@@ -7,11 +7,10 @@ import numpy as np
 import pytest
 import tiny_bundle
 
-from micdiffrep_jax import encoders, features
-from micdiffrep_jax.deploy import portable_file
-from micdiffrep_jax.generation import sample
-from micdiffrep_jax.heads import feature_cache
-from micdiffrep_jax.probing import table1
+from micdiffrep_jax.bundle import portable_file
+from micdiffrep_jax.encoders import cache, encoder, features
+from micdiffrep_jax.generate import sample
+from micdiffrep_jax.studies import table1
 
 
 def stored(tmp_path, layers=('down1_0', 'down0_0'), precision='float32'):
@@ -21,7 +20,7 @@ def stored(tmp_path, layers=('down1_0', 'down0_0'), precision='float32'):
 
 
 def test_its_features_are_those_of_the_encoder(tmp_path):
-  found, want = encoders.load_encoder(stored(tmp_path)), tiny_bundle.encoder()
+  found, want = encoder.load_encoder(stored(tmp_path)), tiny_bundle.encoder()
   images = tiny_bundle.images(3)
   for layer in ('down0_0', 'down1_0'):
     fn = features.make_feature_fn(want.method, (layer,), 2)
@@ -32,14 +31,14 @@ def test_its_features_are_those_of_the_encoder(tmp_path):
 
 
 def test_it_knows_the_layers_that_it_has_in_their_order(tmp_path):
-  method = encoders.load_encoder(stored(tmp_path)).method
+  method = encoder.load_encoder(stored(tmp_path)).method
   assert features.check_request(method, (), (0,)) == ('down0_0', 'down1_0')
   with pytest.raises(ValueError, match=r"'mid'.*--config\.layers"):
     features.check_request(method, ('mid',), (0,))
 
 
 def test_its_random_twin_is_whole(tmp_path):
-  twin = encoders.random_encoder(encoders.load_encoder(stored(tmp_path)))
+  twin = encoder.random_encoder(encoder.load_encoder(stored(tmp_path)))
   leaves = jax.tree.leaves(twin.variables)
   assert len(leaves) == len(jax.tree.leaves(tiny_bundle.encoder().variables))
   assert twin.info['images_seen'] == 0
@@ -47,9 +46,9 @@ def test_its_random_twin_is_whole(tmp_path):
 
 def test_another_step_is_refused(tmp_path):
   path = stored(tmp_path)
-  assert encoders.load_encoder(path, 0).info['step'] == 0
+  assert encoder.load_encoder(path, 0).info['step'] == 0
   with pytest.raises(ValueError, match=r'holds step 0, not 7.*--config\.step'):
-    encoders.load_encoder(path, 7)
+    encoder.load_encoder(path, 7)
 
 
 def test_it_draws_no_images(tmp_path):
@@ -62,13 +61,13 @@ def test_it_draws_no_images(tmp_path):
 def test_features_of_a_file_put_in_its_place_are_made_anew(tmp_path):
   keys = []
   for precision in ('float32', 'float16'):
-    one = encoders.load_encoder(stored(tmp_path, precision=precision))
+    one = encoder.load_encoder(stored(tmp_path, precision=precision))
     dataset = type('Dataset', (), {'fingerprint': 'x'})
-    keys.append(feature_cache._key(one, dataset, np.arange(3)))
+    keys.append(cache._key(one, dataset, np.arange(3)))
   assert keys[0] != keys[1]
 
 
 def test_its_cost_in_a_table_has_no_seconds(tmp_path):
-  cost = table1.cost(encoders.load_encoder(stored(tmp_path)))
+  cost = table1.cost(encoder.load_encoder(stored(tmp_path)))
   assert cost['training_s'] is None
   assert cost['parameters'] > 0

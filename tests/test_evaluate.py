@@ -9,8 +9,8 @@ import pytest
 from sklearn.metrics import balanced_accuracy_score
 import tiny_bundle
 
-from micdiffrep_jax.data import store
-from micdiffrep_jax.deploy import evaluate, fingerprints, portable_file
+from micdiffrep_jax.bundle import evaluate, fingerprints, portable_file
+from micdiffrep_jax.data import duplicates, store
 
 
 def heads(n, seed=0):
@@ -27,7 +27,7 @@ def known_of(images):
   hashes = [fingerprints.short(store.pixel_hash(x)) for x in images]
   return fingerprints.Fingerprints(
     np.array(hashes, np.uint64),
-    fingerprints.crops(images, np.arange(len(images))),
+    duplicates.crops(images, np.arange(len(images))),
   )
 
 
@@ -44,7 +44,7 @@ def test_training_images_are_recognised_and_others_are_not():
   ):
     found = (
       fingerprints.equal(known, images),
-      fingerprints.near(known, fingerprints.crops(images, np.arange(8))),
+      fingerprints.near(known, duplicates.crops(images, np.arange(8))),
     )
     assert found[0].all() == equal
     assert found[0].any() == equal
@@ -66,7 +66,7 @@ def test_classes_are_matched_and_typos_are_errors():
 def test_repeated_pictures_share_a_group():
   images = heads(4)
   images[3] = images[0]
-  crops = fingerprints.crops(images, np.arange(4))
+  crops = duplicates.crops(images, np.arange(4))
   group = evaluate.joined_groups(['a', 'b', 'b', 'c'], crops, np.arange(4))
   assert group[0] == group[3]
   assert group[1] == group[2]

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from spawn import metrics, phantom, pretrain, spawner, state, text
 
-from micdiffrep_jax import checkpoint
+from micdiffrep_jax.run import checkpoint
 
 STEPS = 30
 

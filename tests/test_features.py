@@ -6,8 +6,10 @@ import numpy as np
 import pytest
 
 from configs import pretrain
-from micdiffrep_jax import encoders, features
 from micdiffrep_jax.data import dataset as data
+from micdiffrep_jax.encoders import encoder as encoders
+from micdiffrep_jax.encoders import features
+from micdiffrep_jax.heads.matrix import pool
 
 
 @pytest.fixture(scope='module')
@@ -53,16 +55,16 @@ def test_cells_of_odd_maps_share_pixels_and_nest():
   for to in (1, 2):
     direct = features.pool_map(jnp.asarray(x), to)
     np.testing.assert_allclose(
-      features.pool(four, to), direct.reshape(1, -1), rtol=1e-5, atol=1e-6
+      pool(four, to), direct.reshape(1, -1), rtol=1e-5, atol=1e-6
     )
 
 
 def test_a_map_smaller_than_the_grid_stays_as_it_is():
   x = jnp.arange(8.0).reshape(1, 2, 2, 2)
   np.testing.assert_allclose(features.pool_map(x, 4), x, rtol=1e-6)
-  assert features.pool(np.asarray(x), 4).shape == (1, 8)
+  assert pool(np.asarray(x), 4).shape == (1, 8)
   with pytest.raises(ValueError, match='divisor'):
-    features.pool(np.zeros((1, 4, 4, 1)), 3)
+    pool(np.zeros((1, 4, 4, 1)), 3)
 
 
 def test_features_do_not_depend_on_order_or_batch(extract):
@@ -97,9 +99,9 @@ def test_single_layers_equal_those_of_a_full_pass(encoder, phantom, extract):
 
 def test_taps_are_those_of_the_network_on_the_noised_image(encoder, phantom):
   """A second way to the same numbers, without any of the extraction."""
-  from micdiffrep_jax import diffusion
-  from micdiffrep_jax.keys import stream
+  from micdiffrep_jax.diffusion import process as diffusion
   from micdiffrep_jax.methods import ddpm
+  from micdiffrep_jax.run.keys import stream
 
   rows = np.arange(8)
   process, apply, _ = ddpm.denoiser(encoder.config, 16)
@@ -149,7 +151,7 @@ def test_another_seed_gives_other_random_weights(encoder):
 def test_configs_survive_json():
   import json
 
-  from micdiffrep_jax import log
+  from micdiffrep_jax.run import log
 
   config = pretrain.get_config('paper').lock()
   back = encoders.config_from_json(json.loads(json.dumps(log.plain(config))))

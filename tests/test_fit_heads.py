@@ -5,14 +5,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from micdiffrep_jax.heads import (
-  feature_matrix,
-  fit_heads,
-  head_chunks,
-  train_head,
-)
-from micdiffrep_jax.heads.fit_heads import Cell, Setting
+from micdiffrep_jax.heads import head_chunks, matrix, train_head, trained
 from micdiffrep_jax.heads.train_head import Options
+from micdiffrep_jax.heads.trained import Cell, Setting
 
 N, K = 150, 3
 ALONE = jax.jit(train_head.train_head, static_argnums=0)
@@ -27,7 +22,7 @@ def problem(widths=(5, 12), seed=0, draws=0, dtype=np.float32):
   for d in widths:
     shape = (draws, N, d) if draws else (N, d)
     x = rng.normal(size=shape) + 1.5 * rng.normal(size=(K, d))[labels]
-    sets.append(feature_matrix.standardise((3 + 2 * x).astype(dtype)))
+    sets.append(matrix.standardise((3 + 2 * x).astype(dtype)))
   return sets, labels
 
 
@@ -35,7 +30,7 @@ def alone(features, labels, cell, setting, evaluate, options, rows_of_all):
   """One head, without vmap, padding or company."""
   steps = -(-rows_of_all // options.batch_size)
   shape = (options.epochs, steps, options.batch_size)
-  order = fit_heads.batch_rows(
+  order = trained.batch_rows(
     cell.rows, cell.seed, steps * options.epochs, options.batch_size
   )
   x = features.x[None] if features.x.ndim == 2 else features.x
@@ -82,7 +77,7 @@ def test_heads_trained_together_equal_heads_trained_alone(options):
     Cell(1, np.arange(100), 1),
     Cell(1, np.arange(0, 100, 9), 2),  # a tenth of the labels
   ]
-  together = fit_heads.fit(
+  together = trained.fit(
     sets, labels, K, cells, SETTINGS, evaluate, options, keep_params=True
   )
   for cell, fitted in zip(cells, together):
@@ -107,9 +102,9 @@ def test_cells_are_split_over_the_devices(monkeypatch):
     seen.append(jax.tree.leaves((arguments[5], found[0], found[2])))
     return found
 
-  monkeypatch.setattr(fit_heads, 'train_cells', watch)
+  monkeypatch.setattr(trained, 'train_cells', watch)
   cells = [Cell(0, np.arange(90), seed) for seed in range(9)]
-  fits = fit_heads.fit(
+  fits = trained.fit(
     sets, labels, K, cells, SETTINGS, np.arange(90, N), Options(epochs=1)
   )
   assert len(fits) == 9
@@ -122,7 +117,7 @@ def test_chunks_do_not_change_the_heads():
   sets, labels = problem(widths=(5, 20, 6))
   cells = [Cell(s, np.arange(90), seed) for seed in (0, 1) for s in range(3)]
   options = Options('mlp', hidden=4, epochs=1, batch_size=16)
-  run = lambda mb: fit_heads.fit(  # noqa: E731
+  run = lambda mb: trained.fit(  # noqa: E731
     sets, labels, K, cells, SETTINGS, np.arange(90, N), options, memory_mb=mb
   )
   for one, many in zip(run(0), run(1000)):
@@ -144,7 +139,7 @@ def test_updates_are_adam_with_a_cosine_and_decoupled_decay():
   sets, labels = problem(widths=(4,))
   rows = np.arange(64)
   options = Options('linear', epochs=3, batch_size=64)
-  (fitted,) = fit_heads.fit(
+  (fitted,) = trained.fit(
     sets, labels, K, [Cell(0, rows)], [(0.01, 0.3)], rows, options, None, True
   )
   start, _, _ = alone(
@@ -177,7 +172,7 @@ def test_a_head_learns_from_its_own_rows_only():
   rows = np.arange(0, N, 3)
   spoilt = (labels + 1) % K
   spoilt[rows] = labels[rows]
-  (fitted,) = fit_heads.fit(
+  (fitted,) = trained.fit(
     sets, spoilt, K, [Cell(0, rows)], [Setting(1e-2)], np.arange(N), Options()
   )
   right = fitted.logits[0].argmax(-1) == labels
@@ -186,7 +181,7 @@ def test_a_head_learns_from_its_own_rows_only():
 
 def test_each_pass_holds_each_row_once():
   rows = np.array([3, 5, 8, 13, 21])
-  order = fit_heads.batch_rows(rows, 0, steps=5, batch_size=4).reshape(-1)
+  order = trained.batch_rows(rows, 0, steps=5, batch_size=4).reshape(-1)
   assert (np.sort(order.reshape(4, 5), 1) == rows).all()
   assert (order.reshape(4, 5)[0] != order.reshape(4, 5)[1]).any()
 
@@ -195,7 +190,7 @@ def test_prediction_equals_the_logits_of_the_fit():
   sets, labels = problem(widths=(20,), draws=3, dtype=np.float16)
   evaluate = np.arange(100, N)
   options = Options('mlp', hidden=5, epochs=1)
-  (fitted,) = fit_heads.fit(
+  (fitted,) = trained.fit(
     sets,
     labels,
     K,
@@ -206,7 +201,7 @@ def test_prediction_equals_the_logits_of_the_fit():
     keep_params=True,
   )
   part = sets[0]._replace(x=sets[0].x[:, evaluate])
-  logits = fit_heads.predict('mlp', fitted.params, part)
+  logits = trained.predict('mlp', fitted.params, part)
   np.testing.assert_allclose(logits, fitted.logits, atol=1e-5)
 
 
@@ -214,7 +209,7 @@ def test_best_epoch_is_the_best_of_the_trace():
   sets, labels = problem(widths=(2, 3))
   evaluate = np.arange(100, N)
   options = Options(epochs=6, batch_size=32, best_epoch=True)
-  (fitted,) = fit_heads.fit(
+  (fitted,) = trained.fit(
     sets,
     labels,
     K,
@@ -233,7 +228,7 @@ def test_class_weights_move_the_decision():
   rows, options = np.arange(N), Options()
   shares = [
     (
-      fit_heads.fit(
+      trained.fit(
         sets, labels, K, [Cell(0, rows)], [(0.1, 0)], rows, options, weights
       )[0]
       .logits[0]
@@ -250,7 +245,7 @@ def test_standardise_equals_numpy_and_floors_dead_columns():
   rng = np.random.default_rng(0)
   x = (100 + rng.normal(size=(3000, 7)) * np.arange(7)).astype(np.float16)
   rows = np.arange(1, 3000, 2)
-  got = feature_matrix.standardise(x, rows, block=256)
+  got = matrix.standardise(x, rows, block=256)
   want = x[rows].astype(np.float64)
   np.testing.assert_allclose(got.shift, want.mean(0), rtol=1e-6)
   np.testing.assert_allclose(got.scale[1:], 1 / want.std(0)[1:], rtol=1e-5)
@@ -267,4 +262,4 @@ def test_bad_cells_are_refused(rows, count, words):
   labels = np.where(np.arange(N) == 0, -1, labels)[:count]
   cell = Cell(0, np.array(rows, np.int64))
   with pytest.raises(ValueError, match=words):
-    fit_heads.fit(sets, labels, K, [cell], SETTINGS, np.arange(3), Options())
+    trained.fit(sets, labels, K, [cell], SETTINGS, np.arange(3), Options())

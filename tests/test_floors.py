@@ -5,7 +5,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from micdiffrep_jax.probing import floors
+from micdiffrep_jax.heads import floors
 
 
 def dataset(n=60, size=32, seed=0):

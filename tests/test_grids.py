@@ -1,7 +1,7 @@
 import numpy as np
 from PIL import Image
 
-from micdiffrep_jax.generation import grids
+from micdiffrep_jax.draw import grids
 
 
 def test_to_uint8_undoes_the_scaling_of_the_input():

@@ -5,7 +5,7 @@ import jax
 import numpy as np
 import pytest
 
-from micdiffrep_jax import guard, sharding
+from micdiffrep_jax.run import devices, guard
 
 
 def test_a_folder_has_one_holder_at_a_time(tmp_path):
@@ -51,7 +51,7 @@ def test_a_signal_is_noted_once_and_the_second_acts(number):
 
 
 def test_a_process_alone_answers_at_once():
-  mesh = sharding.make_mesh()
+  mesh = devices.make_mesh()
   with guard.StopSignal() as stop:
     assert stop.agreed(1, mesh) == 0
     stop.number = 15
@@ -61,7 +61,7 @@ def test_a_process_alone_answers_at_once():
 def test_several_processes_ask_now_and_then_and_answer_a_step_later(
   monkeypatch,
 ):
-  mesh = sharding.make_mesh()
+  mesh = devices.make_mesh()
   monkeypatch.setattr(jax, 'process_count', lambda: 2)
   asked = []
 
@@ -69,7 +69,7 @@ def test_several_processes_ask_now_and_then_and_answer_a_step_later(
     asked.append(value)
     return np.int32(15)  # the other one was told to stop
 
-  monkeypatch.setattr(sharding, 'maximum', maximum)
+  monkeypatch.setattr(devices, 'maximum', maximum)
   stop = guard.StopSignal()
   answers = {
     step: stop.agreed(step, mesh) for step in range(1, guard.ASK_EVERY + 2)
@@ -82,9 +82,9 @@ def test_several_processes_ask_now_and_then_and_answer_a_step_later(
 
 
 def test_the_maximum_is_that_of_all_devices():
-  mesh = sharding.make_mesh()
+  mesh = devices.make_mesh()
   assert mesh.size == 8
-  found = sharding.maximum(15, mesh)
+  found = devices.maximum(15, mesh)
   assert int(found) == 15
   assert found.sharding.is_fully_replicated
 

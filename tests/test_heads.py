@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from micdiffrep_jax.models.heads import HEADS
+from micdiffrep_jax.heads.nets import HEADS
 
 
 @pytest.mark.parametrize('bias', [False, True])

@@ -3,14 +3,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from micdiffrep_jax.diffusion import (
+from micdiffrep_jax.diffusion import inversion
+from micdiffrep_jax.diffusion.plans import make_plan
+from micdiffrep_jax.diffusion.process import (
   alpha_sigma,
   make_diffusion,
   training_target,
 )
-from micdiffrep_jax.sampling import inversion
-from micdiffrep_jax.sampling.plans import make_plan
-from micdiffrep_jax.sampling.samplers import follow, single
+from micdiffrep_jax.diffusion.samplers import follow, single
 
 M, S = 0.2, 0.3
 

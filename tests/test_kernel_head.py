@@ -6,18 +6,18 @@ from scipy import special
 from sklearn.kernel_ridge import KernelRidge
 from test_classic_heads import K, problem
 
-from micdiffrep_jax.heads import classic_heads, fit_heads, kernel_head
+from micdiffrep_jax.heads import classic, kernel, trained
 
 
 def fit(features, y, train, val, **settings):
-  return kernel_head.kernel_ridge(features, y, K, train, val, **settings)
+  return kernel.kernel_ridge(features, y, K, train, val, **settings)
 
 
 def test_its_head_equals_kernel_ridge_regression():
   features, y = problem(n=300)
   train, val = np.arange(200), np.arange(200, 300)
   got = fit(features, y, train, val, gammas=(2.0,), strengths=(0.05,))
-  u = kernel_head.unit(classic_heads.as_float32(features, np.arange(300)))
+  u = kernel.unit(classic.as_float32(features, np.arange(300)))
   mean, (values, vectors) = u[train].mean(0), np.linalg.eigh(np.cov(u[train].T))
   w = (u - mean) @ vectors / values**0.25
   w /= np.sqrt(2 * w[train].var(0, ddof=1).sum())
@@ -25,7 +25,7 @@ def test_its_head_equals_kernel_ridge_regression():
   theirs = KernelRidge(alpha=0.05, kernel='rbf', gamma=2.0).fit(
     w[train], np.eye(K)[y[train]] - share
   )
-  ours = fit_heads.predict('kernel', got.params, features)[0]
+  ours = trained.predict('kernel', got.params, features)[0]
   np.testing.assert_allclose(ours, theirs.predict(w), atol=2e-3)
   right = (ours[val].argmax(1) == y[val]).mean()
   assert got.scores == {(2.0, 0.05): pytest.approx(right)}
@@ -42,7 +42,7 @@ def test_it_learns_what_no_linear_head_can():
   features = features._replace(x=x.astype(np.float32))
   features = features._replace(shift=np.zeros(2), scale=np.ones(2))
   got = fit(features, y, np.arange(300), np.arange(300, 400))
-  logits = fit_heads.predict('kernel', got.params, features)[0]
+  logits = trained.predict('kernel', got.params, features)[0]
   assert (logits.argmax(1) == y)[300:].mean() > 0.95
   assert got.scores[got.gamma, got.strength] == max(got.scores.values())
 
@@ -51,12 +51,12 @@ def test_an_absent_class_gets_no_probability():
   features, y = problem()
   train = np.flatnonzero(y != 1)
   got = fit(features, y, train[:150], train[150:])
-  logits = fit_heads.predict('kernel', got.params, features)[0]
+  logits = trained.predict('kernel', got.params, features)[0]
   assert special.softmax(logits, axis=1)[:, 1].max() < 1e-6
 
 
 def test_many_rows_are_thinned_and_one_class_is_refused(monkeypatch):
-  monkeypatch.setattr(kernel_head, 'ROWS', 50)
+  monkeypatch.setattr(kernel, 'ROWS', 50)
   features, y = problem()
   train, val = np.arange(300), np.arange(300, 400)
   got = fit(features, y, train, val)

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from sklearn.metrics import balanced_accuracy_score
 
-from micdiffrep_jax.probing import label_curves
+from micdiffrep_jax.studies import label_curves
 
 
 def test_the_mean_is_scikit_learns_and_the_interval_holds_draws_and_groups():

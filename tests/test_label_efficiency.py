@@ -10,13 +10,15 @@ import pytest
 
 from configs import label_efficiency as label_config
 from micdiffrep_jax.data import dataset as data
-from micdiffrep_jax.probing import (
+from micdiffrep_jax.studies import (
   label_curves,
-  label_efficiency,
   label_methods,
   probe,
 )
-from micdiffrep_jax.probing.label_subsets import group_classes, subsets
+from micdiffrep_jax.studies import (
+  labels as label_efficiency,
+)
+from micdiffrep_jax.studies.label_subsets import group_classes, subsets
 
 SHARES = (0.01, 0.05, 0.1, 0.25, 1.0)
 

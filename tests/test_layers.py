@@ -5,13 +5,11 @@ import pytest
 
 PACKAGE = pathlib.Path(__file__).parent.parent / 'micdiffrep_jax'
 
-# Imports go down only: a unit may import those before it. The one way up is
-# pipeline.TASKS, which names modules and imports them on use.
+# Imports go down only: a room may import those before it. The one way up is
+# tasks.TASKS, which names modules and imports them on use.
 ORDER = (
-  'lookup keys stats log archive sharding diffusion augment views sampling '
-  'guard debug seals checkpoint distributed sweep_table data models methods '
-  'encoders features converting generation training heads reporting '
-  'pipeline probing deploy auditing sweep main'
+  'run scores draw data heads diffusion models methods encoders bundle '
+  'generate pretrain tasks studies sweep_table sweep main'
 ).split()
 FILES = sorted(PACKAGE.rglob('*.py'))
 

@@ -4,7 +4,7 @@ from ml_collections import ConfigDict
 import numpy as np
 from tensorboardX.proto import event_pb2
 
-from micdiffrep_jax import log
+from micdiffrep_jax.run import log
 
 
 def test_json_is_valid_whatever_it_is_given(tmp_path):

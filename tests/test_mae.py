@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from configs import baselines
-from micdiffrep_jax import features
+from micdiffrep_jax.encoders import features
 from micdiffrep_jax.methods import mae
 from micdiffrep_jax.models import vit
 

@@ -7,7 +7,7 @@ import pytest
 from scipy import special
 from sklearn import metrics as skm
 
-from micdiffrep_jax.stats import bootstrap, calibration, metrics
+from micdiffrep_jax.scores import bootstrap, calibration, metrics
 
 CLASSES = ('G', 'M', 'N', 'P')
 

@@ -5,10 +5,10 @@ import optax
 import pytest
 
 from configs import baselines
-from micdiffrep_jax import sharding, views
-from micdiffrep_jax.methods import moco, two_view
-from micdiffrep_jax.methods.method import to_float
-from micdiffrep_jax.training.state import make_state, make_step
+from micdiffrep_jax.methods import moco, two_view, views
+from micdiffrep_jax.methods.base import to_float
+from micdiffrep_jax.pretrain.state import make_state, make_step
+from micdiffrep_jax.run import devices
 
 
 def config(**changes):
@@ -200,9 +200,9 @@ def test_eight_devices_give_the_loss_and_the_queue_of_one(method, state):
   (one, (extra, _)), gradient = f(
     *state, {'image': images()}, jax.random.key(0)
   )
-  whole = sharding.replicated(mesh)
-  split = sharding.place({'image': images()}, mesh)
-  key = sharding.replicate(jax.random.key(0), mesh)
+  whole = devices.replicated(mesh)
+  split = devices.place({'image': images()}, mesh)
+  key = devices.replicate(jax.random.key(0), mesh)
   (eight, (other, _)), moved = f(*jax.device_put(state, whole), split, key)
   assert len(eight.sharding.device_set) == 8
   # Sums in another order; groups of 8 images span four devices.

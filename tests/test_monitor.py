@@ -2,8 +2,8 @@
 
 import pytest
 
-from micdiffrep_jax import log
-from micdiffrep_jax.training import monitor
+from micdiffrep_jax.pretrain import monitor
+from micdiffrep_jax.run import log
 
 
 def write(workdir, speeds, resume_step=0):

@@ -13,12 +13,16 @@ import optax
 import pytest
 from spawn import ROOT, metrics, phantom, state
 
-from micdiffrep_jax import diffusion, encoders, features, seals, sharding
 from micdiffrep_jax.data import dataset as data
-from micdiffrep_jax.data.pipeline import train_stream
+from micdiffrep_jax.data.batches import train_stream
+from micdiffrep_jax.diffusion import process as diffusion
+from micdiffrep_jax.diffusion import samplers
+from micdiffrep_jax.encoders import encoder as encoders
+from micdiffrep_jax.encoders import features
 from micdiffrep_jax.methods import METHODS, Method
-from micdiffrep_jax.sampling import samplers
-from micdiffrep_jax.training import monitor, train
+from micdiffrep_jax.pretrain import monitor, train
+from micdiffrep_jax.run import devices as sharding
+from micdiffrep_jax.run import seals
 
 
 def mesh_of(count):

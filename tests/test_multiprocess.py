@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from spawn import free_port, metrics, pretrain, spawner, state, text
 
-from micdiffrep_jax import checkpoint, distributed
+from micdiffrep_jax.run import checkpoint, distributed
 
 STEPS = 16
 # Sums over devices and processes are taken in another order.

@@ -8,8 +8,9 @@ from etils import epath
 from ml_collections import ConfigDict
 import pytest
 
-from micdiffrep_jax import log, pipeline
-from micdiffrep_jax.training import monitor
+from micdiffrep_jax import tasks
+from micdiffrep_jax.pretrain import monitor
+from micdiffrep_jax.run import log
 
 WORKDIR = 'gs://bucket/run'
 
@@ -71,9 +72,9 @@ def test_metrics_are_appended_and_cut_back_on_a_resume(bucket):
 
 def test_results_of_a_finished_run_are_found(bucket):
   config = ConfigDict({'task': 'x'})
-  assert pipeline.finished(WORKDIR, config) is None
+  assert tasks.finished(WORKDIR, config) is None
   log.write_results(WORKDIR, {'loss': 1.0}, config)
-  assert pipeline.finished(WORKDIR, config)['loss'] == 1.0
+  assert tasks.finished(WORKDIR, config)['loss'] == 1.0
   assert os.listdir(bucket) == ['results.json']
 
 

@@ -4,7 +4,7 @@ from ml_collections import ConfigDict
 import numpy as np
 import pytest
 
-from micdiffrep_jax.training import optim
+from micdiffrep_jax.pretrain import optim
 
 
 def config(**fields):

@@ -3,7 +3,8 @@
 from ml_collections import ConfigDict
 import pytest
 
-from micdiffrep_jax import log, pipeline
+from micdiffrep_jax import tasks
+from micdiffrep_jax.run import log
 
 STAGES = {
   'pretrain': {'method': 'ddpm'},
@@ -23,7 +24,7 @@ def seen(monkeypatch):
     found[config.task] = config.to_dict()
     return log.write_results(workdir, {'task': config.task}, config)
 
-  monkeypatch.setattr(pipeline, 'TASKS', dict.fromkeys(STAGES, call))
+  monkeypatch.setattr(tasks, 'TASKS', dict.fromkeys(STAGES, call))
   return found
 
 
@@ -35,7 +36,7 @@ def get_config():
 
 
 def test_what_is_left_empty_is_what_earlier_stages_made(seen, tmp_path):
-  pipeline.run(get_config(), str(tmp_path))
+  tasks.run(get_config(), str(tmp_path))
   made = {name: str(tmp_path / name) for name in STAGES}
   assert seen['probe']['checkpoint'] == made['pretrain']
   assert seen['table1']['checkpoints'] == {
@@ -49,11 +50,11 @@ def test_what_is_left_empty_is_what_earlier_stages_made(seen, tmp_path):
 
 
 def test_a_finished_stage_is_not_run_again(seen, tmp_path):
-  first = pipeline.run(get_config(), str(tmp_path))
+  first = tasks.run(get_config(), str(tmp_path))
   seen.clear()
   config = get_config()
   config.probe.checkpoint = 'another'
-  again = pipeline.run(config, str(tmp_path))
+  again = tasks.run(config, str(tmp_path))
   assert list(seen) == ['probe']
   assert again['table1'] == first['table1']
 
@@ -62,5 +63,5 @@ def test_an_unknown_stage_is_named_before_any_runs(seen, tmp_path):
   config = get_config()
   config.stages = ('pretrain', 'prob')
   with pytest.raises(ValueError, match='--config.stages'):
-    pipeline.run(config, str(tmp_path))
+    tasks.run(config, str(tmp_path))
   assert not seen

@@ -4,7 +4,7 @@ import cv2
 import numpy as np
 import pytest
 
-from micdiffrep_jax.reporting import plots
+from micdiffrep_jax.draw import plots
 
 
 def ink(path):

@@ -8,10 +8,10 @@ from PIL import Image
 import pytest
 import tiny_bundle
 
-from micdiffrep_jax.deploy import (
+from micdiffrep_jax.bundle import (
+  classifier,
   intake,
   occlusion,
-  portable,
   portable_file,
   predict,
 )
@@ -164,7 +164,7 @@ def test_probabilities_in_the_table_are_those_of_the_bundle(
 ):
   config.source = str(folder / 'p3.png')
   rows = predicted(config, tmp_path / 'out')
-  want = portable.bundle_predict(
+  want = classifier.bundle_predict(
     tiny_bundle.model(), tiny_bundle.images(6)[3:4]
   )[0]
   got = [float(rows[0][f'p_{c}']) for c in tiny_bundle.CLASSES]

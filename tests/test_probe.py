@@ -9,11 +9,12 @@ import jax
 import numpy as np
 import pytest
 
-from micdiffrep_jax import features
 from micdiffrep_jax.data import dataset as data
-from micdiffrep_jax.heads import feature_cache
-from micdiffrep_jax.probing import bundle, probe
-from micdiffrep_jax.stats import metrics
+from micdiffrep_jax.encoders import cache as feature_cache
+from micdiffrep_jax.encoders import features
+from micdiffrep_jax.heads import head_file
+from micdiffrep_jax.scores import metrics
+from micdiffrep_jax.studies import probe
 
 KINDS, PARTS = ('linear', 'mlp'), ('single', 'concat')
 
@@ -102,10 +103,10 @@ def test_predictions_reproduce_the_reported_accuracy(finished, ds):
 
 def test_the_bundle_alone_gives_the_same_probabilities(finished, ds):
   workdir, _ = finished
-  head = bundle.load(workdir)
+  head = head_file.load(workdir)
   rows = data.rows(ds, 'grouped', 'test')
   order = np.random.default_rng(0).permutation(len(rows))
-  got = bundle.predict(head, fake_encoder(ds), ds, rows[order], batch_size=8)
+  got = features.predict(head, fake_encoder(ds), ds, rows[order], batch_size=8)
   with np.load(os.path.join(workdir, 'predictions.npz')) as z:
     want = z['test.probs.mlp_concat'][order]
   # Another batch size sums in another order, and features are float16.
@@ -211,8 +212,8 @@ def test_heads_see_a_fresh_view_each_epoch_and_are_scored_without(
     np.testing.assert_array_equal(one[others], plain[others])
     assert (one[parts.train] != plain[parts.train]).any(1).mean() > 0.9
   assert (x[0, parts.train] != x[1, parts.train]).any(1).mean() > 0.9
-  got = bundle.predict(
-    bundle.load(str(tmp_path)), fake_encoder(ds), ds, parts.rows[parts.test]
+  got = features.predict(
+    head_file.load(str(tmp_path)), fake_encoder(ds), ds, parts.rows[parts.test]
   )
   with np.load(tmp_path / 'predictions.npz') as z:
     want = z['test.probs.mlp_concat']

@@ -6,9 +6,9 @@ import os
 from fakes import fake_encoder, quadrants, study_config
 
 from configs import probe_curve as curve_config
-from micdiffrep_jax import encoders
 from micdiffrep_jax.data import dataset as data
-from micdiffrep_jax.probing import probe_curve
+from micdiffrep_jax.encoders import encoder
+from micdiffrep_jax.studies import curve as probe_curve
 
 
 def test_the_curve_goes_over_images_drawn_and_tests_nothing(
@@ -23,7 +23,7 @@ def test_the_curve_goes_over_images_drawn_and_tests_nothing(
     return one._replace(info=info)
 
   monkeypatch.setattr(data, 'open_dataset', lambda *_: ds)
-  monkeypatch.setattr(encoders, 'load_encoder', load)
+  monkeypatch.setattr(encoder, 'load_encoder', load)
   monkeypatch.setattr(probe_curve, 'kept_steps', lambda *_: [5, 9])
   config = study_config(curve_config, timesteps=(1,))
   results = probe_curve.run(config, str(tmp_path))

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from scipy import linalg
 
-from micdiffrep_jax.generation import quality
+from micdiffrep_jax.generate import quality
 
 
 def _draw(seed, n=400, d=6, mean=0.0, scale=1.0):

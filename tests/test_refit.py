@@ -7,8 +7,11 @@ import numpy as np
 import pytest
 from test_probe import get_config
 
+from micdiffrep_jax.bundle import refit
 from micdiffrep_jax.data import dataset as data
-from micdiffrep_jax.probing import bundle, probe, refit
+from micdiffrep_jax.encoders import features
+from micdiffrep_jax.heads import head_file
+from micdiffrep_jax.studies import probe
 
 
 @pytest.fixture(scope='module')
@@ -24,7 +27,7 @@ def test_it_learns_from_validation_and_test_rows(tmp_path, ds, row):
   with pytest.MonkeyPatch.context() as patch:
     use_fake(patch, ds)
     probe.run(config, str(tmp_path))
-  head = bundle.load(str(tmp_path))
+  head = head_file.load(str(tmp_path))
   assert os.path.exists(tmp_path / 'head.npz')
   rows = refit.labelled_rows(ds, 'grouped')
   # What training did not see gets the name of the next class.
@@ -37,7 +40,7 @@ def test_it_learns_from_validation_and_test_rows(tmp_path, ds, row):
     again = refit.refit(head, fake_encoder(ds), ds, config)
   assert again.info == head.info
   before, after = (
-    bundle.predict(h, fake_encoder(ds), ds, new) for h in (head, again)
+    features.predict(h, fake_encoder(ds), ds, new) for h in (head, again)
   )
   assert (before.argmax(1) == labels[new]).mean() > 0.6
   moved = after[np.arange(len(new)), swapped[new]]

@@ -7,8 +7,9 @@ from PIL import Image
 import pytest
 from sklearn.metrics import balanced_accuracy_score
 
-from micdiffrep_jax.reporting import page, report
-from micdiffrep_jax.stats import metrics
+from micdiffrep_jax.draw import page
+from micdiffrep_jax.scores import metrics
+from micdiffrep_jax.studies import report
 
 CLASSES = ('glioma', 'no <b>tumour</b>')
 

@@ -1,7 +1,8 @@
 """Studies of labels and splits on the page."""
 
-from micdiffrep_jax.reporting import page, report_studies
-from micdiffrep_jax.reporting.report_run import Run
+from micdiffrep_jax.draw import page
+from micdiffrep_jax.draw.result import Run
+from micdiffrep_jax.studies import report_studies
 
 
 def scored(value):

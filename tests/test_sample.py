@@ -13,12 +13,13 @@ import numpy as np
 from PIL import Image
 import pytest
 
-from micdiffrep_jax import encoders, log
 from micdiffrep_jax.data import dataset as data
-from micdiffrep_jax.diffusion import alpha_sigma, make_diffusion
-from micdiffrep_jax.generation import generate, sample
+from micdiffrep_jax.diffusion.process import alpha_sigma, make_diffusion
+from micdiffrep_jax.encoders import encoder as encoders
+from micdiffrep_jax.generate import generate, sample
 from micdiffrep_jax.methods import Method, ddpm
-from micdiffrep_jax.methods.method import to_float
+from micdiffrep_jax.methods.base import to_float
+from micdiffrep_jax.run import log
 
 SIZE = 8
 N_TRAIN, N_VAL, N_OTHER = 96, 64, 64

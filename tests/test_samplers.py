@@ -9,14 +9,14 @@ from jax.sharding import NamedSharding, PartitionSpec
 import numpy as np
 import pytest
 
-from micdiffrep_jax.diffusion import (
+from micdiffrep_jax.diffusion.plans import make_plan, spread
+from micdiffrep_jax.diffusion.process import (
   alpha_sigma,
   make_diffusion,
   training_target,
 )
-from micdiffrep_jax.sampling.plans import make_plan, spread
-from micdiffrep_jax.sampling.samplers import image_keys, make_sampler, sample
-from micdiffrep_jax.sharding import make_mesh
+from micdiffrep_jax.diffusion.samplers import image_keys, make_sampler, sample
+from micdiffrep_jax.run.devices import make_mesh
 
 TARGETS = ('eps', 'x0', 'v')
 M, S = 0.2, 0.3

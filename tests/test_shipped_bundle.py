@@ -9,8 +9,9 @@ import tarfile
 import jax
 import pytest
 
-from micdiffrep_jax import encoders, features
-from micdiffrep_jax.deploy import evaluate, portable_file, predict
+from micdiffrep_jax.bundle import evaluate, portable_file, predict
+from micdiffrep_jax.encoders import encoder as encoders
+from micdiffrep_jax.encoders import features
 
 ROOT = pathlib.Path(__file__).parent.parent
 BUNDLE = str(ROOT / 'results' / 'bundle.npz')

@@ -7,10 +7,9 @@ import numpy as np
 import pytest
 
 from configs import splits as splits_config
-from micdiffrep_jax import log
 from micdiffrep_jax.data import dataset as data
-from micdiffrep_jax.probing import probe, split_study
-from micdiffrep_jax.reporting import report_studies
+from micdiffrep_jax.run import log
+from micdiffrep_jax.studies import probe, report_studies, splits
 
 PHANTOM = 'phantom:size_px=16,patients=40,slices=3'
 
@@ -39,19 +38,19 @@ VALUES = {'paper': 0.8, 'grouped': 0.7, 'leaky': 0.95}
 
 def test_a_row_tells_what_a_split_is_worth_against_the_grouped_one():
   records = {name: record(value) for name, value in VALUES.items()}
-  table = split_study.compare(records)
+  table = splits.compare(records)
   accuracy = {r['split']: r for r in table if r['metric'] == 'accuracy'}
   for name, worth in (('paper', 0.1), ('grouped', 0.0), ('leaky', 0.25)):
     assert accuracy[name]['value'] == VALUES[name]
     assert accuracy[name]['minus_grouped'] == pytest.approx(worth)
-  alone = split_study.compare({'leaky': record(0.9)})
+  alone = splits.compare({'leaky': record(0.9)})
   assert alone[0]['minus_grouped'] is None
 
 
 @pytest.mark.parametrize('split', ['paper', 'grouped', 'leaky'])
 def test_test_images_that_pretraining_drew_are_counted(ds, split):
   info = {'fingerprint': ds.fingerprint, 'split': 'grouped'}
-  found = split_study.drawn_in_pretraining(info, ds, split)
+  found = splits.drawn_in_pretraining(info, ds, split)
   drawn = {
     i for i, part in enumerate(ds.manifest['grouped']) if part == 'train'
   }
@@ -66,9 +65,7 @@ def test_test_images_that_pretraining_drew_are_counted(ds, split):
   assert (
     said == 'none' if split == 'grouped' else str(len(test & drawn)) in said
   )
-  other = split_study.drawn_in_pretraining(
-    {**info, 'fingerprint': ''}, ds, split
-  )
+  other = splits.drawn_in_pretraining({**info, 'fingerprint': ''}, ds, split)
   assert other['seen'] is None
   assert 'unknown' in report_studies.drawn_in_words(other)
 
@@ -87,13 +84,13 @@ def test_each_split_is_probed_once_with_its_encoder_and_the_table_says_it(
 
   monkeypatch.setattr(probe, 'run', fake_probe)
   config = get_config(**{'checkpoints.paper': 'own'})
-  results = split_study.run(config, str(tmp_path))
+  results = splits.run(config, str(tmp_path))
   assert runs == [
     ('paper', 'own', True),
     ('grouped', 'fake', True),
     ('leaky', 'fake', True),
   ]
-  split_study.run(config, str(tmp_path))
+  splits.run(config, str(tmp_path))
   assert len(runs) == 3
   seen = results['test_images_in_pretraining']
   assert seen['paper']['seen'] == seen['grouped']['seen'] == 0
@@ -116,4 +113,4 @@ def test_each_split_is_probed_once_with_its_encoder_and_the_table_says_it(
 )
 def test_a_bad_config_is_refused_with_its_flag(tmp_path, changes, words):
   with pytest.raises(ValueError, match=words):
-    split_study.run(get_config(**changes), str(tmp_path))
+    splits.run(get_config(**changes), str(tmp_path))

@@ -6,13 +6,13 @@ import numpy as np
 import pytest
 
 from configs import baselines
-from micdiffrep_jax import encoders
 from micdiffrep_jax.data import dataset as data
+from micdiffrep_jax.encoders import encoder
+from micdiffrep_jax.heads.nets import HEADS
 from micdiffrep_jax.methods import METHODS, supervised
-from micdiffrep_jax.models.heads import HEADS
-from micdiffrep_jax.training import train
-from micdiffrep_jax.training.optim import make_optimizer
-from micdiffrep_jax.training.state import make_state, make_step
+from micdiffrep_jax.pretrain import train
+from micdiffrep_jax.pretrain.optim import make_optimizer
+from micdiffrep_jax.pretrain.state import make_state, make_step
 
 PHANTOM = 'phantom:size_px=16,patients=60'
 
@@ -102,9 +102,9 @@ def test_a_vit_is_pretrained_resumed_and_read_back(tmp_path):
   config.keep_every = 1
   results = train.run(config.lock(), str(tmp_path))
   assert results['dataset']['supervised'] is True
-  want = encoders.load_encoder(str(tmp_path)).variables
+  want = encoder.load_encoder(str(tmp_path)).variables
   shutil.rmtree(tmp_path / 'checkpoints' / '2')
   train.run(config, str(tmp_path))
-  found = encoders.load_encoder(str(tmp_path))
+  found = encoder.load_encoder(str(tmp_path))
   assert found.info['images_seen'] == 2 * config.batch_size
   jax.tree.map(np.testing.assert_array_equal, found.variables, want)

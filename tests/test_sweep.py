@@ -5,7 +5,8 @@ import os
 from ml_collections import ConfigDict
 import pytest
 
-from micdiffrep_jax import log, sweep, sweep_table
+from micdiffrep_jax import sweep, sweep_table
+from micdiffrep_jax.run import log
 
 SWEEPS = """
 from ml_collections import ConfigDict

@@ -6,11 +6,10 @@ import numpy as np
 import pytest
 
 from configs import table1 as table1_config
-from micdiffrep_jax import log
-from micdiffrep_jax.probing import table1
-from micdiffrep_jax.reporting import report
-from micdiffrep_jax.stats import bootstrap
-from micdiffrep_jax.training import train
+from micdiffrep_jax.pretrain import train
+from micdiffrep_jax.run import log
+from micdiffrep_jax.scores import bootstrap
+from micdiffrep_jax.studies import report, table1
 
 
 def get_config(**changes):

@@ -5,12 +5,12 @@ import jax.numpy as jnp
 import pytest
 
 from configs import baselines, pretrain
-from micdiffrep_jax import encoders
+from micdiffrep_jax.draw import page
+from micdiffrep_jax.draw.result import Run
+from micdiffrep_jax.encoders import encoder as encoders
 from micdiffrep_jax.methods import METHODS
 from micdiffrep_jax.models import resnet, vit
-from micdiffrep_jax.probing import table1, table1_rows
-from micdiffrep_jax.reporting import page, report_table1
-from micdiffrep_jax.reporting.report_run import Run
+from micdiffrep_jax.studies import report_table1, table1, table1_rows
 
 SIZE = 16
 

@@ -6,7 +6,7 @@ import zipfile
 import numpy as np
 import pytest
 
-from micdiffrep_jax.converting import torch_file
+from micdiffrep_jax.encoders import torch_file
 
 torch = pytest.importorskip('torch', reason='the reference needs torch')
 

@@ -10,13 +10,13 @@ import optax
 import pytest
 
 from configs import pretrain
-from micdiffrep_jax import checkpoint, seals
+from micdiffrep_jax.data import batches
 from micdiffrep_jax.data import dataset as data
-from micdiffrep_jax.data import pipeline
-from micdiffrep_jax.encoders import load_encoder
+from micdiffrep_jax.encoders.encoder import load_encoder
 from micdiffrep_jax.methods import Method
-from micdiffrep_jax.training import checks, train
-from micdiffrep_jax.training.state import make_state, make_step
+from micdiffrep_jax.pretrain import checks, train
+from micdiffrep_jax.pretrain.state import make_state, make_step
+from micdiffrep_jax.run import checkpoint, seals
 
 
 def linear_method():
@@ -135,7 +135,7 @@ def test_a_run_leaves_results_config_and_proof(uninterrupted):
 def test_a_stopped_run_goes_on_bit_for_bit(
   uninterrupted, tmp_path, monkeypatch
 ):
-  gather = pipeline._gather
+  gather = batches._gather
   calls = []
 
   def stop_at_fourth_batch(*args):
@@ -144,7 +144,7 @@ def test_a_stopped_run_goes_on_bit_for_bit(
       os.kill(os.getpid(), signal.SIGTERM)
     return gather(*args)
 
-  monkeypatch.setattr(pipeline, '_gather', stop_at_fourth_batch)
+  monkeypatch.setattr(batches, '_gather', stop_at_fourth_batch)
   with pytest.raises(SystemExit) as e:
     train.run(tiny_config(), str(tmp_path))
   assert e.value.code == 128 + signal.SIGTERM
@@ -266,7 +266,7 @@ def test_a_tiny_unet_overfits_one_batch():
   # One picture, one batch: the loss must fall far below that of predicting 0.
   config = tiny_config(**{'optim.lr': 3e-3, 'augment.flip': 0.0})
   ds = data.open_dataset(config.data.path)
-  from micdiffrep_jax.encoders import make_method
+  from micdiffrep_jax.encoders.encoder import make_method
 
   method = make_method(config, 16, 1)
   tx = optax.adam(3e-3)

@@ -9,11 +9,12 @@ import pytest
 from spawn import phantom, state
 
 from configs import baselines
-from micdiffrep_jax import encoders, features
 from micdiffrep_jax.data import dataset as data
+from micdiffrep_jax.encoders import encoder as encoders
+from micdiffrep_jax.encoders import features
 from micdiffrep_jax.methods import METHODS, two_view
-from micdiffrep_jax.stats.rank import effective_rank
-from micdiffrep_jax.training import monitor, train
+from micdiffrep_jax.pretrain import monitor, train
+from micdiffrep_jax.scores.rank import effective_rank
 
 
 def spread(z):

@@ -3,7 +3,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from micdiffrep_jax import views
+from micdiffrep_jax.methods import views
 
 
 def images(b=6, h=16, w=16, seed=0):

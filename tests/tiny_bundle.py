@@ -6,9 +6,10 @@ import jax
 from ml_collections import ConfigDict
 import numpy as np
 
-from micdiffrep_jax import encoders, sharding
-from micdiffrep_jax.deploy import fingerprints, portable
-from micdiffrep_jax.probing import bundle
+from micdiffrep_jax.bundle import classifier, fingerprints
+from micdiffrep_jax.encoders import encoder as encoders
+from micdiffrep_jax.heads import head_file
+from micdiffrep_jax.run import devices
 
 SIZE, CLASSES = 16, ('a', 'b', 'c')
 
@@ -62,7 +63,7 @@ def encoder() -> encoders.Encoder:
     lambda x: rng.normal(0, 0.3, x.shape).astype(np.float32), shapes
   )
   info = {'size_px': SIZE, 'channels': 1, 'step': 0, 'path': '/somewhere'}
-  placed = jax.device_put(variables, sharding.replicated(sharding.make_mesh()))
+  placed = jax.device_put(variables, devices.replicated(devices.make_mesh()))
   return encoders.Encoder(method, placed, config(), info)
 
 
@@ -71,7 +72,7 @@ def model(
   known: fingerprints.Fingerprints | None = None,
   layers=('down0_0',),
   kind='mlp',
-) -> portable.Portable:
+) -> classifier.Portable:
   rng = np.random.default_rng(1)
   d = 4 * 4 * len(layers)  # 2 x 2 cells of 4 channels
   params = {
@@ -94,7 +95,7 @@ def model(
     'temperature': 2.5,
   }
   shift = rng.normal(0, 0.1, d).astype(np.float32)
-  head = bundle.Bundle(params, shift, np.ones(d, np.float32), info)
+  head = head_file.Bundle(params, shift, np.ones(d, np.float32), info)
   meta = {
     'classes': list(CLASSES),
     'size_px': SIZE,
@@ -103,7 +104,7 @@ def model(
     'normal_class': '',
   }
   known = fingerprints.empty() if known is None else known
-  return portable.assemble(encoder(), head, meta, known)
+  return classifier.assemble(encoder(), head, meta, known)
 
 
 def images(n: int, seed: int = 0) -> np.ndarray:

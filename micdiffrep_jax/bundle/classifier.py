@@ -9,12 +9,13 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from micdiffrep_jax import features, sharding
-from micdiffrep_jax.deploy.fingerprints import Fingerprints
-from micdiffrep_jax.encoders import Encoder
-from micdiffrep_jax.keys import stream
-from micdiffrep_jax.probing import bundle
-from micdiffrep_jax.stats import calibration
+from micdiffrep_jax.bundle.fingerprints import Fingerprints
+from micdiffrep_jax.encoders import features
+from micdiffrep_jax.encoders.encoder import Encoder
+from micdiffrep_jax.heads import head_file
+from micdiffrep_jax.run import devices
+from micdiffrep_jax.run.keys import stream
+from micdiffrep_jax.scores import calibration
 
 BATCH = 32  # images at a time, always: results do not depend on how many come
 
@@ -28,7 +29,7 @@ class Portable(NamedTuple):
   """
 
   encoder: Encoder
-  head: bundle.Bundle
+  head: head_file.Bundle
   meta: dict[str, Any]
   fingerprints: Fingerprints
   feature_fn: Callable
@@ -41,7 +42,7 @@ class Portable(NamedTuple):
 
 def assemble(
   encoder: Encoder,
-  head: bundle.Bundle,
+  head: head_file.Bundle,
   meta: dict[str, Any],
   fingerprints: Fingerprints,
 ) -> Portable:
@@ -69,9 +70,9 @@ def logits(
     )
   info = model.head.info
   seeds = features.image_seeds(images) if seeds is None else seeds
-  mesh = sharding.make_mesh()
+  mesh = devices.make_mesh()
   batch = -(-BATCH // mesh.size) * mesh.size
-  everywhere = sharding.replicated(mesh)
+  everywhere = devices.replicated(mesh)
   root = stream(jax.random.key(info['feature_seed']), 'features')
   keys = [
     jax.device_put(jax.random.fold_in(root, i), everywhere)
@@ -82,10 +83,10 @@ def logits(
   for start in range(0, len(images), batch):
     at = np.arange(start, min(start + batch, len(images)))
     padded = np.resize(at, batch)
-    placed = features.place_whole((images[padded], seeds[padded]), mesh)
+    placed = devices.place_whole((images[padded], seeds[padded]), mesh)
     total: dict[str, np.ndarray] = {}
     for key in keys:
-      out = sharding.fetch(
+      out = devices.fetch(
         model.feature_fn(model.encoder.variables, *placed, key, t)
       )
       total = {k: total[k] + v if total else v for k, v in out.items()}
@@ -93,7 +94,7 @@ def logits(
     extracted = {
       k: (v / len(keys)).astype(np.float16) for k, v in total.items()
     }
-    found.append(bundle.logits(model.head, extracted)[: len(at)])
+    found.append(head_file.logits(model.head, extracted)[: len(at)])
   return np.concatenate(found) if found else np.zeros((0, len(model.classes)))
 
 

@@ -11,15 +11,15 @@ from typing import Any, NamedTuple
 from ml_collections import ConfigDict
 import numpy as np
 
-from micdiffrep_jax import log
+from micdiffrep_jax.bundle import fingerprints, intake, predict
+from micdiffrep_jax.bundle.classifier import Portable
+from micdiffrep_jax.bundle.portable_file import load as load_bundle
 from micdiffrep_jax.data import classes as class_names
 from micdiffrep_jax.data import duplicates, groups, store
-from micdiffrep_jax.deploy import fingerprints, intake, predict
-from micdiffrep_jax.deploy.portable import Portable
-from micdiffrep_jax.deploy.portable_file import load as load_bundle
-from micdiffrep_jax.lookup import lookup
-from micdiffrep_jax.reporting import plots
-from micdiffrep_jax.stats import metrics
+from micdiffrep_jax.draw import plots
+from micdiffrep_jax.run import log
+from micdiffrep_jax.run.lookup import lookup
+from micdiffrep_jax.scores import metrics
 
 POLICIES = ('error', 'drop', 'keep')
 
@@ -208,7 +208,7 @@ def read(
       images = np.stack([chunk[i].image for i in good])  # type: ignore[misc]
       at = first + np.array(good)
       equal[at] = fingerprints.equal(model.fingerprints, images)
-      crops[at] = fingerprints.crops(images, np.arange(len(images)))
+      crops[at] = duplicates.crops(images, np.arange(len(images)))
     probs += predict.predict_items(model, chunk)
     items += [item._replace(image=None) for item in chunk]
   near = fingerprints.near(model.fingerprints, crops)

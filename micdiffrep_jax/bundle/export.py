@@ -8,13 +8,14 @@ import jax
 from ml_collections import ConfigDict
 import numpy as np
 
-from micdiffrep_jax import archive, encoders, log
+from micdiffrep_jax.bundle import fingerprints, portable_file, refit
+from micdiffrep_jax.bundle.classifier import Portable, assemble, bundle_predict
+from micdiffrep_jax.bundle.portable_file import load as load_bundle
 from micdiffrep_jax.data import dataset as data
-from micdiffrep_jax.deploy import fingerprints, portable_file
-from micdiffrep_jax.deploy.portable import Portable, assemble, bundle_predict
-from micdiffrep_jax.deploy.portable_file import load as load_bundle
-from micdiffrep_jax.lookup import lookup
-from micdiffrep_jax.probing import bundle, refit
+from micdiffrep_jax.encoders import encoder as encoders
+from micdiffrep_jax.heads import head_file
+from micdiffrep_jax.run import archive, log
+from micdiffrep_jax.run.lookup import lookup
 
 __all__ = ['bundle_predict', 'load_bundle', 'run']
 
@@ -29,7 +30,7 @@ class Probe(NamedTuple):
   probabilities of them.
   """
 
-  head: bundle.Bundle
+  head: head_file.Bundle
   results: dict[str, Any]
   known: dict[str, np.ndarray]
 
@@ -135,7 +136,7 @@ def _model(
 
 def _probe(folder: str) -> Probe:
   """Reads a finished probe; ValueError where there is none."""
-  head = bundle.load(folder)
+  head = head_file.load(folder)
   try:
     with open(os.path.join(folder, 'results.json')) as f:
       results = json.load(f)

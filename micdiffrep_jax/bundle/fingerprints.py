@@ -7,7 +7,7 @@ out of what is given away where the pictures are private.
 Letters: n m images.
 """
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
@@ -48,20 +48,6 @@ def empty() -> Fingerprints:
   )
 
 
-def crop(image: np.ndarray) -> np.ndarray:
-  """The head crop (32, 32) uint8 of one prepared image (s, s, c)."""
-  return duplicates.head_crop(image[..., 0] if image.shape[-1] == 1 else image)
-
-
-def crops(images: Any, rows: np.ndarray) -> np.ndarray:
-  """Head crops (len(rows), 32, 32) uint8 of prepared images."""
-  out = np.zeros((len(rows), *empty().crops.shape[1:]), np.uint8)
-  for start in range(0, len(rows), 1024):
-    for i, image in enumerate(images[rows[start : start + 1024]]):
-      out[start + i] = crop(image)
-  return out
-
-
 def short(sha256: str) -> int:
   """The first eight bytes of a hash in hexadecimal."""
   return int(sha256[:16], 16)
@@ -76,7 +62,7 @@ def make(dataset: data.Dataset, rows: np.ndarray, kind: str) -> Fingerprints:
   if kind == 'hashes':
     return empty()._replace(hashes=hashes)
   untouched = rows[manifest['variant'][rows] == '']
-  return Fingerprints(hashes, crops(dataset.images, untouched))
+  return Fingerprints(hashes, duplicates.crops(dataset.images, untouched))
 
 
 def equal(known: Fingerprints, images: np.ndarray) -> np.ndarray:

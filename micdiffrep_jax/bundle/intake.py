@@ -12,8 +12,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from micdiffrep_jax import log
 from micdiffrep_jax.data import decode, sources
+from micdiffrep_jax.run import log
 
 _CHUNK = 128  # files that are held in memory at once
 

@@ -11,8 +11,8 @@ Letters: s side of the image, c channels, g windows per side.
 import cv2
 import numpy as np
 
-from micdiffrep_jax import features
-from micdiffrep_jax.deploy.portable import Portable, bundle_predict
+from micdiffrep_jax.bundle.classifier import Portable, bundle_predict
+from micdiffrep_jax.encoders import features
 
 _BLUR = 1 / 8  # standard deviation as a share of the side
 _STRONG = 0.6  # opacity where the fall is greatest

@@ -11,11 +11,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from micdiffrep_jax import archive, encoders
-from micdiffrep_jax.deploy.fingerprints import Fingerprints
-from micdiffrep_jax.deploy.portable import Portable, assemble
-from micdiffrep_jax.encoders import Encoder
-from micdiffrep_jax.probing import bundle
+from micdiffrep_jax.bundle.classifier import Portable, assemble
+from micdiffrep_jax.bundle.fingerprints import Fingerprints
+from micdiffrep_jax.encoders import encoder as encoders
+from micdiffrep_jax.encoders.encoder import Encoder
+from micdiffrep_jax.heads import head_file
+from micdiffrep_jax.run import archive
 
 
 def needed(
@@ -77,5 +78,7 @@ def load(path: str) -> Portable:
   params = {
     k: np.moveaxis(v, 1, -1) for k, v in archive.unpack(arrays, 'head.').items()
   }
-  head = bundle.Bundle(params, arrays['shift'], arrays['scale'], text['head'])
+  head = head_file.Bundle(
+    params, arrays['shift'], arrays['scale'], text['head']
+  )
   return assemble(encoder, head, text['meta'], Fingerprints.from_arrays(arrays))

@@ -10,13 +10,13 @@ from typing import Any
 from ml_collections import ConfigDict
 import numpy as np
 
-from micdiffrep_jax import log
+from micdiffrep_jax.bundle import intake, occlusion
+from micdiffrep_jax.bundle.classifier import Portable, bundle_predict
+from micdiffrep_jax.bundle.intake import Item
+from micdiffrep_jax.bundle.portable_file import load as load_bundle
 from micdiffrep_jax.data import store
-from micdiffrep_jax.deploy import intake, occlusion
-from micdiffrep_jax.deploy.intake import Item
-from micdiffrep_jax.deploy.portable import Portable, bundle_predict
-from micdiffrep_jax.deploy.portable_file import load as load_bundle
-from micdiffrep_jax.generation import grids
+from micdiffrep_jax.draw import grids
+from micdiffrep_jax.run import log
 
 FAILED = 3  # exit status where some file could not be read
 _DOUBTFUL = ('constant', 'tiny')  # rules that make any class a guess

@@ -3,16 +3,12 @@
 from ml_collections import ConfigDict
 import numpy as np
 
-from micdiffrep_jax import encoders, log
 from micdiffrep_jax.data import dataset as data
-from micdiffrep_jax.heads import (
-  classic_heads,
-  feature_matrix,
-  fit_heads,
-  kernel_head,
-)
-from micdiffrep_jax.probing import bundle, probe_suite
-from micdiffrep_jax.probing.bundle import Bundle
+from micdiffrep_jax.encoders import encoder as encoders
+from micdiffrep_jax.encoders import features
+from micdiffrep_jax.heads import classic, head_file, kernel, matrix, trained
+from micdiffrep_jax.heads.head_file import Bundle
+from micdiffrep_jax.run import log
 
 
 def labelled_rows(ds: data.Dataset, split: str) -> np.ndarray:
@@ -36,30 +32,32 @@ def refit(
   labels = data.labels(ds)[rows].astype(np.int64)
   k, every = len(info['classes']), np.arange(len(rows))
   log.get_logger().info('Head fitted again on all %d images.', len(rows))
-  extracted = bundle.extract(info, encoder, ds, rows, config.batch_size)
-  x = bundle.flatten(info, extracted)
-  found = feature_matrix.literal(x)
+  extracted = features.extract_for_head(
+    info, encoder, ds, rows, config.batch_size
+  )
+  x = head_file.flatten(info, extracted)
+  found = matrix.literal(x)
   if info['standardise']:
-    found = feature_matrix.standardise(x)
+    found = matrix.standardise(x)
   if info['kind'] == 'kernel':
     tried = ((info['gamma'],), (info['strength'],))
-    params = kernel_head.kernel_ridge(
+    params = kernel.kernel_ridge(
       found, labels, k, every, every[:1], *tried
     ).params
   elif 'strength' in info:
-    params = classic_heads.logistic_regression(
+    params = classic.logistic_regression(
       found, labels, k, every, every[:1], (info['strength'],)
     ).params
   else:
-    (fitted,) = fit_heads.fit(
+    (fitted,) = trained.fit(
       [found],
       labels,
       k,
-      [fit_heads.Cell(0, every, config.seeds[0])],
-      [fit_heads.Setting(**info['setting'])],
+      [trained.Cell(0, every, config.seeds[0])],
+      [trained.Setting(**info['setting'])],
       every[:1],
-      probe_suite.options_of(config, info['kind'])._replace(best_epoch=False),
-      probe_suite.class_weights(config, labels, k),
+      trained.options_of(config.heads, info['kind'])._replace(best_epoch=False),
+      trained.class_weights(config.heads.balanced, labels, k),
       keep_params=True,
       memory_mb=config.heads.memory_mb,
     )

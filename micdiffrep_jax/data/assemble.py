@@ -8,15 +8,15 @@ from typing import Any
 from ml_collections import ConfigDict
 import numpy as np
 
-from micdiffrep_jax import log
 from micdiffrep_jax.data import (
   gather,
   manifest,
-  neighbours,
+  relatives,
   sources,
   splits,
   store,
 )
+from micdiffrep_jax.run import log
 
 
 def assemble(
@@ -39,9 +39,9 @@ def assemble(
     found = gather.gather(listed, data.size_px, data.channels, f, data.workers)
   _check_share(found, listed, data.max_bad_share)
   table = manifest.build(found, listed, labels, data)
-  near = neighbours.find(table, found, data.near_duplicates)
+  near = relatives.find(table, found, data.near_duplicates)
   table['group'] = near.group.astype(str)
-  usable = neighbours.usable(table, near, data.conflicts)
+  usable = relatives.usable(table, near, data.conflicts)
   table.update(_splits(table, near, usable, data, seed))
   shape = (len(found.rows), data.size_px, data.size_px, data.channels)
   images = np.memmap(raw, np.uint8, 'r', shape=shape)
@@ -95,7 +95,7 @@ def _check_share(
 
 def _splits(
   table: dict[str, np.ndarray],
-  near: neighbours.Near,
+  near: relatives.Near,
   usable: np.ndarray,
   data: ConfigDict,
   seed: int,

@@ -14,9 +14,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from micdiffrep_jax import log
 from micdiffrep_jax.data import phantom, splits, store
-from micdiffrep_jax.lookup import lookup
+from micdiffrep_jax.run import log
+from micdiffrep_jax.run.lookup import lookup
 
 CACHE = 'images.npy'
 CACHE_LIMIT_GIB = 32.0

@@ -12,9 +12,9 @@ from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 
-from micdiffrep_jax import log
 from micdiffrep_jax.data import decode, duplicates, store
 from micdiffrep_jax.data.sources import Source
+from micdiffrep_jax.run import log
 
 
 class Row(NamedTuple):

@@ -9,16 +9,16 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from micdiffrep_jax import log
 from micdiffrep_jax.data import (
   assemble,
   groups,
-  neighbours,
   publish,
+  relatives,
   sources,
   volumes,
 )
 from micdiffrep_jax.data import classes as class_names
+from micdiffrep_jax.run import log
 
 VERSION = 1  # of the rules: raise it when the same files give other pixels
 # Fields that say where things are or how to work, not what comes out.
@@ -158,9 +158,9 @@ def check(data: ConfigDict) -> None:
     )
   if not 8 <= data.size_px <= 1024:
     raise ValueError(f'config.data.size_px={data.size_px}; 8 to 1024.')
-  if data.conflicts not in neighbours.POLICIES:
+  if data.conflicts not in relatives.POLICIES:
     raise ValueError(
-      f'config.data.conflicts={data.conflicts!r}; one of {neighbours.POLICIES}.'
+      f'config.data.conflicts={data.conflicts!r}; one of {relatives.POLICIES}.'
     )
 
 

@@ -4,8 +4,8 @@ import os
 import shutil
 from typing import Any
 
-from micdiffrep_jax import log
 from micdiffrep_jax.data import store
+from micdiffrep_jax.run import log
 
 
 def already_there(

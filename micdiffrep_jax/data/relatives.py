@@ -6,9 +6,9 @@ from typing import Any, NamedTuple
 from ml_collections import ConfigDict
 import numpy as np
 
-from micdiffrep_jax import log
 from micdiffrep_jax.data import duplicates, groups
 from micdiffrep_jax.data.gather import Gathered
+from micdiffrep_jax.run import log
 
 POLICIES = ('error', 'drop', 'keep')
 _LARGE = 0.01  # share of the sources from which a group is suspicious

@@ -10,9 +10,9 @@ from jax import lax
 import jax.numpy as jnp
 import numpy as np
 
-from micdiffrep_jax.diffusion import Diffusion, predict, q_sample
-from micdiffrep_jax.sampling.plans import Plan, make_plan, spread
-from micdiffrep_jax.sampling.samplers import follow, single
+from micdiffrep_jax.diffusion.plans import Plan, make_plan, spread
+from micdiffrep_jax.diffusion.process import Diffusion, predict, q_sample
+from micdiffrep_jax.diffusion.samplers import follow, single
 
 Denoise = Callable[[jax.Array, jax.Array], jax.Array]
 

@@ -13,8 +13,8 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
-from micdiffrep_jax.diffusion import Diffusion, check_timesteps
-from micdiffrep_jax.lookup import lookup
+from micdiffrep_jax.diffusion.process import Diffusion, check_timesteps
+from micdiffrep_jax.run.lookup import lookup
 
 
 class Plan(NamedTuple):

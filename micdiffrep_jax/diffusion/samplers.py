@@ -11,9 +11,9 @@ from jax import lax
 import jax.numpy as jnp
 import numpy as np
 
-from micdiffrep_jax.diffusion import Diffusion, predict
-from micdiffrep_jax.keys import stream
-from micdiffrep_jax.sampling.plans import Plan, make_plan, step
+from micdiffrep_jax.diffusion.plans import Plan, make_plan, step
+from micdiffrep_jax.diffusion.process import Diffusion, predict
+from micdiffrep_jax.run.keys import stream
 
 PIECES = 25  # A loop that is watched is dispatched in about so many pieces.
 

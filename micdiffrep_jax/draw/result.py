@@ -6,8 +6,8 @@ import os
 import tempfile
 from typing import Any, NamedTuple
 
-from micdiffrep_jax.reporting import page
-from micdiffrep_jax.reporting.page import Picture
+from micdiffrep_jax.draw import page
+from micdiffrep_jax.draw.page import Picture
 
 CAPTIONS = {
   'confusion': 'Confusion matrix: counts, shaded by share of the true class.',

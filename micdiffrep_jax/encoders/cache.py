@@ -18,10 +18,14 @@ import jax.numpy as jnp
 from ml_collections import ConfigDict
 import numpy as np
 
-from micdiffrep_jax import augment, encoders, features, log
 from micdiffrep_jax.data.dataset import Dataset
-from micdiffrep_jax.keys import stream
-from micdiffrep_jax.methods.method import to_float
+from micdiffrep_jax.encoders import encoder as encoders
+from micdiffrep_jax.encoders import features
+from micdiffrep_jax.heads.matrix import pool
+from micdiffrep_jax.methods import augment
+from micdiffrep_jax.methods.base import to_float
+from micdiffrep_jax.run import log
+from micdiffrep_jax.run.keys import stream
 
 
 class Cache(NamedTuple):
@@ -230,5 +234,5 @@ def matrix(
   for step in (t,) if isinstance(t, int) else t:
     for layer in layers:
       path = os.path.join(cache.folder, f't{step}', view, f'{layer}.npy')
-      parts.append(features.pool(np.load(path, mmap_mode='r'), grid))
+      parts.append(pool(np.load(path, mmap_mode='r'), grid))
   return np.concatenate(parts, axis=1)

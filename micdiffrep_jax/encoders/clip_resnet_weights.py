@@ -6,8 +6,8 @@ numbers of blocks, widths and the input size follow from the tensors.
 
 from typing import Any
 
-from micdiffrep_jax.converting import torch_layers as layers
-from micdiffrep_jax.converting.torch_layers import State, Tree
+from micdiffrep_jax.encoders import torch_layers as layers
+from micdiffrep_jax.encoders.torch_layers import State, Tree
 from micdiffrep_jax.models.clip_resnet import SHRINKS
 
 _LAYER = 'visual.layer'

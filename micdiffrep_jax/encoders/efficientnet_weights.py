@@ -3,9 +3,9 @@
 Names are those of `efficientnet_lite_pytorch`: _conv_stem, _blocks.0._bn1, ...
 """
 
-from micdiffrep_jax.converting import torch_layers as layers
-from micdiffrep_jax.converting.torch_layers import State, Tree
-from micdiffrep_jax.models.efficientnet_lite import LITE0, blocks
+from micdiffrep_jax.encoders import torch_layers as layers
+from micdiffrep_jax.encoders.torch_layers import State, Tree
+from micdiffrep_jax.models.efficientnet import LITE0, blocks
 
 
 def convert(state: State, stages=LITE0) -> Tree:

@@ -9,10 +9,10 @@ import jax
 from ml_collections import ConfigDict
 import numpy as np
 
-from micdiffrep_jax import archive, checkpoint, sharding
-from micdiffrep_jax.keys import stream
-from micdiffrep_jax.lookup import lookup
 from micdiffrep_jax.methods import METHODS, Method
+from micdiffrep_jax.run import archive, checkpoint, devices
+from micdiffrep_jax.run.keys import stream
+from micdiffrep_jax.run.lookup import lookup
 
 
 class Encoder(NamedTuple):
@@ -77,12 +77,12 @@ def _of_run(path: str, step: int | None) -> Encoder:
   config = config_from_json(metadata['config'])
   info = {**metadata['info'], 'path': str(path), 'step': step}
   method = make_method(config, info['size_px'], info['channels'])
-  mesh = sharding.make_mesh()
+  mesh = devices.make_mesh()
   params, extra = jax.eval_shape(method.init, jax.random.key(0))
   shapes = {'params': params, 'extra': extra}
   abstract = jax.tree.map(
     lambda x: jax.ShapeDtypeStruct(
-      x.shape, x.dtype, sharding=sharding.replicated(mesh)
+      x.shape, x.dtype, sharding=devices.replicated(mesh)
     ),
     shapes,
   )
@@ -123,7 +123,7 @@ def of_archive(
     )
   variables = jax.device_put(
     jax.tree.unflatten(jax.tree.structure(shapes), leaves),
-    sharding.replicated(sharding.make_mesh()),
+    devices.replicated(devices.make_mesh()),
   )
   held = set(text['head']['layers'])
   layers = tuple(name for name in method.layers if name in held)
@@ -137,9 +137,9 @@ def of_archive(
 
 def random_encoder(encoder: Encoder, seed: int = 0) -> Encoder:
   """The same network with weights as initialised: a control for every table."""
-  mesh = sharding.make_mesh()
+  mesh = devices.make_mesh()
 
-  @functools.partial(jax.jit, out_shardings=sharding.replicated(mesh))
+  @functools.partial(jax.jit, out_shardings=devices.replicated(mesh))
   def init(key):
     return encoder.method.frozen(*encoder.method.init(key))
 

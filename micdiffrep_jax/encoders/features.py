@@ -15,13 +15,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from micdiffrep_jax import log, sharding
 from micdiffrep_jax.data.dataset import Dataset
-from micdiffrep_jax.diffusion import check_timesteps
-from micdiffrep_jax.encoders import Encoder
-from micdiffrep_jax.keys import stream
-from micdiffrep_jax.lookup import lookup
+from micdiffrep_jax.diffusion.process import check_timesteps
+from micdiffrep_jax.encoders.encoder import Encoder
+from micdiffrep_jax.heads import head_file
 from micdiffrep_jax.methods import Method
+from micdiffrep_jax.run import devices, log
+from micdiffrep_jax.run.keys import stream
+from micdiffrep_jax.run.lookup import lookup
+from micdiffrep_jax.scores import calibration
 
 
 def check_request(
@@ -60,23 +62,6 @@ def pool_map(x: jax.Array, grid: int) -> jax.Array:
   rows = _cells(x.shape[1], min(grid, x.shape[1]))
   columns = _cells(x.shape[2], min(grid, x.shape[2]))
   return jnp.einsum('bhwd,gh,kw->bgkd', x.astype(jnp.float32), rows, columns)
-
-
-def pool(features: np.ndarray, to: int) -> np.ndarray:
-  """Pools cached features further: (n, g, g, d) -> (n, to * to * d) float16.
-
-  Exact, as cells nest when `to` divides g; a smaller g stays as it is.
-  """
-  n, g = features.shape[:2]
-  to = min(to, g)
-  if to == g:
-    return features.reshape(n, -1)
-  if g % to:
-    raise ValueError(f'A grid of {g} does not pool to {to}; use a divisor.')
-  f = g // to
-  cells = features.reshape(n, to, f, to, f, -1)
-  pooled = cells.mean(axis=(2, 4), dtype=np.float32)
-  return pooled.reshape(n, -1).astype(features.dtype)
 
 
 def image_seeds(images: np.ndarray) -> np.ndarray:
@@ -129,15 +114,15 @@ def extract(
   """
   names = check_request(encoder.method, layers, (t,))
   check_images(encoder, dataset)
-  mesh = sharding.make_mesh()
-  sharding.check_batch_size(batch_size, mesh, '--config.batch_size')
+  mesh = devices.make_mesh()
+  devices.check_batch_size(batch_size, mesh, '--config.batch_size')
   feature_fn = feature_fn or make_feature_fn(encoder.method, names, grid)
   root = stream(jax.random.key(seed), 'features')
   keys = [
-    sharding.replicate(jax.random.fold_in(root, first_draw + i), mesh)
+    devices.replicate(jax.random.fold_in(root, first_draw + i), mesh)
     for i in range(draws)
   ]
-  level = sharding.replicate(np.int32(t), mesh)
+  level = devices.replicate(np.int32(t), mesh)
   found: dict[str, np.ndarray] = {}
   bar = log.progress(total=len(rows) * draws, desc=desc, unit='img')
   for start in range(0, len(rows), batch_size):
@@ -146,10 +131,10 @@ def extract(
     padding = batch_size - len(part)
     if padding:  # one shape, one compilation; padded rows are dropped below
       images = np.concatenate([images, np.repeat(images[:1], padding, axis=0)])
-    batch = place_whole((images, image_seeds(images)), mesh)
+    batch = devices.place_whole((images, image_seeds(images)), mesh)
     total: dict[str, np.ndarray] = {}
     for key in keys:
-      out = sharding.fetch(feature_fn(encoder.variables, *batch, key, level))
+      out = devices.fetch(feature_fn(encoder.variables, *batch, key, level))
       total = {k: total[k] + out[k] if total else out[k] for k in names}
       bar.update(len(part))
     for name in names:
@@ -159,18 +144,6 @@ def extract(
       found[name][start : start + len(part)] = mean
   bar.close()
   return found
-
-
-def place_whole(batch: Any, mesh: jax.sharding.Mesh) -> Any:
-  """Rows that every process holds whole -> global arrays split over 'data'."""
-  share = mesh.shape['data'] // jax.process_count()
-  first, count = jax.process_index() * share, share
-
-  def local(x):
-    size = len(x) // mesh.shape['data']
-    return x[first * size : (first + count) * size]
-
-  return sharding.place(jax.tree.map(local, batch), mesh)
 
 
 def check_images(encoder: Encoder, dataset: Dataset) -> None:
@@ -184,3 +157,39 @@ def check_images(encoder: Encoder, dataset: Dataset) -> None:
       'with '
       f'--config.data.size_px={want[0]} --config.data.channels={want[1]}.'
     )
+
+
+def extract_for_head(
+  info: dict[str, Any],
+  encoder: Encoder,
+  dataset: Dataset,
+  rows: np.ndarray,
+  batch_size: int = 128,
+) -> dict[str, np.ndarray]:
+  """The features of images that a head with this info was made for."""
+  return extract(
+    encoder,
+    dataset,
+    rows,
+    tuple(info['layers']),
+    info['timestep'],
+    info['extracted_grid'],
+    info['draws'],
+    info['feature_seed'],
+    batch_size,
+  )
+
+
+def predict(
+  head: head_file.Bundle,
+  encoder: Encoder,
+  dataset: Dataset,
+  rows: np.ndarray,
+  batch_size: int = 128,
+) -> np.ndarray:
+  """Calibrated probabilities (len(rows), k) of images."""
+  info = head.info
+  extracted = extract_for_head(info, encoder, dataset, rows, batch_size)
+  return calibration.softmax(
+    head_file.logits(head, extracted), info['temperature']
+  )

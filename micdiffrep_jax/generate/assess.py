@@ -13,10 +13,13 @@ import jax
 from ml_collections import ConfigDict
 import numpy as np
 
-from micdiffrep_jax import encoders, features, log, sharding
 from micdiffrep_jax.data import dataset as data
-from micdiffrep_jax.generation import grids, quality
-from micdiffrep_jax.keys import stream
+from micdiffrep_jax.draw import grids
+from micdiffrep_jax.encoders import encoder as encoders
+from micdiffrep_jax.encoders import features
+from micdiffrep_jax.generate import quality
+from micdiffrep_jax.run import devices, log
+from micdiffrep_jax.run.keys import stream
 
 _BLOCK = 2048  # images compared at once
 
@@ -205,7 +208,7 @@ def loss_by_timestep(
 
   Each image is noised `draws` times, to a random step each time.
   """
-  mesh = sharding.make_mesh()
+  mesh = devices.make_mesh()
   root = stream(jax.random.key(seed), 'loss')
 
   @jax.jit
@@ -219,9 +222,9 @@ def loss_by_timestep(
     weights = (np.arange(batch_size) < len(part)).astype(np.float32)
     images = dataset.images[np.resize(part, batch_size)]
     seeds = features.image_seeds(images)
-    batch = features.place_whole((images, seeds, weights), mesh)
+    batch = devices.place_whole((images, seeds, weights), mesh)
     for draw in range(draws):
       found = evaluate(encoder.variables, *batch, draw)
-      for name, pair in sharding.fetch(found).items():
+      for name, pair in devices.fetch(found).items():
         sums[name] = sums.get(name, np.zeros(2)) + np.array(pair)
   return {k: float(s[0] / s[1]) for k, s in sums.items() if s[1] > 0}

@@ -8,12 +8,14 @@ import jax.numpy as jnp
 from ml_collections import ConfigDict
 import numpy as np
 
-from micdiffrep_jax import encoders, sharding
-from micdiffrep_jax.generation import assess, grids
-from micdiffrep_jax.keys import stream
+from micdiffrep_jax.diffusion import inversion, samplers
+from micdiffrep_jax.draw import grids
+from micdiffrep_jax.encoders import encoder as encoders
+from micdiffrep_jax.generate import assess
 from micdiffrep_jax.methods import ddpm
-from micdiffrep_jax.methods.method import to_float
-from micdiffrep_jax.sampling import inversion, samplers
+from micdiffrep_jax.methods.base import to_float
+from micdiffrep_jax.run import devices
+from micdiffrep_jax.run.keys import stream
 
 
 def samples(
@@ -66,7 +68,7 @@ def interpolation(
   ends = to_float(jnp.asarray(_images(real, 2 * config.images)))
   n = len(ends) // 2
   found = between(encoder.variables, ends[:n], ends[n : 2 * n])
-  rows = grids.to_uint8(sharding.fetch(found)).swapaxes(0, 1)
+  rows = grids.to_uint8(devices.fetch(found)).swapaxes(0, 1)
   return grids.figure([(f'pair {i}', row) for i, row in enumerate(rows)])
 
 
@@ -99,6 +101,6 @@ def reconstruction(
       encoder.variables, to_float(jnp.asarray(pictures)), noise, plan
     )
     names = (f't={t} noised', 'mean guess', 'one sample')
-    for name, x in zip(names, sharding.fetch(found)):
+    for name, x in zip(names, devices.fetch(found)):
       rows.append((name, grids.to_uint8(x)))
   return grids.figure(rows)

@@ -13,10 +13,11 @@ import jax
 from ml_collections import ConfigDict
 import numpy as np
 
-from micdiffrep_jax import encoders, features, log, sharding
-from micdiffrep_jax.generation import grids
+from micdiffrep_jax.diffusion import samplers
+from micdiffrep_jax.draw import grids
+from micdiffrep_jax.encoders import encoder as encoders
 from micdiffrep_jax.methods import ddpm
-from micdiffrep_jax.sampling import samplers
+from micdiffrep_jax.run import devices, log
 
 
 def options(config: ConfigDict) -> dict[str, Any]:
@@ -39,7 +40,7 @@ def drawn(
   """
   mark = 0
   for leaf in jax.tree.leaves(encoder.variables):
-    mark = zlib.crc32(np.asarray(sharding.fetch(leaf)).tobytes(), mark)
+    mark = zlib.crc32(np.asarray(devices.fetch(leaf)).tobytes(), mark)
   settings = json.dumps(
     {
       'weights': mark,
@@ -95,7 +96,7 @@ def draw(
   there are none, it is that of the first.
   """
   size, channels = encoder.info['size_px'], encoder.info['channels']
-  mesh = sharding.make_mesh()
+  mesh = devices.make_mesh()
   run_sampler = samplers.make_sampler(
     model.process,
     lambda variables, x_t, t: model.apply(variables, x_t, t)[0],
@@ -113,14 +114,14 @@ def draw(
   for start in batches:
     began = time.perf_counter()
     index = np.arange(start, start + config.batch_size, dtype=np.int32)
-    keys = keys_of(features.place_whole(index, mesh))
+    keys = keys_of(devices.place_whole(index, mesh))
     found = run_sampler(encoder.variables, keys, tick=bar.update)
     if config.figure.trajectory:
       found, kept = found
       if not start:
         few = kept[:, : min(config.figure.trajectory_images, config.images)]
-        frames = grids.to_uint8(sharding.fetch(few))
-    images.append(grids.to_uint8(sharding.fetch(found)))
+        frames = grids.to_uint8(devices.fetch(few))
+    images.append(grids.to_uint8(devices.fetch(found)))
     times.append(time.perf_counter() - began)
   bar.close()
   seconds = {

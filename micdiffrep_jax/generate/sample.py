@@ -7,12 +7,15 @@ import jax
 from ml_collections import ConfigDict
 import numpy as np
 
-from micdiffrep_jax import encoders, features, log, sharding
 from micdiffrep_jax.data import dataset as data
-from micdiffrep_jax.diffusion import check_timesteps
-from micdiffrep_jax.generation import assess, figures, generate, grids, quality
+from micdiffrep_jax.diffusion import plans, samplers
+from micdiffrep_jax.diffusion.process import check_timesteps
+from micdiffrep_jax.draw import grids
+from micdiffrep_jax.encoders import encoder as encoders
+from micdiffrep_jax.encoders import features
+from micdiffrep_jax.generate import assess, figures, generate, quality
 from micdiffrep_jax.methods import ddpm
-from micdiffrep_jax.sampling import plans, samplers
+from micdiffrep_jax.run import devices, log
 
 
 def run(config: ConfigDict, workdir: str) -> dict[str, Any]:
@@ -110,8 +113,8 @@ def check(config: ConfigDict, encoder: encoders.Encoder) -> plans.Plan:
     raise ValueError(
       f'images={config.images}: set --config.images to 1 or more.'
     )
-  mesh = sharding.make_mesh()
-  sharding.check_batch_size(config.batch_size, mesh, '--config.batch_size')
+  mesh = devices.make_mesh()
+  devices.check_batch_size(config.batch_size, mesh, '--config.batch_size')
   process = ddpm.denoiser(encoder.config, encoder.info['size_px']).process
   plan = plans.make_plan(process, **generate.options(config))
   samplers.frame_steps(len(plan.t), config.figure.trajectory)

@@ -17,7 +17,7 @@ import numpy as np
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression
 
-from micdiffrep_jax.heads.feature_matrix import Features
+from micdiffrep_jax.heads.matrix import Features
 
 STRENGTHS = (1.0, 0.1, 1e-2, 1e-3, 1e-4, 1e-5)  # L2 per row, strong to weak
 NEIGHBOURS = (1, 3, 5, 10, 20, 50)

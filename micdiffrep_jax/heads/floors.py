@@ -18,10 +18,10 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from micdiffrep_jax import log
 from micdiffrep_jax.data import dataset as data
-from micdiffrep_jax.heads import feature_matrix, fit_heads, kernel_head
-from micdiffrep_jax.lookup import lookup
+from micdiffrep_jax.heads import kernel, matrix, trained
+from micdiffrep_jax.run import log
+from micdiffrep_jax.run.lookup import lookup
 
 HOG_PX, HOG_CELL_PX, HOG_BLOCK, HOG_BINS = 64, 8, 2, 9
 _CHUNK = 1024
@@ -154,12 +154,12 @@ def _forest(x, y, query, k, seed):
 
 def _kernel(x, y, query, k, seed):
   """The kernel head at a gamma and a strength fixed beforehand."""
-  found = feature_matrix.standardise(x)
+  found = matrix.standardise(x)
   every = np.arange(len(x))
-  fitted = kernel_head.kernel_ridge(
+  fitted = kernel.kernel_ridge(
     found, y, k, every, every[:1], (2.0,), (1e-2,), seed=seed
   )
-  logits = fit_heads.predict('kernel', fitted.params, found._replace(x=query))
+  logits = trained.predict('kernel', fitted.params, found._replace(x=query))
   return softmax(10 * logits[0], axis=1)  # any temperature: classes count
 
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from micdiffrep_jax.heads.feature_matrix import Features
+from micdiffrep_jax.heads.matrix import Features
 from micdiffrep_jax.heads.train_head import BLOCK, Options
 
 

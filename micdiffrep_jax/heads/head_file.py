@@ -12,11 +12,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from micdiffrep_jax import encoders, features, log
-from micdiffrep_jax.data.dataset import Dataset
-from micdiffrep_jax.heads import fit_heads
-from micdiffrep_jax.heads.feature_matrix import Features
-from micdiffrep_jax.stats import calibration
+from micdiffrep_jax.heads import trained
+from micdiffrep_jax.heads.matrix import Features, pool
+from micdiffrep_jax.run import log
 
 
 class Bundle(NamedTuple):
@@ -67,46 +65,12 @@ def flatten(
 ) -> np.ndarray:
   """What a head takes (n, d), of what features.extract gives."""
   layers: Sequence[str] = info['layers']
-  parts = [features.pool(extracted[name], info['grid']) for name in layers]
+  parts = [pool(extracted[name], info['grid']) for name in layers]
   return np.concatenate(parts, axis=1)
-
-
-def extract(
-  info: dict[str, Any],
-  encoder: encoders.Encoder,
-  dataset: Dataset,
-  rows: np.ndarray,
-  batch_size: int = 128,
-) -> dict[str, np.ndarray]:
-  """The features of images that a head with this info was made for."""
-  return features.extract(
-    encoder,
-    dataset,
-    rows,
-    tuple(info['layers']),
-    info['timestep'],
-    info['extracted_grid'],
-    info['draws'],
-    info['feature_seed'],
-    batch_size,
-  )
 
 
 def logits(bundle: Bundle, extracted: dict[str, np.ndarray]) -> np.ndarray:
   """Logits (n, k) of what features.extract gives: {layer: (n, g, g, c)}."""
   x = flatten(bundle.info, extracted)
   matrix = Features(x, bundle.shift, bundle.scale)
-  return fit_heads.predict(bundle.info['kind'], bundle.params, matrix)[0]
-
-
-def predict(
-  bundle: Bundle,
-  encoder: encoders.Encoder,
-  dataset: Dataset,
-  rows: np.ndarray,
-  batch_size: int = 128,
-) -> np.ndarray:
-  """Calibrated probabilities (len(rows), k) of images."""
-  info = bundle.info
-  extracted = extract(info, encoder, dataset, rows, batch_size)
-  return calibration.softmax(logits(bundle, extracted), info['temperature'])
+  return trained.predict(bundle.info['kind'], bundle.params, matrix)[0]

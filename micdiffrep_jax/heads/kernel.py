@@ -15,8 +15,8 @@ from scipy import linalg
 from sklearn.decomposition import PCA
 from sklearn.metrics.pairwise import rbf_kernel
 
-from micdiffrep_jax.heads.classic_heads import as_float32, unit
-from micdiffrep_jax.heads.feature_matrix import Features
+from micdiffrep_jax.heads.classic import as_float32, unit
+from micdiffrep_jax.heads.matrix import Features
 
 COMPONENTS = 128
 GAMMAS = (1.0, 2.0, 4.0)  # per mean squared distance, wide to narrow

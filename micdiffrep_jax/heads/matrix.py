@@ -50,3 +50,20 @@ def literal(x: np.ndarray) -> Features:
   """Features as they are: what the paper's text says."""
   d = x.shape[-1]
   return Features(x, np.zeros(d, np.float32), np.ones(d, np.float32))
+
+
+def pool(features: np.ndarray, to: int) -> np.ndarray:
+  """Pools cached features further: (n, g, g, d) -> (n, to * to * d) float16.
+
+  Exact, as cells nest when `to` divides g; a smaller g stays as it is.
+  """
+  n, g = features.shape[:2]
+  to = min(to, g)
+  if to == g:
+    return features.reshape(n, -1)
+  if g % to:
+    raise ValueError(f'A grid of {g} does not pool to {to}; use a divisor.')
+  f = g // to
+  cells = features.reshape(n, to, f, to, f, -1)
+  pooled = cells.mean(axis=(2, 4), dtype=np.float32)
+  return pooled.reshape(n, -1).astype(features.dtype)

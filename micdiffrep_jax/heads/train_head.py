@@ -16,8 +16,8 @@ from jax import Array
 import jax.numpy as jnp
 import optax
 
-from micdiffrep_jax.lookup import lookup
-from micdiffrep_jax.models.heads import HEADS
+from micdiffrep_jax.heads.nets import HEADS
+from micdiffrep_jax.run.lookup import lookup
 
 BLOCK = 256  # rows that are scored at a time
 

@@ -15,14 +15,14 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from ml_collections import ConfigDict
 import numpy as np
 
-from micdiffrep_jax import sharding
-from micdiffrep_jax.features import place_whole
-from micdiffrep_jax.heads.feature_matrix import Features
 from micdiffrep_jax.heads.head_chunks import bucket, cell_memory, plan, stack
+from micdiffrep_jax.heads.matrix import Features
+from micdiffrep_jax.heads.nets import APPLY
 from micdiffrep_jax.heads.train_head import BLOCK, Options, train_cells
-from micdiffrep_jax.models.heads import APPLY
+from micdiffrep_jax.run import devices
 
 
 class Cell(NamedTuple):
@@ -122,7 +122,7 @@ def fit(
     cell_memory, options, k=classes, settings=len(settings), rows=len(rows)
   )
   of_set = [cell.features for cell in cells]
-  mesh = sharding.make_mesh()
+  mesh = devices.make_mesh()
   out: dict[int, Fit] = {}
   for chunk in bar(plan(sets, of_set, cell_bytes, memory_mb)):
     numbers = sorted({cells[i].features for i in chunk})
@@ -159,10 +159,10 @@ def fit(
       np.array([cells[i].seed for i in padded]),
     )
     if mesh.size > 1:
-      shared = sharding.replicate(shared, mesh)
-      own = place_whole(own, mesh)
-      tried = sharding.replicate(tried, mesh)
-    params, trace, logits = sharding.fetch(
+      shared = devices.replicate(shared, mesh)
+      own = devices.place_whole(own, mesh)
+      tried = devices.replicate(tried, mesh)
+    params, trace, logits = devices.fetch(
       train_cells(options, *shared, *own, tried)
     )
     for j, i in enumerate(chunk):
@@ -200,3 +200,25 @@ def predict(
     ]
     blocks.append(np.mean(one, axis=0))
   return np.concatenate(blocks, axis=1)[:, :n]
+
+
+def options_of(heads: ConfigDict, kind: str) -> Options:
+  """The training options of config.heads."""
+  return Options(
+    kind,
+    heads.hidden,
+    heads.bias,
+    heads.epochs,
+    heads.batch_size,
+    heads.dropout,
+    heads.feature_noise,
+    heads.label_smoothing,
+    heads.best_epoch,
+  )
+
+
+def class_weights(balanced: bool, y: np.ndarray, k: int) -> np.ndarray:
+  """Ones, or inverse frequencies where `balanced`."""
+  if not balanced:
+    return np.ones(k)
+  return len(y) / (k * np.maximum(np.bincount(y, minlength=k), 1))

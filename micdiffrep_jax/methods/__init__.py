@@ -4,12 +4,12 @@ from micdiffrep_jax.methods import (
   byol,
   clip,
   ddpm,
-  frozen,
+  external,
   mae,
   moco,
   supervised,
 )
-from micdiffrep_jax.methods.method import Method
+from micdiffrep_jax.methods.base import Method
 
 METHODS = {
   'ddpm': ddpm.make,
@@ -18,8 +18,8 @@ METHODS = {
   'mae': mae.make,
   'clip': clip.make,
   'supervised': supervised.make,
-  'clip_frozen': frozen.make,
-  'imagenet_supervised': frozen.make,
+  'clip_frozen': external.make,
+  'imagenet_supervised': external.make,
 }
 
 __all__ = ['METHODS', 'Method']

@@ -13,13 +13,12 @@ import jax.numpy as jnp
 from ml_collections import ConfigDict
 import numpy as np
 
-from micdiffrep_jax import augment
 from micdiffrep_jax.data import dataset as data
-from micdiffrep_jax.lookup import lookup
-from micdiffrep_jax.methods import captions, tokens
-from micdiffrep_jax.methods.method import Method, to_float, unchanged
+from micdiffrep_jax.methods import augment, captions, tokens
+from micdiffrep_jax.methods.base import Method, to_float, unchanged
 from micdiffrep_jax.models import clip_vision
 from micdiffrep_jax.models.clip_text import TextTransformer
+from micdiffrep_jax.run.lookup import lookup
 
 _MAX_SCALE = math.log(100.0)
 _MASKED = -1e9

@@ -11,11 +11,12 @@ import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
-from micdiffrep_jax import augment, diffusion
-from micdiffrep_jax.keys import stream
-from micdiffrep_jax.methods.method import Method, ema, to_float
+from micdiffrep_jax.diffusion import process as diffusion
+from micdiffrep_jax.diffusion import samplers
+from micdiffrep_jax.methods import augment
+from micdiffrep_jax.methods.base import Method, ema, to_float
 from micdiffrep_jax.models.unet import UNet, check_unet, tap_names
-from micdiffrep_jax.sampling import samplers
+from micdiffrep_jax.run.keys import stream
 
 LOSS_BINS = 10  # validation loss is reported for each tenth of the timesteps
 

@@ -13,9 +13,9 @@ import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
-from micdiffrep_jax.lookup import lookup
-from micdiffrep_jax.methods.method import Method, unchanged
-from micdiffrep_jax.models import clip_resnet, clip_vision, efficientnet_lite
+from micdiffrep_jax.methods.base import Method, unchanged
+from micdiffrep_jax.models import clip_resnet, clip_vision, efficientnet
+from micdiffrep_jax.run.lookup import lookup
 
 
 def prepare(
@@ -40,8 +40,8 @@ def prepare(
 
 def _efficientnet(model: dict[str, Any], size_px: int):
   del size_px  # convolutions take any
-  names = efficientnet_lite.tap_names(model['stages'])
-  return efficientnet_lite.EfficientNetLite(**model), names
+  names = efficientnet.tap_names(model['stages'])
+  return efficientnet.EfficientNetLite(**model), names
 
 
 def _resnet(model: dict[str, Any], size_px: int):

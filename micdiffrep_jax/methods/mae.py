@@ -10,8 +10,8 @@ import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
-from micdiffrep_jax import views
-from micdiffrep_jax.methods.method import Method, to_float, unchanged
+from micdiffrep_jax.methods import views
+from micdiffrep_jax.methods.base import Method, to_float, unchanged
 from micdiffrep_jax.models import vit
 
 

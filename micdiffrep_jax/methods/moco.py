@@ -10,9 +10,8 @@ import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
-from micdiffrep_jax import views
-from micdiffrep_jax.methods import two_view
-from micdiffrep_jax.methods.method import Method, ema, to_float
+from micdiffrep_jax.methods import two_view, views
+from micdiffrep_jax.methods.base import Method, ema, to_float
 
 
 def info_nce(

@@ -15,12 +15,11 @@ from ml_collections import ConfigDict
 import numpy as np
 import optax
 
-from micdiffrep_jax import augment
 from micdiffrep_jax.data import dataset as data
-from micdiffrep_jax.methods import two_view
-from micdiffrep_jax.methods.method import Method, to_float, unchanged
+from micdiffrep_jax.heads.nets import HEADS
+from micdiffrep_jax.methods import augment, two_view
+from micdiffrep_jax.methods.base import Method, to_float, unchanged
 from micdiffrep_jax.models import vit
-from micdiffrep_jax.models.heads import HEADS
 
 Tree = Any
 

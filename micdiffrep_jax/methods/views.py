@@ -11,8 +11,8 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from micdiffrep_jax.augment import affine
-from micdiffrep_jax.lookup import lookup
+from micdiffrep_jax.methods.augment import affine
+from micdiffrep_jax.run.lookup import lookup
 
 
 class View(NamedTuple):

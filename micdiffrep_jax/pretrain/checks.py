@@ -5,8 +5,8 @@ from typing import Any
 from ml_collections import ConfigDict
 import numpy as np
 
-from micdiffrep_jax import log, sharding
 from micdiffrep_jax.data import dataset as data
+from micdiffrep_jax.run import devices, log
 
 # Fields that change what is seen of a run, not what it computes.
 HARMLESS = (
@@ -17,7 +17,7 @@ HARMLESS = (
 
 def check_batches(config: ConfigDict, images: int, mesh: Any) -> None:
   """Raises ValueError where images, devices and parts do not fit the batch."""
-  sharding.check_batch_size(config.batch_size, mesh, '--config.batch_size')
+  devices.check_batch_size(config.batch_size, mesh, '--config.batch_size')
   share = config.batch_size // mesh.shape['data']
   if config.accumulate < 1 or share % config.accumulate:
     raise ValueError(

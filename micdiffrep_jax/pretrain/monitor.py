@@ -16,12 +16,15 @@ from sklearn.linear_model import RidgeClassifierCV
 from sklearn.metrics import balanced_accuracy_score
 from sklearn.preprocessing import StandardScaler
 
-from micdiffrep_jax import encoders, features, log, sharding
 from micdiffrep_jax.data import dataset as data
-from micdiffrep_jax.generation import grids
-from micdiffrep_jax.keys import stream
+from micdiffrep_jax.draw import grids
+from micdiffrep_jax.encoders import encoder as encoders
+from micdiffrep_jax.encoders import features
+from micdiffrep_jax.heads.matrix import pool
 from micdiffrep_jax.methods import Method
-from micdiffrep_jax.stats.rank import effective_rank
+from micdiffrep_jax.run import devices, log
+from micdiffrep_jax.run.keys import stream
+from micdiffrep_jax.scores.rank import effective_rank
 
 COLLAPSE = 0.9  # share of the first rank below which a warning is given
 
@@ -78,8 +81,8 @@ def make(
   split = config.data.split
   val = data.rows(dataset, split, 'val')
   labels = data.labels(dataset)
-  everywhere = sharding.replicated(mesh)
-  key = sharding.replicate(stream(jax.random.key(config.seed), 'monitor'), mesh)
+  everywhere = devices.replicated(mesh)
+  key = devices.replicate(stream(jax.random.key(config.seed), 'monitor'), mesh)
   frozen = jax.jit(method.frozen, out_shardings=everywhere)
   batch_size = -(-config.monitor.batch_size // mesh.size) * mesh.size
 
@@ -104,7 +107,7 @@ def make(
       images = dataset.images[np.resize(part, batch_size)]
       yield (
         len(part),
-        features.place_whole(
+        devices.place_whole(
           (images, features.image_seeds(images), weights), mesh
         ),
       )
@@ -116,9 +119,9 @@ def make(
     return features.pool_map(taps[method.output or method.layers[-1]], 1)
 
   def rank(variables):
-    t = sharding.replicate(np.int32(level), mesh)
+    t = devices.replicate(np.int32(level), mesh)
     found = [
-      sharding.fetch(outputs(variables, *batch[:2], t))[:count]
+      devices.fetch(outputs(variables, *batch[:2], t))[:count]
       for count, batch in batches_of(watched)
     ]
     return effective_rank(np.concatenate(found).reshape(len(watched), -1))
@@ -143,7 +146,7 @@ def make(
   def validation_loss(variables):
     sums: dict[str, np.ndarray] = {}
     for _, batch in batches_of(watched):
-      found = sharding.fetch(validate(variables, *batch))
+      found = devices.fetch(validate(variables, *batch))
       for name, pair in found.items():
         sums[name] = sums.get(name, np.zeros(2)) + np.array(pair)
     return {f'val_{k}': s[0] / s[1] for k, s in sums.items() if s[1] > 0}
@@ -160,7 +163,7 @@ def make(
     x = [
       np.concatenate(
         [
-          features.pool(f, 2)
+          pool(f, 2)
           for f in features.extract(
             encoder,
             dataset,
@@ -192,7 +195,7 @@ def make(
     if config.monitor.probe_images:
       metrics |= quick_probe(variables)
     if config.monitor.samples and method.sample is not None:
-      images = sharding.fetch(draw(variables))
+      images = devices.fetch(draw(variables))
       writer.image(step, 'samples', grids.make_grid(grids.to_uint8(images)))
     writer.scalars(step, metrics)
     log.get_logger().info(

@@ -14,17 +14,17 @@ import jax
 from ml_collections import ConfigDict
 import numpy as np
 
-from micdiffrep_jax import debug, guard, log, sharding
-from micdiffrep_jax.checkpoint import Checkpoints, read_metadata
-from micdiffrep_jax.data import audit
 from micdiffrep_jax.data import dataset as data
-from micdiffrep_jax.data.pipeline import train_stream
-from micdiffrep_jax.encoders import make_method
-from micdiffrep_jax.keys import stream
+from micdiffrep_jax.data import promises
+from micdiffrep_jax.data.batches import train_stream
+from micdiffrep_jax.encoders.encoder import make_method
 from micdiffrep_jax.methods import Method
-from micdiffrep_jax.training import checks, compiler, monitor
-from micdiffrep_jax.training.optim import make_optimizer, make_schedule
-from micdiffrep_jax.training.state import TrainState, make_state, make_step
+from micdiffrep_jax.pretrain import checks, compiler, monitor
+from micdiffrep_jax.pretrain.optim import make_optimizer, make_schedule
+from micdiffrep_jax.pretrain.state import TrainState, make_state, make_step
+from micdiffrep_jax.run import debug, devices, guard, log
+from micdiffrep_jax.run.checkpoint import Checkpoints, read_metadata
+from micdiffrep_jax.run.keys import stream
 
 Tree = Any
 
@@ -64,7 +64,7 @@ def run(config: ConfigDict, workdir: str) -> dict[str, Any]:
   if method.check:
     method.check(len(rows))
   proof = {
-    'audit_reasons': audit.refuse(
+    'audit_reasons': promises.refuse(
       dataset, config.data.split, config.allow_failed_audit
     ),
     'unseen': checks.prove_unseen(dataset, config.data.split, rows),
@@ -85,12 +85,12 @@ def compile_program(
   tx = make_optimizer(config.optim, steps)
   init = functools.partial(make_state, method, tx)
   shapes = jax.eval_shape(init, jax.random.key(0))
-  shardings = sharding.state_sharding(shapes, mesh, config.fsdp)
+  shardings = devices.state_sharding(shapes, mesh, config.fsdp)
   step = jax.jit(
     make_step(method, tx, config.accumulate),
     # What was donated cannot be run again in search of a NaN.
     donate_argnums=() if config.debug else 0,
-    out_shardings=(shardings, sharding.replicated(mesh)),
+    out_shardings=(shardings, devices.replicated(mesh)),
     compiler_options=compiler.options(),
   )
   abstract = jax.tree.map(
@@ -132,7 +132,7 @@ def fit(
   workdir: str,
 ) -> dict[str, Any]:
   """Trains, or goes on from the newest sound checkpoint, to the results."""
-  mesh = sharding.make_mesh()
+  mesh = devices.make_mesh()
   checks.check_batches(config, len(rows), mesh)
   steps, size = count_steps(config, len(rows)), config.batch_size
   schedule = make_schedule(config.optim, steps)
@@ -162,7 +162,7 @@ def fit(
     log.write_json(os.path.join(workdir, 'config.json'), config)
   writer = log.Writer(workdir, start)
   watch = monitor.make(method, config, dataset, info, mesh, writer)
-  train_key = sharding.replicate(stream(root, 'train'), mesh)
+  train_key = devices.replicate(stream(root, 'train'), mesh)
   batches = train_stream(
     dataset, rows, size, seed=config.seed, start_step=start
   )
@@ -207,7 +207,7 @@ def fit(
       trace(step, state)
       drawn = next(batches)
       beside = {k: rows_of[drawn['index']] for k, rows_of in side.items()}
-      batch = sharding.place({'image': drawn['image'], **beside}, mesh)
+      batch = devices.place({'image': drawn['image'], **beside}, mesh)
       with jax.transfer_guard(transfers):
         state, metrics = program.step(state, batch, train_key)
       settle()

@@ -11,8 +11,8 @@ import zipfile
 import jax
 import numpy as np
 
-from micdiffrep_jax import log
-from micdiffrep_jax.lookup import lookup
+from micdiffrep_jax.run import log
+from micdiffrep_jax.run.lookup import lookup
 
 VERSION = 1
 PRECISIONS = ('float32', 'float16', 'int8')

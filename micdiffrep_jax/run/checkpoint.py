@@ -13,7 +13,7 @@ from etils import epath
 import jax
 from orbax.checkpoint import v1 as ocp
 
-from micdiffrep_jax import log, seals
+from micdiffrep_jax.run import log, seals
 
 Tree = Any
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import jax
 
-from micdiffrep_jax import log
+from micdiffrep_jax.run import log
 
 
 @contextlib.contextmanager

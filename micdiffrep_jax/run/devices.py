@@ -96,3 +96,15 @@ def check_batch_size(batch_size: int, mesh: Mesh, flag: str) -> None:
       f'A batch of {batch_size} does not divide over {devices} devices. '
       f'Set {flag}={near} or another multiple of {devices}.'
     )
+
+
+def place_whole(batch: Tree, mesh: Mesh) -> Tree:
+  """Rows that every process holds whole -> global arrays split over 'data'."""
+  share = mesh.shape['data'] // jax.process_count()
+  first, count = jax.process_index() * share, share
+
+  def local(x: np.ndarray) -> np.ndarray:
+    size = len(x) // mesh.shape['data']
+    return x[first * size : (first + count) * size]
+
+  return place(jax.tree.map(local, batch), mesh)

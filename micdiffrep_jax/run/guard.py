@@ -9,7 +9,7 @@ import signal
 
 import jax
 
-from micdiffrep_jax import log, sharding
+from micdiffrep_jax.run import devices, log
 
 ASK_EVERY = 4  # steps between two questions whether any process should stop
 
@@ -90,7 +90,7 @@ class StopSignal:
       answer, self._asked = self._asked, None
       return int(answer)
     if step % ASK_EVERY == 0:
-      self._asked = sharding.maximum(self.number, mesh)
+      self._asked = devices.maximum(self.number, mesh)
     return 0
 
   def __enter__(self) -> 'StopSignal':

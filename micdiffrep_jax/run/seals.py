@@ -9,7 +9,7 @@ import json
 
 from etils import epath
 
-from micdiffrep_jax import log
+from micdiffrep_jax.run import log
 
 FOLDER = 'seals'
 

@@ -10,7 +10,7 @@ import warnings
 import numpy as np
 from scipy import optimize, special
 
-from micdiffrep_jax.stats import bootstrap
+from micdiffrep_jax.scores import bootstrap
 
 ECE_BINS = 15  # equal width on [0, 1], of the highest probability
 

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from sklearn import metrics as skm
 
-from micdiffrep_jax.stats import bootstrap, calibration
+from micdiffrep_jax.scores import bootstrap, calibration
 
 PER_CLASS = ('sensitivity', 'specificity', 'ppv', 'npv', 'auroc', 'auprc')
 

@@ -15,24 +15,26 @@ import jax
 from ml_collections import ConfigDict
 import numpy as np
 
-from micdiffrep_jax import encoders, features, log
 from micdiffrep_jax.data import dataset as data
-from micdiffrep_jax.heads import feature_cache
-from micdiffrep_jax.lookup import lookup
+from micdiffrep_jax.encoders import cache as feature_cache
+from micdiffrep_jax.encoders import encoder as encoders
+from micdiffrep_jax.encoders import features
+from micdiffrep_jax.heads import floors
 from micdiffrep_jax.methods import Method
-from micdiffrep_jax.probing import (
+from micdiffrep_jax.run import log
+from micdiffrep_jax.run.lookup import lookup
+from micdiffrep_jax.studies import (
   ablate_grid,
   ablate_pass,
   ablate_tables,
-  floors,
+  grid,
   probe,
   probe_report,
   probe_rows,
-  probe_suite,
 )
-from micdiffrep_jax.probing.ablate_grid import Scored
-from micdiffrep_jax.probing.probe_rows import Parts, Row
-from micdiffrep_jax.probing.probe_suite import Trial
+from micdiffrep_jax.studies.ablate_grid import Scored
+from micdiffrep_jax.studies.grid import Trial
+from micdiffrep_jax.studies.probe_rows import Parts, Row
 
 TAPS = ('all', 'encoder', 'decoder')
 
@@ -86,15 +88,11 @@ def final_rows(
     level = step if isinstance(step, tuple) else (step,)
     ablate_pass.extract(cache, encoder, ds, parts, level, config, weights_seed)
     log.get_logger().info('Final heads: %s.', name)
-    rows[name], _ = probe_suite.finish(
-      cache, parts, len(ds.classes), trial, config
-    )
+    rows[name], _ = grid.finish(cache, parts, len(ds.classes), trial, config)
   concat = [t for n, t in chosen.items() if n in _CONCAT]
   if concat:
     best = max(concat, key=lambda t: t.score)
-    classic, _ = probe_suite.classic_rows(
-      cache, parts, len(ds.classes), best, config
-    )
+    classic, _ = grid.classic_rows(cache, parts, len(ds.classes), best, config)
     rows |= classic
   return rows
 

@@ -16,15 +16,16 @@ from typing import Any, NamedTuple
 from ml_collections import ConfigDict
 import numpy as np
 
-from micdiffrep_jax import log
 from micdiffrep_jax.data import dataset as data
-from micdiffrep_jax.encoders import Encoder
-from micdiffrep_jax.heads import feature_cache, feature_matrix, fit_heads
-from micdiffrep_jax.heads.feature_cache import Cache
-from micdiffrep_jax.heads.fit_heads import Cell, Setting
-from micdiffrep_jax.probing import probe_suite
-from micdiffrep_jax.probing.probe_rows import Parts
-from micdiffrep_jax.probing.probe_suite import Trial
+from micdiffrep_jax.encoders import cache as feature_cache
+from micdiffrep_jax.encoders.cache import Cache
+from micdiffrep_jax.encoders.encoder import Encoder
+from micdiffrep_jax.heads import matrix, trained
+from micdiffrep_jax.heads.trained import Cell, Setting
+from micdiffrep_jax.run import log
+from micdiffrep_jax.studies import grid as probe_suite
+from micdiffrep_jax.studies.grid import Trial
+from micdiffrep_jax.studies.probe_rows import Parts
 
 Level = tuple[int, ...]  # one timestep, or several whose features are fused
 CRITERIA = ('accuracy', 'balanced_accuracy')
@@ -136,7 +137,7 @@ def search(
   cells = [
     (i, seed) for i in range(len(choices)) for seed in config.search_seeds
   ]
-  weights = probe_suite.class_weights(config, labels[parts.train], k)
+  weights = trained.class_weights(config.heads.balanced, labels[parts.train], k)
   bar = log.progress(
     total=len(config.grids) * len(config.heads.kinds) * len(cells),
     desc=desc,
@@ -150,19 +151,19 @@ def search(
         cache, level, layers, grid, parts.train, seen
       )
       sets.append(
-        feature_matrix.standardise(x, parts.train)
+        matrix.standardise(x, parts.train)
         if config.standardise
-        else feature_matrix.literal(x)
+        else matrix.literal(x)
       )
     for kind in config.heads.kinds:
-      fits = fit_heads.fit(
+      fits = trained.fit(
         sets,
         labels,
         k,
         [Cell(i, parts.train, seed) for i, seed in cells],
         settings,
         parts.val,
-        probe_suite.options_of(config, kind),
+        trained.options_of(config.heads, kind),
         weights,
         memory_mb=config.heads.memory_mb,
         bar=functools.partial(probe_suite.count_cells, bar=bar),

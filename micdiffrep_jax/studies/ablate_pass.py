@@ -12,12 +12,14 @@ import jax
 from ml_collections import ConfigDict
 import numpy as np
 
-from micdiffrep_jax import encoders, features, log
 from micdiffrep_jax.data import dataset as data
-from micdiffrep_jax.heads import feature_cache
-from micdiffrep_jax.probing import ablate_grid, probe
-from micdiffrep_jax.probing.ablate_grid import Level, Scored
-from micdiffrep_jax.probing.probe_rows import Parts
+from micdiffrep_jax.encoders import cache as feature_cache
+from micdiffrep_jax.encoders import encoder as encoders
+from micdiffrep_jax.encoders import features
+from micdiffrep_jax.run import log
+from micdiffrep_jax.studies import ablate_grid, probe
+from micdiffrep_jax.studies.ablate_grid import Level, Scored
+from micdiffrep_jax.studies.probe_rows import Parts
 
 
 def levels_of(config: ConfigDict) -> list[Level]:

@@ -12,10 +12,10 @@ from typing import Any
 import numpy as np
 from scipy import stats
 
-from micdiffrep_jax import log
-from micdiffrep_jax.probing import ablate_grid
-from micdiffrep_jax.probing.ablate_grid import Scored
-from micdiffrep_jax.reporting import page, plots, report_plots
+from micdiffrep_jax.draw import page, plots, report_plots
+from micdiffrep_jax.run import log
+from micdiffrep_jax.studies import ablate_grid
+from micdiffrep_jax.studies.ablate_grid import Scored
 
 MSFA = 'MSFA (MLP, all layers)'
 

@@ -7,13 +7,12 @@ from typing import Any
 from ml_collections import ConfigDict
 import numpy as np
 
-from micdiffrep_jax import log
-from micdiffrep_jax.auditing import shortcuts
-from micdiffrep_jax.data import audit as checks
 from micdiffrep_jax.data import dataset as data
 from micdiffrep_jax.data import duplicates, splits, store
-from micdiffrep_jax.deploy import fingerprints
-from micdiffrep_jax.reporting import audit_page, page
+from micdiffrep_jax.data import promises as checks
+from micdiffrep_jax.draw import page
+from micdiffrep_jax.run import log
+from micdiffrep_jax.studies import audit_page, shortcuts
 
 FAILED = 3  # exit status
 _BLOCK = 1024
@@ -160,7 +159,7 @@ def second_look(dataset: data.Dataset, split: str) -> dict[str, Any]:
     & (manifest['class'] != '')
     & (manifest[split] != splits.EXCLUDED)
   )
-  crops = fingerprints.crops(dataset.images, rows)
+  crops = duplicates.crops(dataset.images, rows)
   found = rows[
     duplicates.pairs_within(duplicates.describe(crops), duplicates.Thresholds())
   ].reshape(-1, 2)

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from micdiffrep_jax.reporting.page import (
+from micdiffrep_jax.draw.page import (
   Block,
   Facts,
   Section,

@@ -10,12 +10,12 @@ from typing import Any, NamedTuple
 from ml_collections import ConfigDict
 import numpy as np
 
-from micdiffrep_jax import log
 from micdiffrep_jax.data import dataset as data
-from micdiffrep_jax.probing import ablate_tables, label_curves
-from micdiffrep_jax.probing.label_curves import BOUNDS, FLOOR, METRICS
-from micdiffrep_jax.probing.probe_rows import image_sets
-from micdiffrep_jax.reporting import page, report_plots, report_studies
+from micdiffrep_jax.draw import page, report_plots
+from micdiffrep_jax.run import log
+from micdiffrep_jax.studies import ablate_tables, label_curves, report_studies
+from micdiffrep_jax.studies.label_curves import BOUNDS, FLOOR, METRICS
+from micdiffrep_jax.studies.probe_rows import image_sets
 
 
 class Key(NamedTuple):

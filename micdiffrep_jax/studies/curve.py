@@ -14,21 +14,23 @@ import jax
 from ml_collections import ConfigDict
 import numpy as np
 
-from micdiffrep_jax import checkpoint, encoders, features, log, seals
 from micdiffrep_jax.data import dataset as data
-from micdiffrep_jax.probing import (
+from micdiffrep_jax.draw import plots
+from micdiffrep_jax.encoders import encoder as encoders
+from micdiffrep_jax.encoders import features
+from micdiffrep_jax.heads import floors
+from micdiffrep_jax.run import checkpoint, log, seals
+from micdiffrep_jax.scores import metrics
+from micdiffrep_jax.scores.bootstrap import count_metrics
+from micdiffrep_jax.studies import (
   ablate,
   ablate_grid,
   ablate_pass,
   ablate_tables,
-  floors,
   probe,
 )
-from micdiffrep_jax.probing.ablate_grid import Scored
-from micdiffrep_jax.probing.probe_rows import Parts
-from micdiffrep_jax.reporting import plots
-from micdiffrep_jax.stats import metrics
-from micdiffrep_jax.stats.bootstrap import count_metrics
+from micdiffrep_jax.studies.ablate_grid import Scored
+from micdiffrep_jax.studies.probe_rows import Parts
 
 _COLUMNS = (
   'step',

@@ -3,7 +3,7 @@
 import numpy as np
 from sklearn.model_selection import StratifiedGroupKFold
 
-from micdiffrep_jax.probing.label_subsets import group_classes
+from micdiffrep_jax.studies.label_subsets import group_classes
 
 
 def rotations(

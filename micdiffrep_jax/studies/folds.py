@@ -17,20 +17,17 @@ import jax
 from ml_collections import ConfigDict
 import numpy as np
 
-from micdiffrep_jax import encoders, features, log
-from micdiffrep_jax.data import audit
 from micdiffrep_jax.data import dataset as data
-from micdiffrep_jax.heads import feature_cache, feature_matrix
-from micdiffrep_jax.lookup import lookup
-from micdiffrep_jax.probing import (
-  cross_tables,
-  floors,
-  folds,
-  probe,
-  probe_suite,
-)
-from micdiffrep_jax.probing.cross_tables import FLOOR, Key
-from micdiffrep_jax.probing.probe_rows import Parts
+from micdiffrep_jax.data import promises
+from micdiffrep_jax.encoders import cache as feature_cache
+from micdiffrep_jax.encoders import encoder as encoders
+from micdiffrep_jax.encoders import features
+from micdiffrep_jax.heads import floors, matrix
+from micdiffrep_jax.run import log
+from micdiffrep_jax.run.lookup import lookup
+from micdiffrep_jax.studies import cross_tables, fold_cuts, grid, probe
+from micdiffrep_jax.studies.cross_tables import FLOOR, Key
+from micdiffrep_jax.studies.probe_rows import Parts
 
 
 class Candidate(NamedTuple):
@@ -65,7 +62,7 @@ def check(config: ConfigDict) -> None:
     if not config[field]:
       raise ValueError(f'--config.{field} is empty; give at least one.')
   for name in config.heads:
-    lookup(probe_suite.CLASSIC, name, 'head', '--config.heads')
+    lookup(grid.CLASSIC, name, 'head', '--config.heads')
   if config.grid not in probe.GRIDS:
     raise ValueError(
       f'grid={config.grid}; one of {probe.GRIDS}. Set it with --config.grid.'
@@ -179,9 +176,9 @@ def predict(
   probs = {name: np.zeros((len(x), k)) for name in heads}
   choices: dict[str, list[dict]] = {name: [] for name in heads}
   for part in log.progress(parts, desc='folds', unit='fold'):
-    found = feature_matrix.standardise(x, part.train)
+    found = matrix.standardise(x, part.train)
     for name in heads:
-      row = probe_suite.CLASSIC[name](found, part, k, dict(chosen))
+      row = grid.CLASSIC[name](found, part, k, dict(chosen))
       probs[name][part.test] = row.test[0]
       choices[name].append(row.chosen)
   return probs, choices
@@ -195,12 +192,12 @@ def run(config: ConfigDict, workdir: str) -> dict[str, Any]:
   """
   check(config)
   ds = data.open_dataset(config.data.path, config.data.cache)
-  doubts = audit.refuse(ds, config.data.split, config.allow_failed_audit)
+  doubts = promises.refuse(ds, config.data.split, config.allow_failed_audit)
   whole = probe.labelled_parts(ds, config.data.split)
   at = np.concatenate([whole.train, whole.val])
   rows, y, k = whole.rows[at], whole.labels[at], len(ds.classes)
   groups = data.groups(ds)[rows]
-  cuts = folds.rotations(y, groups, config.folds, config.seed)
+  cuts = fold_cuts.rotations(y, groups, config.folds, config.seed)
   # What is predicted has no label that a head could read.
   rotated = [
     Parts(rows, train, val, test, np.where(np.isin(range(len(y)), test), -1, y))

@@ -10,21 +10,22 @@ from typing import Any, NamedTuple
 from ml_collections import ConfigDict
 import numpy as np
 
-from micdiffrep_jax import log
-from micdiffrep_jax.heads import feature_cache, feature_matrix, fit_heads
-from micdiffrep_jax.heads.feature_cache import Cache, matrix
-from micdiffrep_jax.heads.feature_matrix import Features
-from micdiffrep_jax.heads.fit_heads import Cell, Setting
-from micdiffrep_jax.heads.train_head import Options
-from micdiffrep_jax.probing.bundle import Bundle
-from micdiffrep_jax.probing.probe_rows import (
+from micdiffrep_jax.encoders import cache as feature_cache
+from micdiffrep_jax.encoders.cache import Cache, matrix
+from micdiffrep_jax.heads import matrix as feature_matrix
+from micdiffrep_jax.heads import trained
+from micdiffrep_jax.heads.head_file import Bundle
+from micdiffrep_jax.heads.matrix import Features
+from micdiffrep_jax.heads.trained import Cell, Setting
+from micdiffrep_jax.run import log
+from micdiffrep_jax.scores import bootstrap, calibration, metrics
+from micdiffrep_jax.studies.probe_rows import (
   Parts,
   Row,
   kernel_row,
   knn_row,
   logistic_row,
 )
-from micdiffrep_jax.stats import bootstrap, calibration, metrics
 
 
 class Trial(NamedTuple):
@@ -48,35 +49,12 @@ def load(
   return feature_matrix.standardise(x, parts.train)
 
 
-def options_of(config: ConfigDict, kind: str) -> Options:
-  """The training options of config.heads."""
-  c = config.heads
-  return Options(
-    kind,
-    c.hidden,
-    c.bias,
-    c.epochs,
-    c.batch_size,
-    c.dropout,
-    c.feature_noise,
-    c.label_smoothing,
-    c.best_epoch,
-  )
-
-
 def score(labels: np.ndarray, logits: np.ndarray, criterion: str) -> float:
   """Accuracy or balanced accuracy; -1 for a head that diverged."""
   if not np.isfinite(logits).all():
     return -1.0
   counts = metrics.confusion_matrix(labels, logits)
   return float(bootstrap.count_metrics(counts)[criterion])
-
-
-def class_weights(config: ConfigDict, y: np.ndarray, k: int) -> np.ndarray:
-  """Ones, or inverse frequencies where config.heads.balanced."""
-  if not config.heads.balanced:
-    return np.ones(k)
-  return len(y) / (k * np.maximum(np.bincount(y, minlength=k), 1))
 
 
 def search(
@@ -92,7 +70,9 @@ def search(
     for decay in config.heads.weight_decays
   ]
   choices = [(layer,) for layer in cache.layers] + [cache.layers]
-  weights = class_weights(config, parts.labels[parts.train], k)
+  weights = trained.class_weights(
+    config.heads.balanced, parts.labels[parts.train], k
+  )
   todo = len(cache.timesteps) * len(config.grids) * len(config.heads.kinds)
   bar = log.progress(total=todo * len(choices), desc=desc, unit='cell')
   trials = []
@@ -101,14 +81,14 @@ def search(
       sets = [load(cache, parts, config, t, c, grid) for c in choices]
       cells = [Cell(i, parts.train, config.seeds[0]) for i in range(len(sets))]
       for kind in config.heads.kinds:
-        fits = fit_heads.fit(
+        fits = trained.fit(
           sets,
           parts.labels,
           k,
           cells,
           settings,
           parts.val,
-          options_of(config, kind),
+          trained.options_of(config.heads, kind),
           weights,
           memory_mb=config.heads.memory_mb,
           bar=functools.partial(count_cells, bar=bar),
@@ -135,15 +115,15 @@ def finish(
 ) -> tuple[Row, Bundle]:
   """The chosen cell trained with every seed, calibrated, and predicted."""
   found = load(cache, parts, config, trial.timestep, trial.layers, trial.grid)
-  fits = fit_heads.fit(
+  fits = trained.fit(
     [found],
     parts.labels,
     k,
     [Cell(0, parts.train, seed) for seed in config.seeds],
     [trial.setting],
     parts.val,
-    options_of(config, trial.kind),
-    class_weights(config, parts.labels[parts.train], k),
+    trained.options_of(config.heads, trial.kind),
+    trained.class_weights(config.heads.balanced, parts.labels[parts.train], k),
     keep_params=True,
     memory_mb=config.heads.memory_mb,
   )
@@ -154,7 +134,7 @@ def finish(
   for fitted in fits:
     assert fitted.params is not None
     temperatures.append(calibration.fit_temperature(fitted.logits[0], y))
-    logits = fit_heads.predict(trial.kind, fitted.params, test)[0]
+    logits = trained.predict(trial.kind, fitted.params, test)[0]
     probs.append(calibration.softmax(logits, temperatures[-1]))
     raw.append(calibration.softmax(logits))
   chosen = {

@@ -12,10 +12,10 @@ from ml_collections import ConfigDict
 import numpy as np
 
 from micdiffrep_jax.data import dataset as data
-from micdiffrep_jax.probing import ablate_tables
-from micdiffrep_jax.probing.probe_rows import Parts, image_sets
-from micdiffrep_jax.reporting import page, plots, report_probe
-from micdiffrep_jax.stats import bootstrap
+from micdiffrep_jax.draw import page, plots
+from micdiffrep_jax.scores import bootstrap
+from micdiffrep_jax.studies import ablate_tables, report_probe
+from micdiffrep_jax.studies.probe_rows import Parts, image_sets
 
 METRICS = ('accuracy', 'balanced_accuracy')
 FLOOR = 'floor/'

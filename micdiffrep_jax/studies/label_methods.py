@@ -9,19 +9,15 @@ from typing import Any, NamedTuple
 from ml_collections import ConfigDict
 import numpy as np
 
-from micdiffrep_jax import log
 from micdiffrep_jax.data import dataset as data
-from micdiffrep_jax.heads import (
-  classic_heads,
-  feature_matrix,
-  fit_heads,
-  kernel_head,
-)
-from micdiffrep_jax.heads.feature_cache import Cache
-from micdiffrep_jax.heads.feature_matrix import Features
-from micdiffrep_jax.heads.fit_heads import Cell, Setting
-from micdiffrep_jax.probing import floors, probe_suite
-from micdiffrep_jax.probing.probe_rows import Parts
+from micdiffrep_jax.encoders.cache import Cache
+from micdiffrep_jax.heads import classic, floors, matrix, trained
+from micdiffrep_jax.heads import kernel as kernel_head
+from micdiffrep_jax.heads.matrix import Features
+from micdiffrep_jax.heads.trained import Cell, Setting
+from micdiffrep_jax.run import log
+from micdiffrep_jax.studies import grid
+from micdiffrep_jax.studies.probe_rows import Parts
 
 
 class Draw(NamedTuple):
@@ -62,14 +58,14 @@ def _heads(
   ]
   largest = max(len(draw.train) for draw in draws)
   steps = -(-largest // config.heads.batch_size)
-  options = probe_suite.options_of(config, kind)
+  options = trained.options_of(config.heads, kind)
   # A few images make few updates per pass: enough passes to converge.
   epochs = max(options.epochs, -(-config.heads.min_updates // steps))
   cells = [
     Cell(i, draw.train, draw.number) for draw in draws for i in range(len(sets))
   ]
   evaluate = np.concatenate([parts.val, parts.test])
-  fits = fit_heads.fit(
+  fits = trained.fit(
     sets,
     parts.labels,
     k,
@@ -85,7 +81,7 @@ def _heads(
     at = draw.val - len(parts.train)  # positions within `evaluate`
     y = parts.labels[draw.val]
     tried = [
-      (probe_suite.score(y, logits[at], config.select), i, a)
+      (grid.score(y, logits[at], config.select), i, a)
       for i, fitted in enumerate(mine)
       for a, logits in enumerate(fitted.logits)
     ]
@@ -102,25 +98,23 @@ def _classic(
   """Classes of the test rows, what was chosen, and its validation score."""
   y = parts.labels
   if name == 'logistic':
-    fitted = classic_heads.logistic_regression(
-      found, y, k, draw.train, draw.val
-    )
+    fitted = classic.logistic_regression(found, y, k, draw.train, draw.val)
     test = found._replace(x=found.x[parts.test])
-    logits = fit_heads.predict('linear', fitted.params, test)[0]
+    logits = trained.predict('linear', fitted.params, test)[0]
     score = fitted.scores[fitted.strength]
     return logits.argmax(1), {'strength': fitted.strength}, score
   if name == 'kernel':
     kernel = kernel_head.kernel_ridge(found, y, k, draw.train, draw.val)
     test = found._replace(x=found.x[parts.test])
-    logits = fit_heads.predict('kernel', kernel.params, test)[0]
+    logits = trained.predict('kernel', kernel.params, test)[0]
     tried = (kernel.gamma, kernel.strength)
     chosen = dict(zip(('gamma', 'strength'), tried))
     return logits.argmax(1), chosen, kernel.scores[tried]
-  nearest, scores = classic_heads.knn(found, y, k, draw.train, draw.val)
-  probs = classic_heads.knn_predict(
-    classic_heads.as_float32(found, draw.train),
+  nearest, scores = classic.knn(found, y, k, draw.train, draw.val)
+  probs = classic.knn_predict(
+    classic.as_float32(found, draw.train),
     y[draw.train],
-    classic_heads.as_float32(found, parts.test),
+    classic.as_float32(found, parts.test),
     k,
     nearest,
   )
@@ -153,9 +147,7 @@ def features_said(
     {'timestep': t, 'grid': g} for t in cache.timesteps for g in config.grids
   ]
   sets = [
-    probe_suite.load(
-      cache, parts, config, s['timestep'], cache.layers, s['grid']
-    )
+    grid.load(cache, parts, config, s['timestep'], cache.layers, s['grid'])
     for s in spots
   ]
   said = []
@@ -167,7 +159,7 @@ def features_said(
   if not config.classic:
     return said
   if not config.standardise:  # these probes are always standardised
-    sets = [feature_matrix.standardise(s.x, parts.train) for s in sets]
+    sets = [matrix.standardise(s.x, parts.train) for s in sets]
   groups = by_rows(draws)
   for name in config.classic:
     for same in log.progress(groups, desc=name, unit='draw'):

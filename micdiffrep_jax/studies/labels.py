@@ -15,20 +15,22 @@ import jax
 from ml_collections import ConfigDict
 import numpy as np
 
-from micdiffrep_jax import encoders, features, log
 from micdiffrep_jax.data import dataset as data
-from micdiffrep_jax.heads.feature_cache import Cache
-from micdiffrep_jax.lookup import lookup
-from micdiffrep_jax.probing import (
+from micdiffrep_jax.encoders import encoder as encoders
+from micdiffrep_jax.encoders import features
+from micdiffrep_jax.encoders.cache import Cache
+from micdiffrep_jax.run import log
+from micdiffrep_jax.run.lookup import lookup
+from micdiffrep_jax.studies import (
   ablate,
   ablate_pass,
   label_curves,
   label_methods,
   probe,
 )
-from micdiffrep_jax.probing.label_methods import Draw, Said
-from micdiffrep_jax.probing.label_subsets import subsets
-from micdiffrep_jax.probing.probe_rows import Parts
+from micdiffrep_jax.studies.label_methods import Draw, Said
+from micdiffrep_jax.studies.label_subsets import subsets
+from micdiffrep_jax.studies.probe_rows import Parts
 
 
 def check(config: ConfigDict) -> None:

@@ -12,19 +12,17 @@ from typing import Any
 from ml_collections import ConfigDict
 import numpy as np
 
-from micdiffrep_jax import augment, encoders, features, log
-from micdiffrep_jax.data import audit
 from micdiffrep_jax.data import dataset as data
-from micdiffrep_jax.heads import feature_cache
-from micdiffrep_jax.lookup import lookup
-from micdiffrep_jax.models.heads import HEADS
-from micdiffrep_jax.probing import (
-  bundle,
-  floors,
-  probe_report,
-  probe_rows,
-  probe_suite,
-)
+from micdiffrep_jax.data import promises
+from micdiffrep_jax.encoders import cache as feature_cache
+from micdiffrep_jax.encoders import encoder as encoders
+from micdiffrep_jax.encoders import features
+from micdiffrep_jax.heads import floors, head_file
+from micdiffrep_jax.heads.nets import HEADS
+from micdiffrep_jax.methods import augment
+from micdiffrep_jax.run import log
+from micdiffrep_jax.run.lookup import lookup
+from micdiffrep_jax.studies import grid, probe_report, probe_rows
 
 GRIDS = (1, 2, 4)
 _NORMAL = ('normal', 'no_tumor', 'notumor', 'no tumor', 'healthy')
@@ -35,7 +33,7 @@ def check(config: ConfigDict) -> None:
   for kind in config.heads.kinds:
     lookup(HEADS, kind, 'head', '--config.heads.kinds')
   for name in config.classic:
-    lookup(probe_suite.CLASSIC, name, 'probe', '--config.classic')
+    lookup(grid.CLASSIC, name, 'probe', '--config.classic')
   floors.check(config.floors)
   lookup(
     dict.fromkeys(('accuracy', 'balanced_accuracy')),
@@ -155,7 +153,7 @@ def run(config: ConfigDict, workdir: str) -> dict[str, Any]:
   started = time.monotonic()
   encoder = encoders.load_encoder(config.checkpoint, config.step or None)
   ds = data.open_dataset(config.data.path, config.data.cache)
-  doubts = audit.refuse(ds, config.data.split, config.allow_failed_audit)
+  doubts = promises.refuse(ds, config.data.split, config.allow_failed_audit)
   features.check_images(encoder, ds)
   layers = features.check_request(
     encoder.method, config.layers, config.timesteps
@@ -186,13 +184,13 @@ def run(config: ConfigDict, workdir: str) -> dict[str, Any]:
       weights_seed=config.seed if prefix else 0,
       views=views_of(config, parts),
     )
-    found, tried, head = probe_suite.run_suite(
+    found, tried, head = grid.run_suite(
       cache, parts, ds.classes, config, desc=prefix + 'heads'
     )
     rows |= {prefix + name: row for name, row in found.items()}
     trials[prefix.strip('/') or 'encoder'] = tried
     if not prefix:
-      bundle.save(
+      head_file.save(
         workdir,
         head._replace(
           info=head.info

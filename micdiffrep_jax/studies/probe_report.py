@@ -6,11 +6,11 @@ from typing import Any
 from ml_collections import ConfigDict
 import numpy as np
 
-from micdiffrep_jax import log
 from micdiffrep_jax.data import dataset as data
-from micdiffrep_jax.probing.probe_rows import Parts, Row, image_sets
-from micdiffrep_jax.reporting import page, plots
-from micdiffrep_jax.stats import bootstrap, calibration, metrics
+from micdiffrep_jax.draw import page, plots
+from micdiffrep_jax.run import log
+from micdiffrep_jax.scores import bootstrap, calibration, metrics
+from micdiffrep_jax.studies.probe_rows import Parts, Row, image_sets
 
 # (a, b): is a better than b, on the same test groups?
 PAIRS = (

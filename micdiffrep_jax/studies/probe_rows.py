@@ -8,9 +8,9 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from micdiffrep_jax.data.dataset import Dataset
-from micdiffrep_jax.heads import classic_heads, fit_heads, kernel_head
-from micdiffrep_jax.heads.feature_matrix import Features
-from micdiffrep_jax.stats import calibration
+from micdiffrep_jax.heads import classic, kernel, trained
+from micdiffrep_jax.heads.matrix import Features
+from micdiffrep_jax.scores import calibration
 
 
 class Parts(NamedTuple):
@@ -62,7 +62,7 @@ def _head_row(
 ) -> Row:
   """The calibrated predictions of a head."""
   val, test = (
-    fit_heads.predict(kind, params, found._replace(x=found.x[at]))[0]
+    trained.predict(kind, params, found._replace(x=found.x[at]))[0]
     for at in (parts.val, parts.test)
   )
   t = calibration.fit_temperature(val, parts.labels[parts.val])
@@ -80,7 +80,7 @@ def logistic_row(
   found: Features, parts: Parts, k: int, chosen: dict[str, Any]
 ) -> Row:
   """Logistic regression on standardised features, the headline probe."""
-  fitted = classic_heads.logistic_regression(
+  fitted = classic.logistic_regression(
     found, parts.labels, k, parts.train, parts.val
   )
   chosen = {
@@ -96,9 +96,7 @@ def kernel_row(
   found: Features, parts: Parts, k: int, chosen: dict[str, Any]
 ) -> Row:
   """Kernel ridge regression on standardised features."""
-  fitted = kernel_head.kernel_ridge(
-    found, parts.labels, k, parts.train, parts.val
-  )
+  fitted = kernel.kernel_ridge(found, parts.labels, k, parts.train, parts.val)
   chosen = {
     **chosen,
     'gamma': fitted.gamma,
@@ -112,15 +110,11 @@ def knn_row(
   found: Features, parts: Parts, k: int, chosen: dict[str, Any]
 ) -> Row:
   """Cosine nearest neighbours of standardised features."""
-  nearest, scores = classic_heads.knn(
-    found, parts.labels, k, parts.train, parts.val
-  )
-  bank = classic_heads.as_float32(found, parts.train)
+  nearest, scores = classic.knn(found, parts.labels, k, parts.train, parts.val)
+  bank = classic.as_float32(found, parts.train)
   y = parts.labels[parts.train]
   val, test = (
-    classic_heads.knn_predict(
-      bank, y, classic_heads.as_float32(found, at), k, nearest
-    )
+    classic.knn_predict(bank, y, classic.as_float32(found, at), k, nearest)
     for at in (parts.val, parts.test)
   )
   return Row(

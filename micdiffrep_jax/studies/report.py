@@ -8,10 +8,12 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from micdiffrep_jax import log
-from micdiffrep_jax.reporting import (
+from micdiffrep_jax.draw import page
+from micdiffrep_jax.draw.page import Block, Code, Facts, Section, Text
+from micdiffrep_jax.draw.result import Run, pictures
+from micdiffrep_jax.run import log
+from micdiffrep_jax.studies import (
   audit_page,
-  page,
   report_classes,
   report_data,
   report_pretrain,
@@ -19,8 +21,6 @@ from micdiffrep_jax.reporting import (
   report_studies,
   report_table1,
 )
-from micdiffrep_jax.reporting.page import Block, Code, Facts, Section, Text
-from micdiffrep_jax.reporting.report_run import Run, pictures
 
 RESULTS = 'results.json'
 

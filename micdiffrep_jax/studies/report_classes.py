@@ -2,9 +2,10 @@
 
 from typing import Any
 
-from micdiffrep_jax.reporting import report_plots
-from micdiffrep_jax.reporting.page import Block, Facts, Heading, Table, interval
-from micdiffrep_jax.reporting.report_probe import (
+from micdiffrep_jax.draw import report_plots
+from micdiffrep_jax.draw.page import Block, Facts, Heading, Table, interval
+from micdiffrep_jax.draw.result import Run, drawn, pictures
+from micdiffrep_jax.studies.report_probe import (
   ORIGINS,
   SUBSETS,
   main_row,
@@ -12,7 +13,6 @@ from micdiffrep_jax.reporting.report_probe import (
   record_of,
   title,
 )
-from micdiffrep_jax.reporting.report_run import Run, drawn, pictures
 
 _METRICS = {
   'accuracy': 'accuracy, %',

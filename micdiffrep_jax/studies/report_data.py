@@ -7,8 +7,8 @@ import numpy as np
 from micdiffrep_jax.data import dataset as data
 from micdiffrep_jax.data import manifest as tables
 from micdiffrep_jax.data import splits, store
-from micdiffrep_jax.reporting.page import Block, Facts, Table, Text
-from micdiffrep_jax.reporting.report_run import Run
+from micdiffrep_jax.draw.page import Block, Facts, Table, Text
+from micdiffrep_jax.draw.result import Run
 
 
 def fingerprint(run: Run) -> str:

@@ -2,10 +2,10 @@
 
 from typing import Any
 
-from micdiffrep_jax import log
-from micdiffrep_jax.reporting import report_plots
-from micdiffrep_jax.reporting.page import Block, Facts, Picture, Table, Text
-from micdiffrep_jax.reporting.report_run import Run, drawn, pictures
+from micdiffrep_jax.draw import report_plots
+from micdiffrep_jax.draw.page import Block, Facts, Picture, Table, Text
+from micdiffrep_jax.draw.result import Run, drawn, pictures
+from micdiffrep_jax.run import log
 
 _BINS = 'val_loss_t'  # + the first timestep of the bin
 

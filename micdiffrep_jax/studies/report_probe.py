@@ -2,15 +2,9 @@
 
 from typing import Any
 
-from micdiffrep_jax.reporting import report_plots
-from micdiffrep_jax.reporting.page import (
-  Block,
-  Table,
-  Text,
-  difference,
-  interval,
-)
-from micdiffrep_jax.reporting.report_run import Run, drawn
+from micdiffrep_jax.draw import report_plots
+from micdiffrep_jax.draw.page import Block, Table, Text, difference, interval
+from micdiffrep_jax.draw.result import Run, drawn
 
 NAMES = {
   'linear_single': 'linear, best single layer',

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from micdiffrep_jax.reporting.page import (
+from micdiffrep_jax.draw.page import (
   Block,
   Table,
   Text,
@@ -11,8 +11,8 @@ from micdiffrep_jax.reporting.page import (
   interval,
   pivot,
 )
-from micdiffrep_jax.reporting.report_probe import SUBSETS, record_of, title
-from micdiffrep_jax.reporting.report_run import Run, pictures
+from micdiffrep_jax.draw.result import Run, pictures
+from micdiffrep_jax.studies.report_probe import SUBSETS, record_of, title
 
 
 def labels(run: Run) -> list[Block]:

@@ -3,15 +3,9 @@
 from collections.abc import Mapping
 from typing import Any
 
-from micdiffrep_jax.reporting.page import (
-  Block,
-  Table,
-  difference,
-  interval,
-  pivot,
-)
-from micdiffrep_jax.reporting.report_probe import record_of, title
-from micdiffrep_jax.reporting.report_run import Run, pictures
+from micdiffrep_jax.draw.page import Block, Table, difference, interval, pivot
+from micdiffrep_jax.draw.result import Run, pictures
+from micdiffrep_jax.studies.report_probe import record_of, title
 
 FLOOR = 'floor'  # the method of rows without an encoder
 

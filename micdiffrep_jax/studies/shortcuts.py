@@ -19,8 +19,8 @@ from sklearn.ensemble import ExtraTreesClassifier
 from sklearn.model_selection import StratifiedGroupKFold
 
 from micdiffrep_jax.data import dataset as data
-from micdiffrep_jax.probing import floors
-from micdiffrep_jax.stats import metrics
+from micdiffrep_jax.heads import floors
+from micdiffrep_jax.scores import metrics
 
 _BORDER_PX = 32  # side of the picture whose outermost ring is looked at
 _TREES = 100

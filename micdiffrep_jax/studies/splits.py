@@ -14,12 +14,18 @@ import jax
 from ml_collections import ConfigDict
 import numpy as np
 
-from micdiffrep_jax import log, pipeline
+from micdiffrep_jax import tasks
 from micdiffrep_jax.data import dataset as data
 from micdiffrep_jax.data import splits
-from micdiffrep_jax.lookup import lookup
-from micdiffrep_jax.probing import ablate_tables, probe
-from micdiffrep_jax.reporting import page, report_probe, report_studies
+from micdiffrep_jax.draw import page
+from micdiffrep_jax.run import log
+from micdiffrep_jax.run.lookup import lookup
+from micdiffrep_jax.studies import (
+  ablate_tables,
+  probe,
+  report_probe,
+  report_studies,
+)
 
 HONEST = 'grouped'  # what the other splits are compared with
 _METRICS = ('accuracy', 'balanced_accuracy')
@@ -90,7 +96,7 @@ def run(config: ConfigDict, workdir: str) -> dict[str, Any]:
   seen: dict[str, Any] = {}
   for name, unit in units.items():
     folder = os.path.join(workdir, name)
-    found = pipeline.finished(folder, unit)
+    found = tasks.finished(folder, unit)
     if found is None:
       log.get_logger().info('Split %s: in %s.', name, folder)
       found = probe.run(unit, folder)

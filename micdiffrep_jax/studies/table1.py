@@ -12,15 +12,22 @@ import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
-from micdiffrep_jax import checkpoint as checkpoints
-from micdiffrep_jax import encoders, log, pipeline
+from micdiffrep_jax import tasks
 from micdiffrep_jax.data import splits
-from micdiffrep_jax.lookup import lookup
-from micdiffrep_jax.probing import ablate_tables, probe, table1_rows
-from micdiffrep_jax.reporting import page, report_table1
-from micdiffrep_jax.reporting.page import Section
-from micdiffrep_jax.reporting.report_run import Run
-from micdiffrep_jax.training import monitor, train
+from micdiffrep_jax.draw import page
+from micdiffrep_jax.draw.page import Section
+from micdiffrep_jax.draw.result import Run
+from micdiffrep_jax.encoders import encoder as encoders
+from micdiffrep_jax.pretrain import monitor, train
+from micdiffrep_jax.run import checkpoint as checkpoints
+from micdiffrep_jax.run import log
+from micdiffrep_jax.run.lookup import lookup
+from micdiffrep_jax.studies import (
+  ablate_tables,
+  probe,
+  report_table1,
+  table1_rows,
+)
 
 
 def check(config: ConfigDict) -> None:
@@ -77,7 +84,7 @@ def probe_config(
 
 def finished(config: ConfigDict, folder: str, task: Any) -> dict[str, Any]:
   """The results of a cell, which is run unless it has been."""
-  found = pipeline.finished(folder, config)
+  found = tasks.finished(folder, config)
   return task(config, folder) if found is None else found
 
 

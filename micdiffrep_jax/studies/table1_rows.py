@@ -7,9 +7,10 @@ from typing import Any
 from ml_collections import ConfigDict
 import numpy as np
 
-from micdiffrep_jax.reporting import report_plots, report_table1
-from micdiffrep_jax.reporting.report_probe import title
-from micdiffrep_jax.stats import bootstrap
+from micdiffrep_jax.draw import report_plots
+from micdiffrep_jax.scores import bootstrap
+from micdiffrep_jax.studies import report_table1
+from micdiffrep_jax.studies.report_probe import title
 
 OURS = 'ddpm'  # what the others are compared with
 MSFA = 'mlp_concat'

@@ -1,1 +1,0 @@
-"""Whether a dataset can be trusted."""

@@ -1,0 +1,1 @@
+"""One file with encoder and head: made, read, used, scored."""

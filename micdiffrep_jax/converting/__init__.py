@@ -1,1 +1,0 @@
-"""Weights that others trained, from their files to checkpoints of ours."""

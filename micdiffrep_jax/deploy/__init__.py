@@ -1,1 +1,0 @@
-"""A finished classifier in one file, and its use on new pictures."""

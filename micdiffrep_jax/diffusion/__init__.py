@@ -1,0 +1,1 @@
+"""The diffusion process, its samplers and inversion."""

@@ -1,0 +1,1 @@
+"""Plots, pictures and pages; nothing is computed here."""

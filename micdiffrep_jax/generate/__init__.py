@@ -1,0 +1,1 @@
+"""Images drawn from a model, and what they are worth."""

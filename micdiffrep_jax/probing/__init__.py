@@ -1,1 +1,0 @@
-"""What frozen features are worth: probe, ablation, few labels, floors."""

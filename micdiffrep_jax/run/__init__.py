@@ -1,0 +1,1 @@
+"""What every run needs: log, files, guard, devices, checkpoints."""

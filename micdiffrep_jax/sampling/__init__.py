@@ -1,1 +1,0 @@
-"""From noise to images and back: plans of steps and the loops over them."""

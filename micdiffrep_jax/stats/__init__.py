@@ -1,1 +1,0 @@
-"""Metrics, intervals over groups, calibration; numpy and scikit-learn."""

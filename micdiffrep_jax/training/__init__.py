@@ -1,1 +1,0 @@
-"""The pretraining loop: state, step, checks, monitor."""
