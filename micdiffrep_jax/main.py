@@ -11,7 +11,7 @@ from ml_collections import ConfigDict, config_flags
 
 from micdiffrep_jax import sweep, tasks
 from micdiffrep_jax.run import distributed, guard, log
-from micdiffrep_jax.run.lookup import lookup
+from micdiffrep_jax.run.checks import lookup
 
 _CONFIG = config_flags.DEFINE_config_file(
   'config', None, 'path[:preset] of a config file.', lock_config=True

@@ -10,7 +10,7 @@ from ml_collections import ConfigDict
 
 from micdiffrep_jax import sweep_table, tasks
 from micdiffrep_jax.run import guard, log
-from micdiffrep_jax.run.lookup import lookup
+from micdiffrep_jax.run.checks import lookup
 
 
 class Unit(NamedTuple):

@@ -10,7 +10,7 @@ from etils import epath
 from ml_collections import ConfigDict
 
 from micdiffrep_jax.run import log
-from micdiffrep_jax.run.lookup import lookup
+from micdiffrep_jax.run.checks import lookup
 
 
 def _task(module: str) -> Callable[[ConfigDict, str], dict]:

@@ -18,7 +18,7 @@ from micdiffrep_jax.data import classes as class_names
 from micdiffrep_jax.data import duplicates, groups, store
 from micdiffrep_jax.draw import plots
 from micdiffrep_jax.run import log
-from micdiffrep_jax.run.lookup import lookup
+from micdiffrep_jax.run.checks import lookup
 from micdiffrep_jax.scores import metrics
 
 POLICIES = ('error', 'drop', 'keep')

@@ -15,7 +15,7 @@ from micdiffrep_jax.data import dataset as data
 from micdiffrep_jax.encoders import encoder as encoders
 from micdiffrep_jax.heads import head_file
 from micdiffrep_jax.run import archive, log
-from micdiffrep_jax.run.lookup import lookup
+from micdiffrep_jax.run.checks import lookup
 
 __all__ = ['bundle_predict', 'load_bundle', 'run']
 

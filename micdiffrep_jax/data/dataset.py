@@ -16,7 +16,7 @@ import numpy as np
 
 from micdiffrep_jax.data import phantom, splits, store
 from micdiffrep_jax.run import log
-from micdiffrep_jax.run.lookup import lookup
+from micdiffrep_jax.run.checks import lookup
 
 CACHE = 'images.npy'
 CACHE_LIMIT_GIB = 32.0

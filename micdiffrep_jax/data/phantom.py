@@ -16,7 +16,7 @@ from typing import NamedTuple
 import numpy as np
 
 from micdiffrep_jax.data import decode, sources
-from micdiffrep_jax.run.lookup import lookup
+from micdiffrep_jax.run.checks import lookup
 
 CLASSES = ('glioma', 'meningioma', 'normal', 'pituitary')
 VERSION = 1  # raise it when a seed draws other pictures

@@ -9,7 +9,7 @@ import numpy as np
 
 from micdiffrep_jax.data import dataset as data
 from micdiffrep_jax.data import splits
-from micdiffrep_jax.run.lookup import lookup
+from micdiffrep_jax.run.checks import lookup
 
 # What a split promises not to have on both sides. `leaky` promises nothing.
 PROMISES: dict[str, tuple[str, ...]] = {

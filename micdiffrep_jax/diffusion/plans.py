@@ -14,7 +14,7 @@ import jax
 import numpy as np
 
 from micdiffrep_jax.diffusion.process import Diffusion, check_timesteps
-from micdiffrep_jax.run.lookup import lookup
+from micdiffrep_jax.run.checks import lookup
 
 
 class Plan(NamedTuple):

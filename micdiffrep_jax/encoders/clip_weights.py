@@ -15,7 +15,7 @@ import numpy as np
 from micdiffrep_jax.encoders import clip_resnet_weights, torch_file
 from micdiffrep_jax.encoders.torch_layers import State, Tree, conv, dense, norm
 from micdiffrep_jax.models.clip_vision import ACTIVATIONS
-from micdiffrep_jax.run.lookup import lookup
+from micdiffrep_jax.run.checks import lookup
 
 
 def read(path: str, activation: str) -> tuple[State, str]:

@@ -11,8 +11,8 @@ import numpy as np
 
 from micdiffrep_jax.methods import METHODS, Method
 from micdiffrep_jax.run import archive, checkpoint, devices
+from micdiffrep_jax.run.checks import lookup
 from micdiffrep_jax.run.keys import stream
-from micdiffrep_jax.run.lookup import lookup
 
 
 class Encoder(NamedTuple):

@@ -21,8 +21,8 @@ from micdiffrep_jax.encoders.encoder import Encoder
 from micdiffrep_jax.heads import head_file
 from micdiffrep_jax.methods import Method
 from micdiffrep_jax.run import devices, log
+from micdiffrep_jax.run.checks import lookup
 from micdiffrep_jax.run.keys import stream
-from micdiffrep_jax.run.lookup import lookup
 from micdiffrep_jax.scores import calibration
 
 

@@ -21,7 +21,7 @@ from sklearn.preprocessing import StandardScaler
 from micdiffrep_jax.data import dataset as data
 from micdiffrep_jax.heads import kernel, matrix, trained
 from micdiffrep_jax.run import log
-from micdiffrep_jax.run.lookup import lookup
+from micdiffrep_jax.run.checks import lookup
 
 HOG_PX, HOG_CELL_PX, HOG_BLOCK, HOG_BINS = 64, 8, 2, 9
 _CHUNK = 1024

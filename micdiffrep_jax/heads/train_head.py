@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import optax
 
 from micdiffrep_jax.heads.nets import HEADS
-from micdiffrep_jax.run.lookup import lookup
+from micdiffrep_jax.run.checks import lookup
 
 BLOCK = 256  # rows that are scored at a time
 

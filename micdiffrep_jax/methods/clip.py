@@ -18,7 +18,7 @@ from micdiffrep_jax.methods import augment, captions, tokens
 from micdiffrep_jax.methods.base import Method, to_float, unchanged
 from micdiffrep_jax.models import clip_vision
 from micdiffrep_jax.models.clip_text import TextTransformer
-from micdiffrep_jax.run.lookup import lookup
+from micdiffrep_jax.run.checks import lookup
 
 _MAX_SCALE = math.log(100.0)
 _MASKED = -1e9

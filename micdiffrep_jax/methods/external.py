@@ -15,7 +15,7 @@ from ml_collections import ConfigDict
 
 from micdiffrep_jax.methods.base import Method, unchanged
 from micdiffrep_jax.models import clip_resnet, clip_vision, efficientnet
-from micdiffrep_jax.run.lookup import lookup
+from micdiffrep_jax.run.checks import lookup
 
 
 def prepare(

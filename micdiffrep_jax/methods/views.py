@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from micdiffrep_jax.methods.augment import affine
-from micdiffrep_jax.run.lookup import lookup
+from micdiffrep_jax.run.checks import lookup
 
 
 class View(NamedTuple):

@@ -12,7 +12,7 @@ from flax import linen as nn
 import jax
 import jax.numpy as jnp
 
-from micdiffrep_jax.run.lookup import lookup
+from micdiffrep_jax.run.checks import lookup
 
 # How far each shrinks an image.
 STEMS = {'imagenet': 4, 'stride4': 4, 'stride2': 2, 'stride1': 1}

@@ -6,7 +6,7 @@ import jax
 from ml_collections import ConfigDict
 import optax
 
-from micdiffrep_jax.run.lookup import lookup
+from micdiffrep_jax.run.checks import lookup
 
 
 def make_schedule(optim: ConfigDict, steps: int) -> optax.Schedule:

@@ -12,7 +12,7 @@ import jax
 import numpy as np
 
 from micdiffrep_jax.run import log
-from micdiffrep_jax.run.lookup import lookup
+from micdiffrep_jax.run.checks import lookup
 
 VERSION = 1
 PRECISIONS = ('float32', 'float16', 'int8')

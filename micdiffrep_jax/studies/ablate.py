@@ -22,7 +22,7 @@ from micdiffrep_jax.encoders import features
 from micdiffrep_jax.heads import floors
 from micdiffrep_jax.methods import Method
 from micdiffrep_jax.run import log
-from micdiffrep_jax.run.lookup import lookup
+from micdiffrep_jax.run.checks import lookup
 from micdiffrep_jax.studies import (
   ablate_grid,
   ablate_pass,

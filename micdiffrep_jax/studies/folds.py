@@ -24,7 +24,7 @@ from micdiffrep_jax.encoders import encoder as encoders
 from micdiffrep_jax.encoders import features
 from micdiffrep_jax.heads import floors, matrix
 from micdiffrep_jax.run import log
-from micdiffrep_jax.run.lookup import lookup
+from micdiffrep_jax.run.checks import lookup
 from micdiffrep_jax.studies import cross_tables, fold_cuts, grid, probe
 from micdiffrep_jax.studies.cross_tables import FLOOR, Key
 from micdiffrep_jax.studies.probe_rows import Parts

@@ -20,7 +20,7 @@ from micdiffrep_jax.encoders import encoder as encoders
 from micdiffrep_jax.encoders import features
 from micdiffrep_jax.encoders.cache import Cache
 from micdiffrep_jax.run import log
-from micdiffrep_jax.run.lookup import lookup
+from micdiffrep_jax.run.checks import lookup
 from micdiffrep_jax.studies import (
   ablate,
   ablate_pass,

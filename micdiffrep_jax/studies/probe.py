@@ -21,7 +21,7 @@ from micdiffrep_jax.heads import floors, head_file
 from micdiffrep_jax.heads.nets import HEADS
 from micdiffrep_jax.methods import augment
 from micdiffrep_jax.run import log
-from micdiffrep_jax.run.lookup import lookup
+from micdiffrep_jax.run.checks import lookup
 from micdiffrep_jax.studies import grid, probe_report, probe_rows
 
 GRIDS = (1, 2, 4)

@@ -19,7 +19,7 @@ from micdiffrep_jax.data import dataset as data
 from micdiffrep_jax.data import splits
 from micdiffrep_jax.draw import page
 from micdiffrep_jax.run import log
-from micdiffrep_jax.run.lookup import lookup
+from micdiffrep_jax.run.checks import lookup
 from micdiffrep_jax.studies import (
   ablate_tables,
   probe,

@@ -21,7 +21,7 @@ from micdiffrep_jax.encoders import encoder as encoders
 from micdiffrep_jax.pretrain import monitor, train
 from micdiffrep_jax.run import checkpoint as checkpoints
 from micdiffrep_jax.run import log
-from micdiffrep_jax.run.lookup import lookup
+from micdiffrep_jax.run.checks import lookup
 from micdiffrep_jax.studies import (
   ablate_tables,
   probe,
