@@ -9,6 +9,7 @@ os.environ['XLA_FLAGS'] = (
 
 from absl import flags
 import jax
+from optional import require
 import pytest
 import trees
 
@@ -24,6 +25,13 @@ jax.config.update(
 jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.5)
 # ArrayRecord and grain's workers read absl flags, which pytest does not parse.
 flags.FLAGS.mark_as_parsed()
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item):
+  """Skips a test before its fixtures where a package it needs is missing."""
+  for mark in item.iter_markers('needs'):
+    require(*mark.args)
 
 
 @pytest.fixture
