@@ -17,9 +17,6 @@ from micdiffrep_jax.probing import probe as probing
 from micdiffrep_jax.probing import table1
 from micdiffrep_jax.training import train
 
-safetensors = pytest.importorskip(
-  'safetensors.numpy', reason='writes .safetensors'
-)
 D, PATCH, DEPTH = 16, 8, 1
 
 
@@ -52,7 +49,9 @@ def tower(seed=0):
 
 
 def settings(folder, state, act='quick_gelu'):
-  safetensors.save_file(state, str(folder / 'model.safetensors'))
+  from safetensors.numpy import save_file
+
+  save_file(state, str(folder / 'model.safetensors'))
   (folder / 'config.json').write_text(
     json.dumps({'vision_config': {'hidden_act': act}})
   )
@@ -78,6 +77,7 @@ def test_images_are_resized_as_pillow_does(size, to):
     )
 
 
+@pytest.mark.needs('safetensors')
 def test_a_converted_encoder_is_probed(tmp_path):
   results = convert.run(settings(tmp_path, tower()), str(tmp_path / 'run'))
   assert results['layers'] == ['block0', 'pooled', 'embedding']
@@ -97,6 +97,7 @@ def test_a_converted_encoder_is_probed(tmp_path):
   assert 'random/linear_concat' in found['rows']
 
 
+@pytest.mark.needs('safetensors')
 def test_tensors_that_do_not_fit_are_named(tmp_path):
   state = tower()
   del state['vision_model.pre_layrnorm.bias']
@@ -115,6 +116,7 @@ def test_tensors_that_do_not_fit_are_named(tmp_path):
     convert.run(config, str(tmp_path / 'run'))
 
 
+@pytest.mark.needs('safetensors')
 def test_a_frozen_encoder_is_not_pretrained(tmp_path):
   config = settings(tmp_path, tower())
   record = convert.encoder_config(convert.clip(config.source, config))
