@@ -9,6 +9,7 @@ os.environ['XLA_FLAGS'] = (
 
 from absl import flags
 import jax
+from optional import require
 import pytest
 import trees
 
@@ -24,6 +25,19 @@ jax.config.update(
 jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.5)
 # ArrayRecord and grain's workers read absl flags, which pytest does not parse.
 flags.FLAGS.mark_as_parsed()
+
+
+def pytest_xdist_auto_num_workers(config):
+  """Two processes share the files; a single file needs no other process."""
+  files = {argument.split('::')[0] for argument in config.args}
+  return 0 if len(files) == 1 and files.pop().endswith('.py') else 2
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item):
+  """Skips a test before its fixtures where a package it needs is missing."""
+  for mark in item.iter_markers('needs'):
+    require(*mark.args)
 
 
 @pytest.fixture

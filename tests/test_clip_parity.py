@@ -12,11 +12,7 @@ from micdiffrep_jax.encoders import encoder as encoders
 from micdiffrep_jax.models.clip_text import TextTransformer
 from micdiffrep_jax.models.clip_vision import VisionTransformer
 
-torch = pytest.importorskip('torch', reason='the reference needs torch')
-transformers = pytest.importorskip(
-  'transformers', reason='the reference is transformers'
-)
-WIDE = {'hidden_size': 32, 'intermediate_size': 128, 'num_attention_heads': 4}
+pytestmark = pytest.mark.needs('torch', 'transformers')
 
 
 def relative(a, b):
@@ -24,37 +20,20 @@ def relative(a, b):
   return np.abs(a - b).max() / np.abs(b).max()
 
 
-def shake(model):
-  """Norms and biases away from 1 and 0, or their places would not matter."""
-  with torch.no_grad():
-    for i, p in enumerate(model.parameters()):
-      torch.manual_seed(i)
-      p.add_(0.1 * torch.randn_like(p))
-  return model.eval()
+@pytest.fixture(scope='module')
+def reference():
+  import torch_clip_towers
+
+  return torch_clip_towers
 
 
 @pytest.fixture(scope='module')
-def vision():
-  config = transformers.CLIPVisionConfig(
-    **WIDE,
-    num_hidden_layers=2,
-    image_size=24,
-    patch_size=8,
-    projection_dim=16,
-    hidden_act='quick_gelu',
-  )
-  torch.manual_seed(0)
-  return shake(transformers.CLIPVisionModelWithProjection(config))
+def vision(reference):
+  return reference.vision()
 
 
-def numpy_state(model):
-  return {k: v.numpy() for k, v in model.state_dict().items()}
-
-
-def run_vision(model, images, activation='quick_gelu'):
-  fields, size, variables = clip_weights.convert(
-    numpy_state(model), 4, activation
-  )
+def run_vision(state, images, activation='quick_gelu'):
+  fields, size, variables = clip_weights.convert(state, 4, activation)
   fields.pop('tower')
   assert size == images.shape[-1]
   return VisionTransformer(**fields).apply(
@@ -68,10 +47,9 @@ def pictures():
   return rng.normal(size=(2, 3, 24, 24)).astype(np.float32)
 
 
-def test_the_image_tower_equals_transformers(vision, pictures):
-  with torch.no_grad():
-    want = vision(torch.tensor(pictures), output_hidden_states=True)
-  embedding, taps = run_vision(vision, pictures)
+def test_the_image_tower_equals_transformers(reference, vision, pictures):
+  want = reference.outputs(vision, pictures, output_hidden_states=True)
+  embedding, taps = run_vision(reference.state(vision), pictures)
   assert relative(embedding, want.image_embeds) < 1e-5
   assert relative(taps['embedding'][:, 0, 0], want.image_embeds) < 1e-5
   for i in range(2):
@@ -79,39 +57,25 @@ def test_the_image_tower_equals_transformers(vision, pictures):
     assert relative(patches, want.hidden_states[i + 1][:, 1:]) < 1e-5
 
 
-def test_a_wrong_gelu_does_not_pass(vision, pictures):
-  with torch.no_grad():
-    want = vision(torch.tensor(pictures)).image_embeds
-  assert relative(run_vision(vision, pictures, 'gelu')[0], want) > 1e-4
+def test_a_wrong_gelu_does_not_pass(reference, vision, pictures):
+  want = reference.outputs(vision, pictures).image_embeds
+  embedding, _ = run_vision(reference.state(vision), pictures, 'gelu')
+  assert relative(embedding, want) > 1e-4
 
 
 def test_a_tower_without_prefix_or_projection_gives_the_pooled_token(
-  vision, pictures
+  reference, pictures
 ):
-  bare = transformers.CLIPVisionModel(vision.config)
-  bare = shake(bare)
-  with torch.no_grad():
-    want = bare(torch.tensor(pictures)).pooler_output
-  output, taps = run_vision(bare, pictures)
+  bare = reference.vision_without_projection()
+  want = reference.outputs(bare, pictures).pooler_output
+  output, taps = run_vision(reference.state(bare), pictures)
   assert relative(output, want) < 1e-5
   assert 'embedding' not in taps
 
 
-def test_the_text_tower_equals_transformers():
-  config = transformers.CLIPTextConfig(
-    **WIDE,
-    vocab_size=50,
-    num_hidden_layers=2,
-    max_position_embeddings=8,
-    projection_dim=16,
-    hidden_act='quick_gelu',
-    bos_token_id=48,
-    eos_token_id=49,
-    pad_token_id=0,
-  )
-  torch.manual_seed(1)
-  model = shake(transformers.CLIPTextModelWithProjection(config))
-  state = numpy_state(model)
+def test_the_text_tower_equals_transformers(reference):
+  model = reference.text()
+  state = reference.state(model)
   prefix = 'text_model.'
   params = {
     'tokens': {
@@ -129,14 +93,13 @@ def test_the_text_tower_equals_transformers():
       state, f'{prefix}encoder.layers.{i}'
     )
   ids = np.array([[48, 3, 7, 49, 0, 0, 0, 0], [48, 5, 2, 9, 11, 4, 6, 49]])
-  with torch.no_grad():
-    want = model(torch.tensor(ids)).text_embeds
+  want = reference.outputs(model, ids).text_embeds
   found, _ = TextTransformer(50, 8, 32, 2, 4, 16).apply({'params': params}, ids)
   assert relative(found, want) < 1e-5
 
 
-def test_a_safetensors_file_becomes_an_encoder(vision, pictures, tmp_path):
-  pytest.importorskip('safetensors', reason='reads .safetensors')
+@pytest.mark.needs('safetensors')
+def test_a_safetensors_file_becomes_an_encoder(reference, vision, tmp_path):
   vision.save_pretrained(tmp_path)
   config = convert_clip.get_config()
   config.source = str(tmp_path / 'model.safetensors')
@@ -151,8 +114,7 @@ def test_a_safetensors_file_becomes_an_encoder(vision, pictures, tmp_path):
   mean = np.array([0.48145466, 0.4578275, 0.40821073])
   std = np.array([0.26862954, 0.26130258, 0.27577711])
   x = ((images / 255.0 - mean) / std).transpose(0, 3, 1, 2)
-  with torch.no_grad():
-    want = vision(torch.tensor(x, dtype=torch.float32)).image_embeds
+  want = reference.outputs(vision, x.astype(np.float32)).image_embeds
   assert relative(taps['embedding'][:, 0, 0], want) < 1e-5
   # Its twin has other weights of the same shapes.
   twin = encoders.random_encoder(encoder)
@@ -161,8 +123,8 @@ def test_a_safetensors_file_becomes_an_encoder(vision, pictures, tmp_path):
   )
 
 
+@pytest.mark.needs('safetensors')
 def test_an_activation_nobody_tells_is_an_error(vision, tmp_path):
-  pytest.importorskip('safetensors', reason='reads .safetensors')
   vision.save_pretrained(tmp_path)
   (tmp_path / 'config.json').unlink()
   path = str(tmp_path / 'model.safetensors')

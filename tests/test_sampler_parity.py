@@ -15,12 +15,14 @@ from micdiffrep_jax.diffusion.process import (
   training_target,
 )
 
+pytestmark = pytest.mark.needs('torch', 'diffusers')
 TARGETS = ('eps', 'x0', 'v')
 
 
 def _theirs(name, d, schedule, steps, **options):
-  diffusers = pytest.importorskip('diffusers')
-  torch = pytest.importorskip('torch')
+  import diffusers
+  import torch
+
   names = {'eps': 'epsilon', 'x0': 'sample', 'v': 'v_prediction'}
   theirs = getattr(diffusers, name)(
     num_train_timesteps=d.timesteps,

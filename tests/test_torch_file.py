@@ -8,34 +8,14 @@ import pytest
 
 from micdiffrep_jax.encoders import torch_file
 
-torch = pytest.importorskip('torch', reason='the reference needs torch')
-
-
-class Tower(torch.nn.Module):
-  def __init__(self):
-    super().__init__()
-    self.conv = torch.nn.Conv2d(3, 4, 2, bias=False)
-    self.blocks = torch.nn.ModuleList([torch.nn.Linear(4, 4), Named()])
-    self.free = torch.nn.Parameter(torch.arange(6.0).reshape(2, 3))
-    self.register_buffer('count', torch.tensor(7))
-
-  def forward(self, x):
-    return self.blocks[1](self.blocks[0](self.conv(x).mean((2, 3))))
-
-
-class Named(torch.nn.Module):
-  def __init__(self):
-    super().__init__()
-    self.norm = torch.nn.LayerNorm(4)
-
-  def forward(self, x):
-    return self.norm(x)
-
 
 @pytest.fixture(scope='module')
 def tower():
+  import torch
+  import torch_tower
+
   torch.manual_seed(0)
-  return Tower()
+  return torch_tower.Tower()
 
 
 def same(found, state):
@@ -45,8 +25,11 @@ def same(found, state):
     np.testing.assert_array_equal(found[name], value.numpy(), err_msg=name)
 
 
+@pytest.mark.needs('torch')
 @pytest.mark.parametrize('new', [True, False], ids=['zip', 'old'])
 def test_a_state_dict_is_read_as_torch_reads_it(tower, tmp_path, new):
+  import torch
+
   path = str(tmp_path / 'a.pth')
   state = tower.state_dict()
   state['half'] = torch.randn(3, 5).half()
@@ -56,9 +39,12 @@ def test_a_state_dict_is_read_as_torch_reads_it(tower, tmp_path, new):
   same(torch_file.read(path), state)
 
 
+@pytest.mark.needs('torch')
 @pytest.mark.filterwarnings('ignore::DeprecationWarning')
 @pytest.mark.filterwarnings('ignore::FutureWarning')
 def test_a_torchscript_archive_is_read_as_torch_jit_reads_it(tower, tmp_path):
+  import torch
+
   path = str(tmp_path / 'a.pt')
   traced = torch.jit.trace(tower.half(), torch.zeros(1, 3, 4, 4).half())
   tower.float()
@@ -109,7 +95,10 @@ def test_every_name_off_the_list_is_refused(tmp_path, name):
     torch_file.read(path)
 
 
+@pytest.mark.needs('torch')
 def test_a_tensor_cannot_reach_beyond_its_storage(tmp_path):
+  import torch
+
   path = str(tmp_path / 'a.pt')
   torch.save({'x': torch.zeros(4)}, path)
   with zipfile.ZipFile(path) as archive:
@@ -143,7 +132,10 @@ def test_other_files_are_refused(tmp_path):
     torch_file.read(str(tmp_path / 'absent.pt'))
 
 
+@pytest.mark.needs('torch')
 def test_a_file_cut_short_is_refused(tower, tmp_path):
+  import torch
+
   path = tmp_path / 'a.pth'
   torch.save(tower.state_dict(), path, _use_new_zipfile_serialization=False)
   path.write_bytes(path.read_bytes()[:-10])
@@ -151,8 +143,11 @@ def test_a_file_cut_short_is_refused(tower, tmp_path):
     torch_file.read(str(path))
 
 
+@pytest.mark.needs('torch')
 def test_an_array_built_by_hand_in_a_pickle_is_refused(tmp_path):
   """What a pickle sets on a tensor must not reach an array's internals."""
+  import torch
+
   path = str(tmp_path / 'a.pt')
   torch.save({'x': torch.zeros(4)}, path)
   with zipfile.ZipFile(path) as archive:

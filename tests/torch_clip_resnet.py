@@ -1,19 +1,11 @@
 """A ResNet of CLIP's form in PyTorch, under OpenAI's names, and wrong ones.
 
-`wrong` names one detail that is done in another plausible way.
+`wrong` names one detail that is done in another plausible way; '' is right.
 """
 
 import torch
 from torch import nn
 from torch.nn import functional as F
-
-WRONG = (
-  'stem_max_pool',
-  'pool_before_conv',
-  'strided_skip',
-  'no_positions',
-  'plain_mean',
-)
 
 
 def conv(inputs, outputs, kernel, stride=1):

