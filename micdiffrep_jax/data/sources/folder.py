@@ -1,70 +1,65 @@
-"""Where pictures come from: a folder, a TFDS dataset, the phantom.
-
-A source is a list of files with what is known of each, and a function that
-reads one. Preparation treats all sources alike.
-"""
+"""A folder of pictures, DICOM and NIfTI files, as a source."""
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Sequence
 import functools
 import hashlib
 import os
 import re
-from typing import NamedTuple
 
 from micdiffrep_jax.data import decode, volumes
+from micdiffrep_jax.data.sources.base import DEFAULT, Source
 
-_OPTIONS = volumes.Options()
 _JUNK_FOLDERS = ('__macosx', '$recycle.bin', 'system volume information')
 
 
-class Source(NamedTuple):
-  """Files of one origin; labels and groups are '' where nothing is known."""
-
-  origin: str
-  files: list[str]  # unique within the origin
-  labels: list[str] | None  # None: the folders of the files tell
-  groups: list[str]  # what the source itself says; else ''
-  junk: dict[str, int]  # what was ignored, by kind
-  stamp: str  # changes when a file is added, removed or rewritten
-  read: Callable[[str, int], list[decode.Picture]]  # file, channels
-  groups_on_read: bool = False  # a picture may name its group when read
-
-
-def open_source(
-  spec: str,
-  data_dir: str = '',
-  group_field: str = '',
-  options: volumes.Options = _OPTIONS,
+def open_folder(
+  root: str, options: volumes.Options = DEFAULT.options
 ) -> Source:
-  """Lists 'DIR', 'tfds:NAME[:SPLIT]' or 'phantom:key=value,...'.
+  """Lists the pictures below a folder in natural order, links followed.
 
-  Raises ValueError for a source that does not exist or holds no picture.
+  Raises ValueError for no folder, a folder without pictures, and for files
+  whose reader is not installed.
   """
-  kind, sign, rest = spec.partition(':')
-  if sign and kind == 'tfds':
-    # Imported on use: a folder needs no tensorflow_datasets reader.
-    from micdiffrep_jax.data import tfds_source
-
-    return tfds_source.open_tfds(rest, data_dir, group_field)
-  if sign and kind == 'phantom':
-    from micdiffrep_jax.data import phantom
-
-    return phantom.open_phantom(rest)
-  return open_folder(spec, options)
-
-
-def open_folder(root: str, options: volumes.Options = _OPTIONS) -> Source:
-  """Lists the pictures below a folder in natural order, links followed."""
   root = os.path.expanduser(root)
   if not os.path.isdir(root):
     raise ValueError(
       f'{root!r} is not a folder. Give a folder, "tfds:NAME[:SPLIT]" or '
       '"phantom:" as config.data.source.'
     )
+  files, junk = _walk(root)
+  if not files:
+    raise ValueError(
+      f'{root!r} holds no {"/".join(s[1:] for s in decode.SUFFIXES)} file'
+      + (f' (ignored: {dict(junk)}).' if junk else '.')
+    )
+  kinds = {_kind(file) for file in files}
+  if 'dicom' in kinds:
+    volumes.check_installed('pydicom')
+  if 'nifti' in kinds:
+    volumes.check_installed('nibabel')
+  return Source(
+    origin=os.path.basename(os.path.abspath(root)),
+    files=files,
+    labels=None,
+    groups=[''] * len(files),
+    junk=dict(junk),
+    stamp=_stamp(root, files),
+    read=functools.partial(_read_file, root, options),
+    groups_on_read=bool(kinds - {'picture'}),
+  )
+
+
+def natural_key(name: str) -> tuple[list, str]:
+  """Sorts 'G_2' before 'G_10'."""
+  parts = re.split(r'(\d+)', name)
+  return [int(p) if i % 2 else p for i, p in enumerate(parts)], name
+
+
+def _walk(root: str) -> tuple[list[str], Counter]:
+  """Paths of the pictures below a folder, and what was ignored, by kind."""
   files: list[str] = []
   junk: Counter = Counter()
-  stamp = hashlib.sha256()
   seen = set()
   for folder, folders, names in os.walk(root, followlinks=True):
     real = os.path.realpath(folder)
@@ -80,40 +75,19 @@ def open_folder(root: str, options: volumes.Options = _OPTIONS) -> Source:
       kind = _junk_kind(name, path)
       if kind:
         junk[kind] += 1
-        continue
-      files.append(os.path.relpath(path, root).replace(os.sep, '/'))
-  if not files:
-    raise ValueError(
-      f'{root!r} holds no {"/".join(s[1:] for s in decode.SUFFIXES)} file'
-      + (f' (ignored: {dict(junk)}).' if junk else '.')
-    )
-  files.sort(key=natural_key)
+      else:
+        files.append(os.path.relpath(path, root).replace(os.sep, '/'))
+  return sorted(files, key=natural_key), junk
+
+
+def _stamp(root: str, files: Sequence[str]) -> str:
+  digest = hashlib.sha256()
   for file in files:
-    stat = os.lstat(os.path.join(root, file))
-    if os.path.exists(os.path.join(root, file)):  # no link that leads nowhere
-      stat = os.stat(os.path.join(root, file))
-    stamp.update(f'{file}\0{stat.st_size}\0{stat.st_mtime_ns}\0'.encode())
-  kinds = {_kind(file) for file in files}
-  if 'dicom' in kinds:
-    volumes.check_installed('pydicom')
-  if 'nifti' in kinds:
-    volumes.check_installed('nibabel')
-  return Source(
-    origin=os.path.basename(os.path.abspath(root)),
-    files=files,
-    labels=None,
-    groups=[''] * len(files),
-    junk=dict(junk),
-    stamp=stamp.hexdigest(),
-    read=functools.partial(_read_file, root, options),
-    groups_on_read=bool(kinds - {'picture'}),
-  )
-
-
-def natural_key(name: str) -> tuple[list, str]:
-  """Sorts 'G_2' before 'G_10'."""
-  parts = re.split(r'(\d+)', name)
-  return [int(p) if i % 2 else p for i, p in enumerate(parts)], name
+    path = os.path.join(root, file)
+    # A link that leads nowhere is stamped as a link; reading it fails later.
+    stat = os.stat(path) if os.path.exists(path) else os.lstat(path)
+    digest.update(f'{file}\0{stat.st_size}\0{stat.st_mtime_ns}\0'.encode())
+  return digest.hexdigest()
 
 
 def _read_file(
