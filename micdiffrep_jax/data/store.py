@@ -31,34 +31,30 @@ _SHARD_BYTES = 1 << 29
 
 @dataclass(frozen=True, kw_only=True)
 class Info:
-  """What dataset.json says of a prepared dataset."""
+  """What dataset.json says of a prepared dataset.
+
+  counts: images per split, part and class. origins: names of the sources.
+  rejected: files that could not be read. junk: files that were ignored, by
+  kind. rules: how often each rule of decoding applied. near_duplicates: see
+  relatives.Summary. settings: what config.data and the seed set. stamp: the
+  same for the same sources and settings. fingerprint: sha256 over ids, labels,
+  pixels and settings. files: what check_unchanged compares.
+  """
 
   size_px: int
   channels: int
-  images: int  # how many
+  images: int
   classes: tuple[str, ...]
-  counts: Mapping[str, Any] = field(
-    default_factory=dict
-  )  # images per split, part and class
-  origins: Sequence[str] = ()  # names of the sources
-  rejected: int = 0  # files that could not be read
-  junk: Mapping[str, int] = field(
-    default_factory=dict
-  )  # files that were ignored, by kind
-  rules: Mapping[str, int] = field(
-    default_factory=dict
-  )  # how often each rule of decoding applied
-  near_duplicates: Mapping[str, Any] = field(
-    default_factory=dict
-  )  # see relatives.Summary
-  settings: Mapping[str, Any] = field(
-    default_factory=dict
-  )  # of config.data; what pixels depend on
-  stamp: str = ''  # the same for the same sources and settings
-  fingerprint: str  # sha256 over ids, labels, pixels and settings
-  files: Mapping[str, str] = field(
-    default_factory=dict
-  )  # what check_unchanged compares
+  counts: Mapping[str, Any] = field(default_factory=dict)
+  origins: Sequence[str] = ()
+  rejected: int = 0
+  junk: Mapping[str, int] = field(default_factory=dict)
+  rules: Mapping[str, int] = field(default_factory=dict)
+  near_duplicates: Mapping[str, Any] = field(default_factory=dict)
+  settings: Mapping[str, Any] = field(default_factory=dict)
+  stamp: str = ''
+  fingerprint: str
+  files: Mapping[str, str] = field(default_factory=dict)
 
   @classmethod
   def from_json(cls, record: Mapping[str, Any]) -> 'Info':
