@@ -31,6 +31,7 @@ from benchmarks.ancestor import Ancestor, probe_step, read
 from configs import ablate as ablate_config
 from configs import pretrain
 from micdiffrep_jax.data import dataset as data
+from micdiffrep_jax.data import prepare
 from micdiffrep_jax.encoders import cache as feature_cache
 from micdiffrep_jax.encoders import encoder as encoders
 from micdiffrep_jax.encoders import features
@@ -55,7 +56,7 @@ def make_encoder(args, ds):
   if args.checkpoint:
     return encoders.load_encoder(args.checkpoint)
   config = pretrain.get_config(args.encoder)
-  size, channels = ds.info['size_px'], ds.info['channels']
+  size, channels = ds.info.size_px, ds.info.channels
   method = encoders.make_method(config, size, channels)
   info = {'size_px': size, 'channels': channels, 'path': '', 'step': 0}
   return encoders.random_encoder(encoders.Encoder(method, None, config, info))
@@ -101,7 +102,7 @@ def main():
     config.grids = tuple(int(g) for g in args.grids.split(','))
   if args.kinds:
     config.heads.kinds = tuple(args.kinds.split(','))
-  ds = data.open_dataset(args.data)
+  ds = data.open_dataset(prepare.resolve(args.data))
   labels = data.labels(ds)
   size = config.heads.batch_size
   config.batch_size = size

@@ -78,13 +78,13 @@ def simulate(folder: str, count: int) -> None:
   }
   store.write_images(folder, images, ids.tolist(), table['class'].tolist())
   store.write_manifest(folder, table)
-  info = {
-    'images': count,
-    'size_px': SIDE_PX,
-    'channels': 1,
-    'classes': ['a', 'b'],
-    'fingerprint': 'simulated',
-  }
+  info = store.Info(
+    images=count,
+    size_px=SIDE_PX,
+    channels=1,
+    classes=('a', 'b'),
+    fingerprint='simulated',
+  )
   store.write_info(folder, info)
 
 

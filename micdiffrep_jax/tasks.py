@@ -14,14 +14,30 @@ from micdiffrep_jax.run.checks import lookup
 
 
 def _task(module: str) -> Callable[[ConfigDict, str], dict]:
-  """run() of a module, imported on use: `prepare` needs no model code."""
+  """run() of a module, imported on use: `prepare` needs no model code.
+
+  The phantoms that its data paths name are prepared before it starts: a task
+  only opens data sets.
+  """
 
   def call(config: ConfigDict, workdir: str) -> dict:
+    for path in data_paths(config):
+      from micdiffrep_jax.data import prepare  # `predict` needs none of it
+
+      prepare.resolve(path)
     return importlib.import_module(f'micdiffrep_jax.{module}').run(
       config, workdir
     )
 
   return call
+
+
+def data_paths(config: ConfigDict) -> list[str]:
+  """config.data.path, or those of the parts of a config that has none."""
+  if 'path' in config.get('data', {}):
+    return [config.data.path]
+  parts = [v for v in config.values() if isinstance(v, ConfigDict)]
+  return [path for part in parts for path in data_paths(part)]
 
 
 def run(config: ConfigDict, workdir: str) -> dict[str, Any]:

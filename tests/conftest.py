@@ -13,6 +13,8 @@ from optional import require
 import pytest
 import trees
 
+from micdiffrep_jax.data import prepare
+
 jax.config.update('jax_numpy_rank_promotion', 'raise')
 jax.config.update('jax_debug_key_reuse', True)
 # Compiles in half the time; results move by about 1e-5.
@@ -46,3 +48,9 @@ def tree(tmp_path):
   root = tmp_path / 'pictures'
   trees.class_tree(root)
   return root
+
+
+@pytest.fixture(scope='session', autouse=True)
+def small_phantom():
+  """The data of the test presets: a task opens them, main prepares them."""
+  prepare.prepared_phantom('size_px=16,patients=60')

@@ -6,6 +6,7 @@ from ml_collections import ConfigDict
 import numpy as np
 
 from micdiffrep_jax.data import dataset as data
+from micdiffrep_jax.data import prepare
 from micdiffrep_jax.encoders import encoder
 from micdiffrep_jax.methods.base import Method
 
@@ -39,7 +40,7 @@ def fake_encoder(ds, split='grouped'):
   )
   info = {
     'size_px': SIZE,
-    'channels': ds.info['channels'],
+    'channels': ds.info.channels,
     'fingerprint': ds.fingerprint,
     'split': split,
     'split_hash': data.split_hash(ds, split),
@@ -53,7 +54,7 @@ def fake_encoder(ds, split='grouped'):
 
 def quadrants():
   """The classes of a phantom, each a bright quadrant that moves a little."""
-  real = data.open_dataset(PHANTOM)
+  real = data.open_dataset(prepare.resolve(PHANTOM))
   rng = np.random.default_rng(0)
   images = rng.integers(0, 120, real.images.shape).astype(np.uint8)
   for image, label in zip(images, data.labels(real)):

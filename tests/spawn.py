@@ -109,9 +109,9 @@ def spawner():
 @functools.cache
 def phantom():
   """A small prepared folder of 16 px."""
-  from micdiffrep_jax.data import dataset
+  from micdiffrep_jax.data import prepare
 
-  return dataset.prepared_phantom('size_px=16,patients=60')
+  return prepare.prepared_phantom('size_px=16,patients=60')
 
 
 def pretrain(workdir, **overrides):

@@ -33,11 +33,14 @@ def made(n=60, seed=0):
     'sha256': np.array([store.pixel_hash(x) for x in images]),
     **{name: part.copy() for name in splits.NAMES},
   }
-  info = {
-    'size_px': 12,
-    'channels': 1,
-    'settings': {'near_duplicates': {'enabled': True}},
-  }
+  info = store.Info(
+    size_px=12,
+    channels=1,
+    images=n,
+    classes=CLASSES,
+    settings={'near_duplicates': {'enabled': True}},
+    fingerprint='f',
+  )
   return Dataset('/data', images, manifest, CLASSES, 'f', info)
 
 
@@ -120,7 +123,7 @@ def test_two_labels_an_empty_class_and_no_search_fail():
   ]
 
   dataset = made()
-  dataset.info['settings']['near_duplicates']['enabled'] = False
+  dataset.info.settings['near_duplicates']['enabled'] = False
   assert 'never searched' in checks.check(dataset, 'grouped')[0]
 
 

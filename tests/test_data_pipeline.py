@@ -132,11 +132,11 @@ SCRIPT = """
 from absl import flags
 flags.FLAGS.mark_as_parsed()
 import numpy as np
-from micdiffrep_jax.data import dataset, pipeline
+from micdiffrep_jax.data import batches, dataset
 images = np.zeros((5000, 64, 64, 1), np.uint8)
 ds = dataset.Dataset('', images, {}, (), '', {})
-closed = pipeline.train_stream(ds, np.arange(5000), 128, 0)
-left_open = pipeline.train_stream(ds, np.arange(5000), 128, 0)
+closed = batches.train_stream(ds, np.arange(5000), 128, 0)
+left_open = batches.train_stream(ds, np.arange(5000), 128, 0)
 next(closed), next(left_open)
 closed.close()
 raise SystemExit(3)

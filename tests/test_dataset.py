@@ -1,13 +1,16 @@
 import hashlib
+import json
 import os
 import shutil
+import subprocess
+import sys
 
 import numpy as np
 import pytest
 import tensorflow_datasets as tfds
 import trees
 
-from micdiffrep_jax.data import dataset, prepare
+from micdiffrep_jax.data import dataset, prepare, store
 from micdiffrep_jax.data.dataset import open_dataset
 
 
@@ -152,3 +155,46 @@ def test_split_hash_is_that_of_ids_and_parts(folder):
   expected = hashlib.sha256(text.encode()).hexdigest()
   assert dataset.split_hash(ds, 'paper') == expected
   assert dataset.split_hash(ds, 'grouped') != expected
+
+
+def test_description_is_read_as_it_was_written(folder):
+  written = json.loads((folder / 'dataset.json').read_text())
+  assert json.loads(json.dumps(store.read_info(str(folder)).to_json())) == (
+    written
+  )
+  assert list(written) == list(store.read_info(str(folder)).to_json())
+
+
+def test_description_of_fewer_or_more_fields_is_read(folder):
+  path = folder / 'dataset.json'
+  record = json.loads(path.read_text())
+  for name in ('near_duplicates', 'settings', 'junk', 'rules', 'stamp'):
+    del record[name]
+  path.write_text(json.dumps({**record, 'remark': 'of another version'}))
+  ds = open_dataset(str(folder))
+  assert ds.info.near_duplicates == ds.info.settings == {}
+  assert ds.info.size_px == 16
+
+
+@pytest.mark.parametrize('text', ['{}', '[1]', '{"classes": ["a"]}'])
+def test_description_of_something_else_is_an_error(folder, text):
+  (folder / 'dataset.json').write_text(text)
+  with pytest.raises(ValueError, match='describes no prepared dataset'):
+    open_dataset(str(folder))
+
+
+SCRIPT = """
+import sys
+from micdiffrep_jax.bundle import predict
+from micdiffrep_jax.data import dataset
+assert len(dataset.open_dataset(sys.argv[1]).images) == 48
+heavy = {'tensorflow_datasets', 'tensorflow', 'array_record'}
+assert not heavy & sys.modules.keys(), heavy & sys.modules.keys()
+"""
+
+
+def test_cached_images_and_predictions_need_no_reader_of_records(folder):
+  open_dataset(str(folder))
+  script = [sys.executable, '-c', SCRIPT, str(folder)]
+  done = subprocess.run(script, capture_output=True, text=True, timeout=90)
+  assert done.returncode == 0, done.stderr

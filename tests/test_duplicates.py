@@ -2,7 +2,8 @@ import cv2
 import numpy as np
 import pytest
 
-from micdiffrep_jax.data import duplicates, phantom
+from micdiffrep_jax.data import duplicates
+from micdiffrep_jax.data.sources import phantom
 
 LIMITS = duplicates.Thresholds()
 SPEC = phantom.Spec()

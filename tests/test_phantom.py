@@ -6,7 +6,8 @@ import pytest
 from sklearn.neighbors import KNeighborsClassifier
 import trees
 
-from micdiffrep_jax.data import assemble, dataset, phantom, prepare
+from micdiffrep_jax.data import dataset, prepare
+from micdiffrep_jax.data.sources import phantom
 
 SMALL = phantom.Spec(patients=40, slices=3)
 EXPECTED = np.array(
@@ -47,7 +48,7 @@ def test_slices_of_a_patient_share_an_anatomy():
 
 
 def test_source_names_classes_patients_and_repeats():
-  source = phantom.open_phantom('patients=40,slices=3')
+  source = phantom.open_source('patients=40,slices=3')
   assert len(source.files) == (40 + 2) * 3
   assert set(source.labels) == set(phantom.CLASSES)
   for label in phantom.CLASSES:
@@ -80,19 +81,26 @@ def cache(tmp_path, monkeypatch):
   return tmp_path
 
 
-def test_phantom_opens_by_name_and_is_prepared_once(cache):
-  ds = dataset.open_dataset('phantom:size_px=16,patients=24,slices=2')
+def test_phantom_is_prepared_once_and_opens_by_name(cache):
+  name = 'phantom:size_px=16,patients=24,slices=2'
+  with pytest.raises(ValueError, match='Prepare one'):
+    dataset.open_dataset(name)
+  assert not list(cache.iterdir())
+  made = prepare.resolve(name)
+  ds = dataset.open_dataset(name)
+  assert ds.path == made
   assert ds.images.shape == ((24 + 1) * 2, 16, 16, 1)
   assert ds.classes == phantom.CLASSES
   [folder] = cache.iterdir()
   before = (folder / 'manifest.csv').stat().st_mtime_ns
+  prepare.resolve(name)
   again = dataset.open_dataset('phantom:patients=24,slices=2,size_px=16')
   assert again.path == ds.path
   assert (folder / 'manifest.csv').stat().st_mtime_ns == before
 
 
 def test_repeated_patient_shares_a_group_with_the_original(cache):
-  ds = dataset.open_dataset('phantom:patients=40,slices=3')
+  ds = dataset.open_dataset(prepare.prepared_phantom('patients=40,slices=3'))
   for twin in (40, 41):
     names = [f'patient_{p:04d}' for p in (phantom._original(SMALL, twin), twin)]
     rows = np.isin(ds.manifest['unit'], names)
@@ -101,19 +109,23 @@ def test_repeated_patient_shares_a_group_with_the_original(cache):
   assert len(set(ds.manifest['group'])) == 40  # and nobody else is joined
 
 
+def prepared(arguments, out):
+  prepare.prepare(prepare.phantom_config(arguments, 16, out))
+
+
 def test_the_slower_of_two_processes_accepts_the_work_of_the_faster(
   tmp_path, monkeypatch
 ):
-  out, slow = str(tmp_path / 'p'), assemble.assemble
+  out, slow = str(tmp_path / 'p'), prepare.assemble
 
   def overtaken(*args):
     info = slow(*args)
-    monkeypatch.setattr(assemble, 'assemble', slow)
-    prepare.prepare_phantom('patients=24,slices=1', 16, out)
+    monkeypatch.setattr(prepare, 'assemble', slow)
+    prepared('patients=24,slices=1', out)
     return info
 
-  monkeypatch.setattr(assemble, 'assemble', overtaken)
-  prepare.prepare_phantom('patients=24,slices=1', 16, out)
+  monkeypatch.setattr(prepare, 'assemble', overtaken)
+  prepared('patients=24,slices=1', out)
   assert [p.name for p in tmp_path.iterdir()] == ['p']
   assert len(dataset.open_dataset(out).images) == 25
 
@@ -121,17 +133,17 @@ def test_the_slower_of_two_processes_accepts_the_work_of_the_faster(
 def test_the_slower_of_two_different_preparations_is_an_error(
   tmp_path, monkeypatch
 ):
-  out, slow = str(tmp_path / 'p'), assemble.assemble
+  out, slow = str(tmp_path / 'p'), prepare.assemble
 
   def overtaken(*args):
     info = slow(*args)
-    monkeypatch.setattr(assemble, 'assemble', slow)
-    prepare.prepare_phantom('patients=24,slices=1,seed=5', 16, out)
+    monkeypatch.setattr(prepare, 'assemble', slow)
+    prepared('patients=24,slices=1,seed=5', out)
     return info
 
-  monkeypatch.setattr(assemble, 'assemble', overtaken)
+  monkeypatch.setattr(prepare, 'assemble', overtaken)
   with pytest.raises(ValueError, match='holds something else'):
-    prepare.prepare_phantom('patients=24,slices=1', 16, out)
+    prepared('patients=24,slices=1', out)
 
 
 def test_embedded_settings_are_the_defaults_of_the_config():
@@ -150,7 +162,7 @@ def test_drawing_takes_milliseconds():
 
 
 def test_pixel_neighbours_find_it_neither_easy_nor_hopeless(cache):
-  ds = dataset.open_dataset('phantom:patients=160,slices=3')
+  ds = dataset.open_dataset(prepare.prepared_phantom('patients=160,slices=3'))
   x = ds.images.reshape(len(ds.images), -1).astype(np.float32)
   y = dataset.labels(ds)
   train, test = (dataset.rows(ds, 'grouped', p) for p in ('train', 'test'))

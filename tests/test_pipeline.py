@@ -1,9 +1,13 @@
 """What a stage of a pipeline is told of the stages before it."""
 
+import sys
+import types
+
 from ml_collections import ConfigDict
 import pytest
 
 from micdiffrep_jax import tasks
+from micdiffrep_jax.data import dataset
 from micdiffrep_jax.run import log
 
 STAGES = {
@@ -65,3 +69,31 @@ def test_an_unknown_stage_is_named_before_any_runs(seen, tmp_path):
   with pytest.raises(ValueError, match='--config.stages'):
     tasks.run(config, str(tmp_path))
   assert not seen
+
+
+def test_a_phantom_is_prepared_before_its_task_starts(tmp_path, monkeypatch):
+  name = 'phantom:size_px=16,patients=24,slices=1'
+
+  def run(config, workdir):
+    return {
+      'given': config.data.path,
+      'images': len(dataset.open_dataset(config.data.path).images),
+    }
+
+  monkeypatch.setenv('MICDIFFREP_CACHE', str(tmp_path))
+  fake = types.SimpleNamespace(run=run)
+  monkeypatch.setitem(sys.modules, 'micdiffrep_jax.fake', fake)
+  config = ConfigDict({'data': {'path': name}}).lock()
+  assert tasks._task('fake')(config, '') == {'given': name, 'images': 25}
+
+
+def test_data_paths_of_parts_count_where_the_task_has_none():
+  parts = {
+    'pretrain': {'data': {'path': 'a'}},
+    'probe': {'data': {'path': 'b'}},
+  }
+  assert tasks.data_paths(ConfigDict(parts)) == ['a', 'b']
+  whole = ConfigDict({'data': {'path': 'c', 'cache': True}, **parts})
+  assert tasks.data_paths(whole) == ['c']
+  no_data = ConfigDict({'data': {'source': 'x'}, 'probe': 'runs/probe'})
+  assert tasks.data_paths(no_data) == []

@@ -56,7 +56,7 @@ def test_junk_is_ignored_and_counted(tree, tmp_path):
   trees.write(tree / '__MACOSX' / 'sick' / 'b.png', trees.head(0))
   ds = run(tree, tmp_path)
   assert len(ds.images) == 48
-  assert ds.info['junk'] == {'folders': 2, 'hidden': 2, 'other': 1}
+  assert ds.info.junk == {'folders': 2, 'hidden': 2, 'other': 1}
 
 
 def test_bad_files_are_listed_with_reasons_and_skipped(tree, tmp_path):
@@ -68,7 +68,7 @@ def test_bad_files_are_listed_with_reasons_and_skipped(tree, tmp_path):
     found = {row['file']: row['reason'] for row in csv.DictReader(f)}
   assert found['sick/S_2.png'] == 'empty file'
   assert 'not an image' in found['well/W_3_BR_.png']
-  assert len(found) == ds.info['rejected'] == 2
+  assert len(found) == ds.info.rejected == 2
 
 
 def test_too_many_bad_files_stop_and_leave_nothing(tree, tmp_path):
@@ -82,7 +82,7 @@ def test_decoding_rules_are_counted(tree, tmp_path):
   trees.write(tree / 'sick' / 'S_99.png', trees.head(99).astype(np.uint16) * 9)
   trees.write(tree / 'sick' / 'S_98.png', trees.head(98)[:30])
   ds = run(tree, tmp_path)
-  assert ds.info['rules'] == {'padded': 1, 'range_scaled': 1}
+  assert ds.info.rules == {'padded': 1, 'range_scaled': 1}
 
 
 def test_same_preparation_is_returned_and_not_done_again(tree, tmp_path):

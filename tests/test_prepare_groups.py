@@ -19,7 +19,7 @@ def test_near_duplicate_sources_share_a_group_with_all_variants(tree, tmp_path):
   assert len(set(group[same])) == 1
   assert len(set(group)) == 24
   assert len(set(ds.manifest['grouped'][same])) == 1
-  assert ds.info['near_duplicates']['largest_group'] == 2
+  assert ds.info.near_duplicates['largest_group'] == 2
 
 
 def test_equal_pixels_are_joined_without_the_search(tree, tmp_path):

@@ -56,7 +56,7 @@ def ds(tmp_path_factory, reference):
 
 def test_files_become_rows_with_source_and_variant(ds):
   assert len(ds.images) == 2 * 160
-  assert ds.info['rejected'] == 0
+  assert ds.info.rejected == 0
   assert set(ds.manifest['variant']) == {'', 'SP'}
   letters = np.array([s[0] for s in ds.manifest['source']])
   for letter, name in zip('NGMP', ds.classes, strict=True):

@@ -8,6 +8,7 @@ import pytest
 
 from configs import splits as splits_config
 from micdiffrep_jax.data import dataset as data
+from micdiffrep_jax.data import prepare
 from micdiffrep_jax.run import log
 from micdiffrep_jax.studies import probe, report_studies, splits
 
@@ -16,7 +17,7 @@ PHANTOM = 'phantom:size_px=16,patients=40,slices=3'
 
 @pytest.fixture(scope='module')
 def ds():
-  return data.open_dataset(PHANTOM)
+  return data.open_dataset(prepare.resolve(PHANTOM))
 
 
 def get_config(**changes):

@@ -4,7 +4,8 @@ import pytest
 import tensorflow_datasets as tfds
 import trees
 
-from micdiffrep_jax.data import dataset, prepare, sources, tfds_source
+from micdiffrep_jax.data import dataset, prepare, sources
+from micdiffrep_jax.data.sources import tfds as tfds_source
 
 
 class TinyScans(tfds.core.GeneratorBasedBuilder):
@@ -46,7 +47,7 @@ def data_dir(tmp_path_factory):
 
 
 def test_all_splits_are_read_with_labels_and_pixels(data_dir):
-  source = tfds_source.open_tfds('tiny_scans', data_dir)
+  source = tfds_source.open_source('tiny_scans', sources.Request(data_dir))
   assert source.origin == 'tiny_scans'
   assert len(source.files) == 32
   pixels = [source.read(f, 1)[0].pixels for f in source.files]
@@ -60,7 +61,7 @@ def test_all_splits_are_read_with_labels_and_pixels(data_dir):
 def test_one_split_and_a_folder_can_be_named(data_dir):
   folder = f'{data_dir}/tiny_scans/1.0.0'
   for spec in ('tfds:tiny_scans:test', f'tfds:{folder}:test'):
-    assert len(sources.open_source(spec, data_dir).files) == 8
+    assert len(sources.open_source(spec, sources.Request(data_dir)).files) == 8
 
 
 def test_prepares_with_the_patient_as_group(data_dir, tmp_path):
@@ -94,7 +95,7 @@ def test_unlabelled_tfds_joins_a_labelled_folder(data_dir, tmp_path):
   labels = dataset.labels(ds)
   assert (labels == -1).sum() == 32
   # heads 0 to 5 are the sick pictures of the folder, too
-  repeats = ds.info['near_duplicates']['unlabelled_that_repeat_labelled']
+  repeats = ds.info.near_duplicates['unlabelled_that_repeat_labelled']
   assert repeats == 6
   held_out = np.isin(ds.manifest['grouped'], ('val', 'test')) & (labels == 0)
   n_excluded = (ds.manifest['grouped'] == 'excluded').sum()
@@ -111,4 +112,4 @@ def test_unlabelled_tfds_joins_a_labelled_folder(data_dir, tmp_path):
 )
 def test_wrong_names_are_errors(data_dir, name, group, message):
   with pytest.raises(ValueError, match=message):
-    tfds_source.open_tfds(name, data_dir, group)
+    tfds_source.open_source(name, sources.Request(data_dir, group))

@@ -14,7 +14,6 @@ import numpy as np
 from micdiffrep_jax.bundle import fingerprints, intake, predict
 from micdiffrep_jax.bundle.classifier import Portable
 from micdiffrep_jax.bundle.portable_file import load as load_bundle
-from micdiffrep_jax.data import classes as class_names
 from micdiffrep_jax.data import duplicates, groups, store
 from micdiffrep_jax.draw import plots
 from micdiffrep_jax.run import log
@@ -51,7 +50,7 @@ def run(config: ConfigDict, workdir: str) -> dict[str, Any]:
   model = load_bundle(config.bundle)
   where = config.data
   root, files = intake.list_files(where.source, '--config.data.source')
-  renames = class_names.parse_class_map(where.class_map)
+  renames = groups.parse_class_map(where.class_map)
   labels = match_classes(files, model.classes, renames)
   units = groups.assign(
     files,
@@ -185,7 +184,7 @@ def match_classes(
     known = [p for p in parts if p in classes]
     if not known:
       # The error speaks of the bundle's classes under the flag for renaming.
-      raise class_names.unknown(parts[-1] if parts else '', classes)
+      raise groups.unknown_class(parts[-1] if parts else '', classes)
     labels.append(known[-1])
   return labels
 

@@ -14,7 +14,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from micdiffrep_jax.data import phantom, splits, store
+from micdiffrep_jax.data import splits, store
+from micdiffrep_jax.data.sources import phantom
 from micdiffrep_jax.run import log
 from micdiffrep_jax.run.checks import lookup
 
@@ -54,41 +55,41 @@ class Dataset(NamedTuple):
   manifest: dict[str, np.ndarray]  # columns (N,), see store.COLUMNS
   classes: tuple[str, ...]
   fingerprint: str  # sha256 over ids, labels, pixels and settings
-  info: dict[str, Any]  # dataset.json
+  info: store.Info  # dataset.json
+
+
+def locate(path: str) -> str:
+  """The folder that a config.data.path names, whether or not it is there.
+
+  'phantom[:size_px=32,patients=240,seed=0]' names one in the user's cache.
+  """
+  arguments = phantom.arguments_of(path)
+  if arguments is None:
+    return os.path.abspath(os.path.expanduser(path))
+  return phantom.folder(arguments)
 
 
 def open_dataset(
-  spec: str, cache: bool = True, cache_limit_gib: float = CACHE_LIMIT_GIB
+  path: str, cache: bool = True, cache_limit_gib: float = CACHE_LIMIT_GIB
 ) -> Dataset:
-  """Opens a prepared folder, or 'phantom[:size_px=32,patients=240,seed=0]'.
+  """Opens a prepared folder, or a phantom that has been prepared.
 
-  The phantom is prepared once, into $MICDIFFREP_CACHE or
-  ~/.cache/micdiffrep_jax. With `cache`, images up to the limit become one
-  memory-mapped array beside the records, checked against the manifest as it is
-  made; else they are read from the records. Raises ValueError for a folder
-  that is no dataset or changed since it was prepared.
+  With `cache`, images up to the limit become one memory-mapped array beside
+  the records, checked against the manifest as it is made; else they are read
+  from the records. Raises ValueError for a folder that is no dataset or
+  changed since it was prepared.
   """
-  if spec.partition(':')[0] == 'phantom' and not os.path.exists(spec):
-    spec = prepared_phantom(spec.partition(':')[2])
-  folder = os.path.abspath(os.path.expanduser(spec))
+  folder = locate(path)
   info = store.read_info(folder)
   store.check_unchanged(folder, info)
   manifest = store.read_manifest(folder)
-  size = info['size_px']
-  shape = (info['images'], size, size, info['channels'])
+  shape = (info.images, info.size_px, info.size_px, info.channels)
   images: np.ndarray | Records
   if cache and np.prod(shape, dtype=float) <= cache_limit_gib * 2**30:
     images = _cached(folder, shape, manifest['sha256'])
   else:
     images = Records(folder, shape)
-  return Dataset(
-    folder,
-    images,
-    manifest,
-    tuple(info['classes']),
-    info['fingerprint'],
-    info,
-  )
+  return Dataset(folder, images, manifest, info.classes, info.fingerprint, info)
 
 
 def labels(ds: Dataset) -> np.ndarray:
@@ -142,28 +143,12 @@ def _split(ds: Dataset, split: str) -> np.ndarray:
   return lookup(table, split, 'split', '--config.data.split')
 
 
-def prepared_phantom(arguments: str) -> str:
-  """Prepares a phantom, unless it is there; returns its folder."""
-  from micdiffrep_jax.data import prepare  # prepare is not needed to open
-
-  spec = phantom.parse(arguments)
-  root = os.environ.get('MICDIFFREP_CACHE') or os.path.expanduser(
-    '~/.cache/micdiffrep_jax'
-  )
-  folder = os.path.join(root, f'phantom-{phantom.mark(spec)}')
-  if not os.path.exists(os.path.join(folder, store.INFO)):
-    prepare.prepare_phantom(arguments, spec.size_px, folder)
-  return folder
-
-
 def _cached(
   folder: str, shape: tuple[int, ...], hashes: np.ndarray
 ) -> np.ndarray:
   """The images as a read-only memory map; made from the records if need be."""
-  path, mark_path = (
-    os.path.join(folder, CACHE),
-    os.path.join(folder, f'{CACHE}.json'),
-  )
+  path = os.path.join(folder, CACHE)
+  mark_path = f'{path}.json'
   mark = _cache_mark(folder, shape)
   try:
     with open(mark_path) as f:

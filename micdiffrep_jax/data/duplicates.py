@@ -65,6 +65,20 @@ def head_crop(pixels: np.ndarray) -> np.ndarray:
   return grey
 
 
+def crops(images: Any, rows: np.ndarray) -> np.ndarray:
+  """Head crops (len(rows), 32, 32) uint8 of prepared images.
+
+  images[rows (n,)] gives (n, s, s, c) uint8.
+  """
+  out = np.zeros((len(rows), CROP_PX, CROP_PX), np.uint8)
+  for start in range(0, len(rows), 1024):
+    for i, image in enumerate(images[rows[start : start + 1024]]):
+      out[start + i] = head_crop(
+        image[..., 0] if image.shape[-1] == 1 else image
+      )
+  return out
+
+
 def describe(crops: np.ndarray) -> Descriptors:
   """Normalises head crops (n, 32, 32) uint8."""
   full = np.zeros((len(crops), CROP_PX * CROP_PX), np.float32)
@@ -136,17 +150,3 @@ def _unit(x: np.ndarray) -> np.ndarray:
 def _sorted(found: list[np.ndarray]) -> np.ndarray:
   pairs = np.concatenate([np.zeros((0, 2), np.int64), *found])
   return pairs[np.lexsort((pairs[:, 1], pairs[:, 0]))]
-
-
-def crop(image: np.ndarray) -> np.ndarray:
-  """The head crop (32, 32) uint8 of one prepared image (s, s, c)."""
-  return head_crop(image[..., 0] if image.shape[-1] == 1 else image)
-
-
-def crops(images: Any, rows: np.ndarray) -> np.ndarray:
-  """Head crops (len(rows), 32, 32) uint8 of prepared images."""
-  out = np.zeros((len(rows), CROP_PX, CROP_PX), np.uint8)
-  for start in range(0, len(rows), 1024):
-    for i, image in enumerate(images[rows[start : start + 1024]]):
-      out[start + i] = crop(image)
-  return out

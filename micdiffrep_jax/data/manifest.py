@@ -1,90 +1,133 @@
-"""The table of a dataset: what each prepared image is."""
+"""The table of a dataset: what each prepared image is, and its splits.
+
+n: prepared images, the rows of the table.
+"""
 
 from collections.abc import Mapping, Sequence
 import hashlib
 import json
-from typing import Any
+from typing import Any, NamedTuple
 
 from ml_collections import ConfigDict
 import numpy as np
 
 from micdiffrep_jax.data import groups, splits
-from micdiffrep_jax.data.gather import Gathered
-from micdiffrep_jax.data.sources import Source
 
 # Settings that the ids and pixels themselves show.
 _SHOWN_BY_IMAGES = ('slices', 'ct_window', 'group_field')
 
 
-def build(
-  found: Gathered,
-  listed: Sequence[Source],
-  labels: Sequence[Sequence[str]],
-  data: ConfigDict,
-) -> dict[str, np.ndarray]:
+class Row(NamedTuple):
+  """What is known of one prepared image, besides its pixels."""
+
+  file: str  # below its source
+  origin: str  # name of the source
+  label: str  # class, '' for none
+  group: str  # what the file itself or its source says, '' for nothing
+  part: str  # tells the pictures of one file apart
+  width: int  # of the picture in the file, px
+  height: int
+  constant: bool  # all pixels are equal
+  sha256: str  # of the prepared pixels
+
+  @property
+  def suffix(self) -> str:
+    """What follows the file's name in the names of its pictures."""
+    return f'#{self.part}' if self.part else ''
+
+
+def build(rows: Sequence[Row], data: ConfigDict) -> dict[str, np.ndarray]:
   """Columns (n,) for all rows, but for group and splits.
 
   Ids are paths below the labelled source; those of an unlabelled source begin
-  with its name. Unlabelled pictures stand alone.
+  with its name. Unlabelled pictures stand alone. Raises ValueError where
+  groups are missing and where two pictures have one id.
   """
-  n = len(found.rows)
-  table: dict[str, list] = {
-    name: []
-    for name in ('id', 'file', 'origin', 'class', 'width', 'height', 'sha256')
+  table = {
+    name: np.array([getattr(row, name) for row in rows])
+    for name in ('file', 'origin', 'width', 'height', 'sha256')
   }
-  for row in found.rows:
-    source = listed[row.origin]
-    file = source.files[row.file]
-    label = labels[row.origin][row.file]
-    name = file + (f'#{row.part}' if row.part else '')
-    table['id'].append(name if label else f'{source.origin}:{name}')
-    table['file'].append(file)
-    table['origin'].append(source.origin)
-    table['class'].append(label)
-    table['width'].append(row.width)
-    table['height'].append(row.height)
-    table['sha256'].append(row.sha256)
-  columns = {name: np.array(column) for name, column in table.items()}
-  columns['index'] = np.arange(n)
-  _add_units(columns, found, listed, data)
-  if len(np.unique(columns['id'])) != n:
-    raise ValueError('Two sources have one name; rename a folder.')
-  return columns
-
-
-def _add_units(
-  columns: dict[str, np.ndarray],
-  found: Gathered,
-  listed: Sequence[Source],
-  data: ConfigDict,
-) -> None:
-  """Adds unit, source and variant; slices of one file go with their file."""
-  unit, source = columns['id'].astype(object), columns['id'].astype(object)
-  variant = np.full(len(unit), '', object)
-  rows = np.flatnonzero(columns['class'] != '')
-  files, first, back = np.unique(
-    columns['file'][rows], return_index=True, return_inverse=True
+  table['index'] = np.arange(len(rows))
+  table['class'] = np.array([row.label for row in rows])
+  table['id'] = np.array(
+    [('' if r.label else f'{r.origin}:') + r.file + r.suffix for r in rows]
   )
-  if len(rows):
+  table.update(_units(table, rows, data))
+  if len(np.unique(table['id'])) != len(rows):
+    raise ValueError('Two sources have one name; rename a folder.')
+  return table
+
+
+def units_of(
+  files: Sequence[str], known: Sequence[str], data: ConfigDict
+) -> groups.Units:
+  """Units of files by the rules in config.data; raises as groups.assign."""
+  return groups.assign(
+    files, known, data.group_csv, data.group_regex, data.group_by
+  )
+
+
+def _units(
+  table: Mapping[str, np.ndarray], rows: Sequence[Row], data: ConfigDict
+) -> dict[str, np.ndarray]:
+  """Columns unit, source, variant; slices of one file go with their file."""
+  unit, source = table['id'].astype(object), table['id'].astype(object)
+  variant = np.full(len(rows), '', object)
+  labelled = np.flatnonzero(table['class'] != '')
+  files, first, back = np.unique(
+    table['file'][labelled], return_index=True, return_inverse=True
+  )
+  if len(labelled):
     any_rule = data.group_csv or data.group_regex or data.group_by
     known = []
-    for i in rows[first]:
-      row = found.rows[i]
-      group = row.group or listed[row.origin].groups[row.file]
+    for row in (rows[i] for i in labelled[first].tolist()):
       # A volume is a group of its own where nothing better is said.
-      volume = columns['file'][i] if row.part and not any_rule else ''
-      known.append(group or volume)
-    made = groups.assign(
-      files.tolist(), known, data.group_csv, data.group_regex, data.group_by
-    )
-    parts = [f'#{r.part}' if r.part else '' for r in found.rows]
-    for at, i in zip(back, rows, strict=True):
+      volume = row.file if row.part and not any_rule else ''
+      known.append(row.group or volume)
+    made = units_of(files.tolist(), known, data)
+    for at, i in zip(back.tolist(), labelled.tolist(), strict=True):
       unit[i] = made.unit[at]
-      source[i] = made.source[at] + parts[i]
+      source[i] = made.source[at] + rows[i].suffix
       variant[i] = made.variant[at]
-  columns['unit'] = unit.astype(str)
-  columns['source'] = source.astype(str)
-  columns['variant'] = variant.astype(str)
+  return {
+    'unit': unit.astype(str),
+    'source': source.astype(str),
+    'variant': variant.astype(str),
+  }
+
+
+def split_rows(
+  table: Mapping[str, np.ndarray],
+  usable: np.ndarray,
+  seen: np.ndarray,
+  data: ConfigDict,
+  seed: int,
+) -> dict[str, np.ndarray]:
+  """Columns (n,) of all named splits.
+
+  usable (n,) bool; seen (m, 2) pairs of an unlabelled row and a labelled one
+  that it repeats: unlabelled rows train unless they repeat a held-out picture.
+  Raises ValueError for classes that a split cannot serve.
+  """
+  labelled = table['class'] != ''
+  rows = np.flatnonzero(labelled)
+  parts = {name: np.full(len(labelled), '', '<U8') for name in splits.NAMES}
+  if len(rows):
+    made = splits.make_splits(
+      table['class'][rows],
+      table['unit'][rows],
+      table['group'][rows],
+      usable[rows],
+      data.test_share,
+      data.val_share,
+      seed,
+    )
+    for name, part in made.items():
+      parts[name][rows] = part
+  return {
+    name: splits.exclude_seen(part, ~labelled, seen, table['group'])
+    for name, part in parts.items()
+  }
 
 
 def counts(

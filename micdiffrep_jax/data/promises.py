@@ -45,8 +45,8 @@ def check(dataset: data.Dataset, split: str) -> list[str]:
       )
   reasons += _conflicts(dataset, split) + _absent(dataset, split)
   if 'group' in promised and _labelled(dataset).any():
-    settings = dataset.info.get('settings', {}).get('near_duplicates', {})
-    if not settings.get('enabled', True):
+    search = dataset.info.settings.get('near_duplicates', {})
+    if not search.get('enabled', True):
       reasons.append(
         'near-duplicates were never searched '
         '(config.data.near_duplicates.enabled=False), so groups may repeat'

@@ -1,57 +1,78 @@
-"""Near-duplicates of a manifest: joined groups, label conflicts, a summary."""
+"""Near-duplicates of a manifest: joined groups, label conflicts, a summary.
 
-from collections.abc import Mapping
-from typing import Any, NamedTuple
+n: rows of the manifest; m: pairs of rows.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
 from ml_collections import ConfigDict
 import numpy as np
 
 from micdiffrep_jax.data import duplicates, groups
-from micdiffrep_jax.data.gather import Gathered
 from micdiffrep_jax.run import log
 
 POLICIES = ('error', 'drop', 'keep')
 _LARGE = 0.01  # share of the sources from which a group is suspicious
 
 
+class Summary(NamedTuple):
+  """What dataset.json says of near-duplicates."""
+
+  sources: int  # untouched labelled pictures
+  groups: int  # of them, where those that nearly repeat are one
+  pairs: int
+  equal_pairs: int  # of equal pixels
+  sources_with_a_partner: int
+  largest_group: int  # sources in it
+  largest_group_ids: list[str]  # at most 20
+  unlabelled_that_repeat_labelled: int
+  conflicts: Sequence[str] = ()  # pairs that show one picture under two labels
+  dropped: int = 0  # rows that are in no split for that reason
+
+
 class Near(NamedTuple):
-  """What the search found among n rows."""
+  """What the search found."""
 
   group: np.ndarray  # (n,) int32: units joined where pictures nearly repeat
   same: np.ndarray  # (n,) int32: rows that show one picture
   pairs: np.ndarray  # (m, 2) labelled rows that nearly repeat
   seen: np.ndarray  # (m, 2) an unlabelled row, a labelled one it repeats
-  summary: dict[str, Any]
+  summary: Summary
 
 
 def find(
-  table: Mapping[str, np.ndarray], found: Gathered, config: ConfigDict
+  table: Mapping[str, np.ndarray],
+  crops: np.ndarray,
+  constant: np.ndarray,
+  config: ConfigDict,
 ) -> Near:
   """Searches sources against sources, and unlabelled rows against labelled.
 
-  Variants are not searched among each other: they follow their source.
-  Pictures with equal pixels always count.
+  table: columns (n,) of the manifest; crops (n, 32, 32) uint8; constant (n,)
+  bool, pictures of one colour; config: config.data.near_duplicates. Variants
+  are not searched among each other: they follow their source. Pictures with
+  equal pixels always count.
   """
   labelled = table['class'] != ''
   untouched = np.flatnonzero(labelled & (table['variant'] == ''))
   others = np.flatnonzero(~labelled)
-  usable = ~np.array([row.constant for row in found.rows], bool)
-  equal = duplicates.equal_pairs(table['sha256'], usable & labelled)
+  equal = duplicates.equal_pairs(table['sha256'], ~constant & labelled)
   pairs = [equal]
-  seen = [_equal_between(table['sha256'], others, np.flatnonzero(labelled))]
-  seen[0] = seen[0][usable[seen[0][:, 0]]]
+  shown = others[~constant[others]]
+  seen = [_equal_between(table['sha256'], shown, np.flatnonzero(labelled))]
   if config.enabled:
     limits = duplicates.Thresholds(
       config.full, config.detail, config.detail_alone
     )
     # Unlabelled pictures may repeat a variant, so all labelled rows are asked.
     rows = np.flatnonzero(labelled) if len(others) else untouched
-    known = duplicates.describe(found.crops[rows])
+    known = duplicates.describe(crops[rows])
     at = np.searchsorted(rows, untouched)
     sources = duplicates.Descriptors(known.full[at], known.detail[at])
     pairs.append(untouched[duplicates.pairs_within(sources, limits)])
     if len(others):
-      extra = duplicates.describe(found.crops[others])
+      extra = duplicates.describe(crops[others])
       i, j = duplicates.pairs_between(extra, known, limits).T
       seen.append(np.stack([others[i], rows[j]], axis=1))
   joined = np.unique(np.concatenate(pairs), axis=0)
@@ -65,20 +86,18 @@ def find(
 
 def usable(
   table: Mapping[str, np.ndarray], near: Near, policy: str
-) -> np.ndarray:
+) -> tuple[np.ndarray, Summary]:
   """Rows (n,) bool that splits may use; settles pictures with two labels.
 
   `policy` says what becomes of them: error lists the pairs, drop leaves out
-  all rows that show the picture, keep trusts the labels.
+  all rows that show the picture, keep trusts the labels. The summary returned
+  says what was found and done.
   """
   label = np.unique(table['class'], return_inverse=True)[1]
-  n_same = int(near.same.max(initial=-1)) + 1
-  low, high = np.full(n_same, label.max(initial=0)), np.zeros(n_same, int)
-  np.minimum.at(low, near.same, label)
-  np.maximum.at(high, near.same, label)
-  torn = (low != high)[near.same]
+  shown = np.unique(np.stack([near.same, label]), axis=1)[0]  # per label once
+  torn = (np.bincount(shown) > 1)[near.same]
   if not torn.any():
-    return ~torn
+    return ~torn, near.summary
   i, j = near.pairs.T
   clash = near.pairs[table['class'][i] != table['class'][j]]
   listing = [
@@ -86,7 +105,7 @@ def usable(
     f'{table["id"][j]} ({table["class"][j]})'
     for i, j in clash
   ]
-  near.summary['conflicts'] = listing
+  summary = near.summary._replace(conflicts=listing)
   if policy == 'error':
     raise ValueError(
       f'{len(clash)} pairs show one picture under two labels:\n  '
@@ -95,25 +114,21 @@ def usable(
       'or accept them with --config.data.conflicts=keep.'
     )
   if policy == 'keep':
-    return np.ones(len(torn), bool)
-  near.summary['dropped'] = int(torn.sum())
+    return np.ones(len(torn), bool), summary
   log.get_logger().warning(
     '%d images of pictures with two labels are in no part of a split.',
     torn.sum(),
   )
-  return ~torn
+  return ~torn, summary._replace(dropped=int(torn.sum()))
 
 
 def _equal_between(
   hashes: np.ndarray, a: np.ndarray, b: np.ndarray
 ) -> np.ndarray:
-  """Pairs (row of a, a row of b of equal hash), (m, 2)."""
-  if not len(a) or not len(b):
-    return np.zeros((0, 2), np.int64)
-  order = b[np.argsort(hashes[b], kind='stable')]
-  at = np.minimum(np.searchsorted(hashes[order], hashes[a]), len(order) - 1)
-  same = hashes[order[at]] == hashes[a]
-  return np.stack([a[same], order[at[same]]], axis=1)
+  """Pairs (row of a, first row of b of equal hash), (m, 2)."""
+  first = dict(zip(hashes[b[::-1]].tolist(), b[::-1]))
+  pairs = [(i, first[hashes[i]]) for i in a if hashes[i] in first]
+  return np.array(pairs, np.int64).reshape(-1, 2)
 
 
 def _warn_of_chains(
@@ -142,19 +157,16 @@ def _summary(
   n_equal: int,
   seen: np.ndarray,
   untouched: np.ndarray,
-) -> dict[str, Any]:
+) -> Summary:
   sizes = np.bincount(same[untouched]) if len(untouched) else np.zeros(1, int)
-  largest = int(sizes.max())
   members = untouched[same[untouched] == sizes.argmax()]
-  return {
-    'sources': len(untouched),
-    'groups': int((sizes > 0).sum()),
-    'pairs': len(pairs),
-    'equal_pairs': n_equal,
-    'sources_with_a_partner': int(sizes[sizes > 1].sum()),
-    'largest_group': largest,
-    'largest_group_ids': table['id'][members[:20]].tolist(),
-    'unlabelled_that_repeat_labelled': len(np.unique(seen[:, 0])),
-    'conflicts': [],
-    'dropped': 0,
-  }
+  return Summary(
+    sources=len(untouched),
+    groups=int((sizes > 0).sum()),
+    pairs=len(pairs),
+    equal_pairs=n_equal,
+    sources_with_a_partner=int(sizes[sizes > 1].sum()),
+    largest_group=int(sizes.max()),
+    largest_group_ids=table['id'][members[:20]].tolist(),
+    unlabelled_that_repeat_labelled=len(np.unique(seen[:, 0])),
+  )

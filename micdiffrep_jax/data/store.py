@@ -7,40 +7,75 @@ image in the order of the records, `rejected.csv` and `dataset.json`.
 
 from collections.abc import Iterable, Mapping, Sequence
 import csv
+from dataclasses import dataclass, field, fields
 import hashlib
 import json
 import os
 from typing import Any
 
-from array_record.python.array_record_module import ArrayRecordWriter
 import numpy as np
-import tensorflow_datasets as tfds
 
 MANIFEST = 'manifest.csv'
 REJECTED = 'rejected.csv'
 INFO = 'dataset.json'
 SPLIT = 'images'
-COLUMNS = (
-  'index',
-  'id',
-  'file',
-  'origin',
-  'class',
-  'source',
-  'variant',
-  'unit',
-  'group',
-  'width',
-  'height',
-  'sha256',
-  'paper',
-  'grouped',
-  'leaky',
+COLUMNS = tuple(
+  'index id file origin class source variant unit group width height sha256 '
+  'paper grouped leaky'.split()
 )
 _INTEGERS = ('index', 'width', 'height')
 _NAME = 'dataset'
 _TEMPLATE = '{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_X_OF_Y}'
 _SHARD_BYTES = 1 << 29
+
+
+@dataclass(frozen=True, kw_only=True)
+class Info:
+  """What dataset.json says of a prepared dataset.
+
+  counts: images per split, part and class. origins: names of the sources.
+  rejected: files that could not be read. junk: files that were ignored, by
+  kind. rules: how often each rule of decoding applied. near_duplicates: see
+  relatives.Summary. settings: what config.data and the seed set. stamp: the
+  same for the same sources and settings. fingerprint: sha256 over ids, labels,
+  pixels and settings. files: what check_unchanged compares.
+  """
+
+  size_px: int
+  channels: int
+  images: int
+  classes: tuple[str, ...]
+  counts: Mapping[str, Any] = field(default_factory=dict)
+  origins: Sequence[str] = ()
+  rejected: int = 0
+  junk: Mapping[str, int] = field(default_factory=dict)
+  rules: Mapping[str, int] = field(default_factory=dict)
+  near_duplicates: Mapping[str, Any] = field(default_factory=dict)
+  settings: Mapping[str, Any] = field(default_factory=dict)
+  stamp: str = ''
+  fingerprint: str
+  files: Mapping[str, str] = field(default_factory=dict)
+
+  @classmethod
+  def from_json(cls, record: Mapping[str, Any]) -> 'Info':
+    """From dataset.json, of any version; raises ValueError for another file."""
+    known = {f.name for f in fields(cls)}
+    try:
+      kept = {k: v for k, v in record.items() if k in known}
+      return cls(**{**kept, 'classes': tuple(kept['classes'])})
+    except (AttributeError, KeyError, TypeError) as e:
+      raise ValueError(f'{INFO} describes no prepared dataset: {e}.') from None
+
+  def to_json(self) -> dict[str, Any]:
+    """All fields, as dataset.json holds them."""
+    return {f.name: getattr(self, f.name) for f in fields(self)}
+
+
+def user_cache() -> str:
+  """This user's folder for what can be made again: $MICDIFFREP_CACHE."""
+  return os.environ.get('MICDIFFREP_CACHE') or os.path.expanduser(
+    '~/.cache/micdiffrep_jax'
+  )
 
 
 def pixel_hash(image: np.ndarray) -> str:
@@ -55,6 +90,11 @@ def write_images(
 
   The records keep the order of the rows, which a TFDS builder would shuffle.
   """
+  # Imported on use, as tfds below: most readers of this file open the cached
+  # images, and these two take a second and more.
+  from array_record.python.array_record_module import ArrayRecordWriter
+  import tensorflow_datasets as tfds
+
   features = tfds.features.FeaturesDict(
     {
       # Images as bytes: the smallest and by far the fastest to decode.
@@ -78,6 +118,15 @@ def write_images(
       n_bytes += len(record)
       writer.write(record)
     writer.close()
+  _write_metadata(folder, features, np.diff(bounds).tolist(), n_bytes)
+
+
+def _write_metadata(
+  folder: str, features: Any, shard_lengths: list[int], n_bytes: int
+) -> None:
+  """Writes what tensorflow_datasets.builder_from_directory needs."""
+  import tensorflow_datasets as tfds
+
   template = tfds.core.ShardedFileTemplate(
     dataset_name=_NAME,
     data_dir=folder,
@@ -87,7 +136,7 @@ def write_images(
   )
   split = tfds.core.SplitInfo(
     name=SPLIT,
-    shard_lengths=np.diff(bounds).tolist(),
+    shard_lengths=shard_lengths,
     num_bytes=n_bytes,
     filename_template=template,
   )
@@ -102,6 +151,8 @@ def write_images(
 
 def open_records(folder: str) -> Any:
   """A random-access source of the records of a prepared folder."""
+  import tensorflow_datasets as tfds
+
   return tfds.builder_from_directory(folder).as_data_source(SPLIT)
 
 
@@ -133,33 +184,30 @@ def read_manifest(folder: str) -> dict[str, np.ndarray]:
   }
 
 
-def write_info(folder: str, info: Mapping[str, Any]) -> None:
+def write_info(folder: str, info: Info) -> None:
   """Writes dataset.json, with what check_unchanged compares later."""
-  info = {**info, 'files': _file_marks(folder)}
+  record = {**info.to_json(), 'files': _file_marks(folder)}
   with open(os.path.join(folder, INFO), 'w') as f:
-    json.dump(info, f, indent=2)
+    json.dump(record, f, indent=2)
     f.write('\n')
 
 
-def read_info(folder: str) -> dict[str, Any]:
+def read_info(folder: str) -> Info:
   """Reads dataset.json; raises ValueError where there is none."""
   path = os.path.join(folder, INFO)
   if not os.path.isfile(path):
-    what = (
-      'holds no prepared dataset'
-      if os.path.isdir(folder)
-      else ('does not exist')
-    )
+    there = os.path.isdir(folder)
+    what = 'holds no prepared dataset' if there else 'does not exist'
     raise ValueError(
       f'{folder!r} {what}. Prepare one with `python -m micdiffrep_jax.main '
       '--config=configs/prepare.py --config.data.source=DIR '
       '--config.data.out=OUT` and give OUT as config.data.path.'
     )
   with open(path) as f:
-    return json.load(f)
+    return Info.from_json(json.load(f))
 
 
-def check_unchanged(folder: str, info: Mapping[str, Any]) -> None:
+def check_unchanged(folder: str, info: Info) -> None:
   """Raises ValueError where a file of the dataset is not as it was written.
 
   Cheap: sizes of the shards and a hash of the manifest. The pixels are
@@ -168,8 +216,8 @@ def check_unchanged(folder: str, info: Mapping[str, Any]) -> None:
   now = _file_marks(folder)
   changed = sorted(
     name
-    for name in info['files'].keys() | now.keys()
-    if info['files'].get(name) != now.get(name)
+    for name in info.files.keys() | now.keys()
+    if info.files.get(name) != now.get(name)
   )
   if changed:
     raise ValueError(

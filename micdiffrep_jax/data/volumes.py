@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from micdiffrep_jax.data import decode
+from micdiffrep_jax.data import decode, store
 
 DICOM_SUFFIXES = ('.dcm',)
 NIFTI_SUFFIXES = ('.nii', '.nii.gz')
@@ -171,10 +171,8 @@ def _patient(record: Any) -> str:
   patient = str(record.get('PatientID') or '')
   if not patient:
     return ''
-  root = os.environ.get('MICDIFFREP_CACHE') or os.path.expanduser(
-    '~/.cache/micdiffrep_jax'
-  )
-  return hashlib.sha256(_salt(root) + patient.encode()).hexdigest()[:16]
+  salt = _salt(store.user_cache())
+  return hashlib.sha256(salt + patient.encode()).hexdigest()[:16]
 
 
 @functools.cache

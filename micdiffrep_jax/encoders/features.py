@@ -149,7 +149,7 @@ def extract(
 def check_images(encoder: Encoder, dataset: Dataset) -> None:
   """Raises ValueError where images are not of the encoder's format."""
   want = (encoder.info['size_px'], encoder.info['channels'])
-  have = (dataset.info['size_px'], dataset.info['channels'])
+  have = (dataset.info.size_px, dataset.info.channels)
   if want != have:
     raise ValueError(
       f'The encoder takes images of {want[0]} px with {want[1]} channel(s), '

@@ -8,6 +8,7 @@ from ml_collections import ConfigDict
 import numpy as np
 
 from micdiffrep_jax.data import dataset as data
+from micdiffrep_jax.data import prepare
 from micdiffrep_jax.diffusion import plans, samplers
 from micdiffrep_jax.diffusion.process import check_timesteps
 from micdiffrep_jax.draw import grids
@@ -143,7 +144,7 @@ def open_real(config: ConfigDict, encoder: encoders.Encoder) -> assess.Real:
   """The training and validation images; warns if they are not the model's."""
   path = config.data.path or encoder.config.data.path
   split = config.data.split or encoder.info['split']
-  dataset = data.open_dataset(path, cache=config.data.cache)
+  dataset = data.open_dataset(prepare.resolve(path), cache=config.data.cache)
   features.check_images(encoder, dataset)
   if data.split_hash(dataset, split) != encoder.info['split_hash']:
     log.get_logger().warning(

@@ -46,8 +46,8 @@ def run(config: ConfigDict, workdir: str) -> dict[str, Any]:
   """Task `pretrain`: trains config.method on the train part of a split."""
   dataset = data.open_dataset(config.data.path, cache=config.data.cache)
   info = {
-    'size_px': dataset.info['size_px'],
-    'channels': dataset.info['channels'],
+    'size_px': dataset.info.size_px,
+    'channels': dataset.info.channels,
     'fingerprint': dataset.fingerprint,
     'split': config.data.split,
     'split_hash': data.split_hash(dataset, config.data.split),

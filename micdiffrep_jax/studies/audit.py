@@ -61,17 +61,17 @@ def audit(dataset: data.Dataset, config: ConfigDict) -> dict[str, Any]:
       'split_hash': data.split_hash(dataset, config.data.split),
       'classes': dataset.classes,
       'images': len(dataset.images),
-      'size_px': dataset.info['size_px'],
-      'channels': dataset.info['channels'],
+      'size_px': dataset.info.size_px,
+      'channels': dataset.info.channels,
     },
     'splits': verdicts,
     'content': content,
     'sizes': checks.sizes(dataset),
     'label_conflicts': checks.label_conflicts(dataset),
-    'near_duplicates': dataset.info.get('near_duplicates', {}),
+    'near_duplicates': dataset.info.near_duplicates,
     'rejected': rejected(dataset.path),
-    'junk': dataset.info.get('junk', {}),
-    'rules': dataset.info.get('rules', {}),
+    'junk': dataset.info.junk,
+    'rules': dataset.info.rules,
   }
   labelled = bool(dataset.classes)
   if config.second_look and labelled:
@@ -142,7 +142,7 @@ def look(dataset: data.Dataset) -> dict[str, Any]:
   return {
     'constant': flat,
     'tiny': manifest['id'][smaller < _TINY_PX].tolist(),
-    'enlarged': int((larger < dataset.info['size_px']).sum()),
+    'enlarged': int((larger < dataset.info.size_px).sum()),
     'changed': changed,
   }
 

@@ -199,7 +199,7 @@ def run(config: ConfigDict, workdir: str) -> dict[str, Any]:
             'encoder': one.info,
             'checkpoint': config.checkpoint,
             'dataset': ds.fingerprint,
-            'preparation': ds.info.get('settings', {}),
+            'preparation': ds.info.settings,
             'split': config.data.split,
             'split_hash': data.split_hash(ds, config.data.split),
           }

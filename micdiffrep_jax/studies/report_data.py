@@ -7,6 +7,7 @@ import numpy as np
 from micdiffrep_jax.data import dataset as data
 from micdiffrep_jax.data import manifest as tables
 from micdiffrep_jax.data import splits, store
+from micdiffrep_jax.data.sources import phantom
 from micdiffrep_jax.draw.page import Block, Facts, Table, Text
 from micdiffrep_jax.draw.result import Run
 
@@ -29,9 +30,7 @@ def _path(record: dict[str, Any]) -> str:
     or (config.get('data') or {}).get('path')
     or ''
   )
-  if spec.partition(':')[0] == 'phantom':
-    return data.prepared_phantom(spec.partition(':')[2])
-  return spec
+  return spec if phantom.arguments_of(spec) is None else data.locate(spec)
 
 
 def counts(run: Run) -> list[Block]:
@@ -43,22 +42,22 @@ def counts(run: Run) -> list[Block]:
     manifest = store.read_manifest(path)
   except (OSError, ValueError) as e:
     return [Text(f'The data of {run.name} cannot be looked up: {e}', 'warning')]
-  if info['fingerprint'] != fingerprint(run):
+  if info.fingerprint != fingerprint(run):
     text = f'The data in {path} are no longer those of {run.name}.'
     return [Text(text, 'warning')]
   used = run.record.get('data') or run.record.get('dataset') or {}
   split = used.get('split', '')
-  near = info.get('near_duplicates') or {}
+  near = info.near_duplicates
   pairs: list[tuple[str, Any]] = [
     ('dataset', path),
     (
       'images',
-      f'{info["images"]}, {info["size_px"]} px, {info["channels"]} channel(s)',
+      f'{info.images}, {info.size_px} px, {info.channels} channel(s)',
     ),
-    ('classes', ', '.join(info['classes'])),
-    ('fingerprint', info['fingerprint']),
+    ('classes', ', '.join(info.classes)),
+    ('fingerprint', info.fingerprint),
     ('split used', split),
-    ('files refused', info.get('rejected')),
+    ('files refused', info.rejected),
     ('near-duplicate pairs', near.get('pairs')),
     ('sources with a partner', near.get('sources_with_a_partner')),
     ('largest near-duplicate group', near.get('largest_group')),
@@ -67,7 +66,7 @@ def counts(run: Run) -> list[Block]:
   blocks: list[Block] = [
     Facts([(k, v) for k, v in pairs if v not in (None, '')])
   ]
-  table = tables.counts(manifest, info['classes'])
+  table = tables.counts(manifest, info.classes)
   for name in dict.fromkeys(filter(None, (split, *splits.NAMES))):
     blocks.append(_parts(name, table[name], manifest))
   return blocks

@@ -11,11 +11,13 @@ Coordinates x (right) and y (down) lie in [-1, 1]; g is the side of the grid.
 
 import functools
 import hashlib
+import os
 from typing import NamedTuple
 
 import numpy as np
 
-from micdiffrep_jax.data import decode, sources
+from micdiffrep_jax.data import decode, store
+from micdiffrep_jax.data.sources.base import DEFAULT, Request, Source
 from micdiffrep_jax.run.checks import lookup
 
 CLASSES = ('glioma', 'meningioma', 'normal', 'pituitary')
@@ -27,7 +29,7 @@ _TWICE = 20  # one patient in so many comes twice
 class Spec(NamedTuple):
   """Which phantom: patients are shared out evenly over the classes."""
 
-  size_px: int = 32  # used by open_dataset; the drawing is larger
+  size_px: int = 32  # of the prepared images; the drawing is larger
   patients: int = 240
   slices: int = 6  # per patient
   seed: int = 0
@@ -60,8 +62,23 @@ def mark(spec: Spec) -> str:
   return f'{fields},v{VERSION}'
 
 
-def open_phantom(arguments: str) -> sources.Source:
+def arguments_of(path: str) -> str | None:
+  """What follows 'phantom:' in a config.data.path; None where it is a folder.
+
+  An existing folder called 'phantom' is a folder.
+  """
+  kind, _, arguments = path.partition(':')
+  return arguments if kind == 'phantom' and not os.path.exists(path) else None
+
+
+def folder(arguments: str) -> str:
+  """Where a phantom lies when it is prepared; raises as `parse` does."""
+  return os.path.join(store.user_cache(), f'phantom-{mark(parse(arguments))}')
+
+
+def open_source(arguments: str, request: Request = DEFAULT) -> Source:
   """The phantom as a source of files that are drawn when they are read."""
+  del request
   spec = parse(arguments)
   files, labels, groups = [], [], []
   for patient in range(spec.patients + spec.patients // _TWICE):
@@ -70,7 +87,7 @@ def open_phantom(arguments: str) -> sources.Source:
       files.append(f'{label}/patient_{patient:04d}_slice_{k:02d}')
       labels.append(label)
       groups.append(f'patient_{patient:04d}')
-  return sources.Source(
+  return Source(
     origin='phantom',
     files=files,
     labels=labels,

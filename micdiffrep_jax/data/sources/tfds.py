@@ -1,5 +1,6 @@
 """Any TFDS image dataset that is already on disk, as a source."""
 
+from collections.abc import Mapping
 import functools
 import hashlib
 import os
@@ -8,19 +9,21 @@ from typing import Any
 import numpy as np
 import tensorflow_datasets as tfds
 
-from micdiffrep_jax.data import decode, sources
+from micdiffrep_jax.data import decode
+from micdiffrep_jax.data.sources.base import DEFAULT, Request, Source
 
 
-def open_tfds(name: str, data_dir: str = '', group: str = '') -> sources.Source:
+def open_source(spec: str, request: Request = DEFAULT) -> Source:
   """Lists 'NAME[:SPLIT]' or 'FOLDER[:SPLIT]'; without SPLIT, all splits.
 
   The picture is the first image of a record (uint8, 16-bit or float), the
-  class its `label` or first class label; `group` names the feature that holds
-  a patient. Only ArrayRecord files can be read, which needs no TensorFlow.
-  Raises ValueError where nothing of that kind is there.
+  class its `label` or first class label; request.group_field names the feature
+  that holds a patient. Only ArrayRecord files can be read, which needs no
+  TensorFlow. Raises ValueError where nothing of that kind is there.
   """
-  name, _, split = name.partition(':')
-  builder = _builder(name, data_dir)
+  name, _, split = spec.partition(':')
+  group = request.group_field
+  builder = _builder(name, request.data_dir)
   splits = [split] if split else sorted(builder.info.splits)
   try:
     records = {s: builder.as_data_source(s) for s in splits}
@@ -37,8 +40,7 @@ def open_tfds(name: str, data_dir: str = '', group: str = '') -> sources.Source:
     )
   files = [f'{s}/{i:08d}' for s in splits for i in range(len(records[s]))]
   labels, groups = [''] * len(files), [''] * len(files)
-  wanted = [f for f in (label, group) if f]
-  if wanted:
+  if label or group:
     skip = {image: tfds.decode.SkipDecoding()}
     bare = {s: builder.as_data_source(s, decoders=skip) for s in splits}
     for k, file in enumerate(files):
@@ -46,21 +48,24 @@ def open_tfds(name: str, data_dir: str = '', group: str = '') -> sources.Source:
       record = bare[s][int(i)]
       labels[k] = _text(features, label, record) if label else ''
       groups[k] = _text(features, group, record) if group else ''
-  digest = hashlib.sha256()
-  folder = os.fspath(builder.data_dir)
-  for entry in sorted(os.listdir(folder)):
-    stat = os.stat(os.path.join(folder, entry))
-    digest.update(f'{entry}\0{stat.st_size}\0{stat.st_mtime_ns}\0'.encode())
-  digest.update(f'{splits}\0{group}'.encode())
-  return sources.Source(
+  return Source(
     origin=builder.info.name,
     files=files,
     labels=labels,
     groups=groups,
     junk={},
-    stamp=digest.hexdigest(),
+    stamp=_stamp(os.fspath(builder.data_dir), f'{splits}\0{group}'),
     read=functools.partial(_read, records, image),
   )
+
+
+def _stamp(folder: str, asked: str) -> str:
+  digest = hashlib.sha256()
+  for entry in sorted(os.listdir(folder)):
+    stat = os.stat(os.path.join(folder, entry))
+    digest.update(f'{entry}\0{stat.st_size}\0{stat.st_mtime_ns}\0'.encode())
+  digest.update(asked.encode())
+  return digest.hexdigest()
 
 
 def _builder(name: str, data_dir: str) -> Any:
@@ -97,7 +102,7 @@ def _label_feature(features: Any) -> str:
   return ''
 
 
-def _text(features: Any, name: str, record: dict[str, Any]) -> str:
+def _text(features: Any, name: str, record: Mapping[str, Any]) -> str:
   """A class or group as text; '' for the label -1, which means none."""
   value = record[name]
   if isinstance(value, bytes):
@@ -108,7 +113,7 @@ def _text(features: Any, name: str, record: dict[str, Any]) -> str:
 
 
 def _read(
-  records: dict[str, Any], image: str, file: str, channels: int
+  records: Mapping[str, Any], image: str, file: str, channels: int
 ) -> list[decode.Picture]:
   del channels
   split, _, i = file.rpartition('/')
