@@ -8,7 +8,7 @@ import pytest
 from sklearn.metrics import balanced_accuracy_score
 
 from micdiffrep_jax.draw import page
-from micdiffrep_jax.scores import metrics
+from micdiffrep_jax.scores import bootstrap
 from micdiffrep_jax.studies import report
 
 CLASSES = ('glioma', 'no <b>tumour</b>')
@@ -24,7 +24,7 @@ def predictions(seed=0):
 def probe_record():
   labels, probs = predictions()
   variants = np.where(np.arange(60) % 2, 'HF', '')
-  test = metrics.summarise(
+  test = bootstrap.summarise(
     labels, probs, np.arange(60) // 4, CLASSES, variants, resamples=20
   )
   row = {'chosen': {'layers': ['mid'], 'timestep': 10, 'grid': 2}, 'test': test}

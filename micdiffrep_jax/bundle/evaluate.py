@@ -19,7 +19,7 @@ from micdiffrep_jax.data import duplicates, groups, store
 from micdiffrep_jax.draw import plots
 from micdiffrep_jax.run import log
 from micdiffrep_jax.run.checks import lookup
-from micdiffrep_jax.scores import metrics
+from micdiffrep_jax.scores import bootstrap
 
 POLICIES = ('error', 'drop', 'keep')
 
@@ -144,7 +144,7 @@ def score(
   normal = config.normal_class
   if normal == 'bundle':
     normal = model.meta['normal_class']
-  test = metrics.summarise(
+  test = bootstrap.summarise(
     np.array([model.classes.index(labels[i]) for i in at]),
     np.stack([found.probs[i] for i in at]),  # type: ignore[misc]
     joined_groups(units.unit, found.crops, at),

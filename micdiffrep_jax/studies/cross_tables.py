@@ -13,8 +13,11 @@ import numpy as np
 from micdiffrep_jax.data import dataset as data
 from micdiffrep_jax.draw import page, report_plots
 from micdiffrep_jax.run import log
-from micdiffrep_jax.studies import ablate_tables, label_curves, report_studies
-from micdiffrep_jax.studies.label_curves import BOUNDS, FLOOR, METRICS
+from micdiffrep_jax.scores import bootstrap
+from micdiffrep_jax.scores.bootstrap import BOUNDS
+from micdiffrep_jax.scores.metrics import HEADLINE as METRICS
+from micdiffrep_jax.studies import ablate_tables, report_studies
+from micdiffrep_jax.studies.label_curves import FLOOR
 from micdiffrep_jax.studies.probe_rows import image_sets
 
 
@@ -57,7 +60,7 @@ def score(
   labels, groups = data.labels(ds)[rows], data.groups(ds)[rows]
   subsets = image_sets(ds, rows)
   spread = {
-    (key, name): label_curves.resample(
+    (key, name): bootstrap.resample(
       labels[keep],
       p.argmax(1)[None, keep],
       groups[keep],
@@ -77,7 +80,7 @@ def score(
       ],
       **{
         name: {
-          metric: _bounds(label_curves.interval_over_draws(found))
+          metric: _bounds(bootstrap.interval_over_draws(found))
           for metric, found in spread[key, name].items()
         }
         for name in subsets
@@ -91,7 +94,7 @@ def score(
       'b': b._asdict(),
       'images': name,
       **{
-        metric: label_curves.difference(found, spread[b, name][metric])
+        metric: bootstrap.difference(found, spread[b, name][metric])
         for metric, found in spread[a, name].items()
       },
     }

@@ -21,7 +21,6 @@ from micdiffrep_jax.encoders import features
 from micdiffrep_jax.heads import floors
 from micdiffrep_jax.run import checkpoint, log, seals
 from micdiffrep_jax.scores import metrics
-from micdiffrep_jax.scores.bootstrap import count_metrics
 from micdiffrep_jax.studies import (
   ablate,
   ablate_grid,
@@ -102,10 +101,7 @@ def _floors(
     ds, rows[parts.train], rows[parts.val], config.floors, config.seed
   )
   y = parts.labels[parts.val]
-  return {
-    name: float(count_metrics(metrics.confusion_matrix(y, p))[config.select])
-    for name, p in probs.items()
-  }
+  return {name: metrics.value(config.select, y, p) for name, p in probs.items()}
 
 
 def run(config: ConfigDict, workdir: str) -> dict[str, Any]:

@@ -20,6 +20,7 @@ from micdiffrep_jax.data import splits
 from micdiffrep_jax.draw import page
 from micdiffrep_jax.run import log
 from micdiffrep_jax.run.checks import lookup
+from micdiffrep_jax.scores.metrics import HEADLINE
 from micdiffrep_jax.studies import (
   ablate_tables,
   probe,
@@ -28,7 +29,6 @@ from micdiffrep_jax.studies import (
 )
 
 HONEST = 'grouped'  # what the other splits are compared with
-_METRICS = ('accuracy', 'balanced_accuracy')
 _COLUMNS = (
   'method',
   'split',
@@ -125,7 +125,7 @@ def compare(records: Mapping[str, Any]) -> list[dict[str, Any]]:
   lines = []
   for method in methods:
     for images in ('all', 'sources'):
-      for metric in _METRICS:
+      for metric in HEADLINE:
         values = {
           split: record['rows'][method]['test'][images][metric]
           for split, record in records.items()
