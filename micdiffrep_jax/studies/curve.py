@@ -15,7 +15,7 @@ from ml_collections import ConfigDict
 import numpy as np
 
 from micdiffrep_jax.data import dataset as data
-from micdiffrep_jax.draw import plots
+from micdiffrep_jax.draw import page, plots
 from micdiffrep_jax.encoders import encoder as encoders
 from micdiffrep_jax.encoders import features
 from micdiffrep_jax.heads import floors
@@ -161,7 +161,7 @@ def write(
   criterion: str,
 ) -> None:
   """curve.csv and curve.png."""
-  ablate_tables.write_csv(
+  page.write_csv(
     os.path.join(workdir, 'curve.csv'),
     _COLUMNS,
     [[point[c] for c in _COLUMNS] for point in found],
@@ -177,11 +177,11 @@ def write(
   ends.append(max(p['images_seen'] for p in found))
   for name, value in baselines.items():
     series[name] = {'x': ends, 'y': [100 * value] * 2}
-  plots.curves(
-    os.path.join(workdir, 'curve.png'),
+  figure = plots.curves(
     series,
     'images drawn in pretraining',
     f'validation {criterion.replace("_", " ")}, %',
     bold='mlp_concat',
     dotted=list(baselines),
   )
+  plots.save(os.path.join(workdir, 'curve.png'), figure)

@@ -13,6 +13,7 @@ import numpy as np
 
 from micdiffrep_jax.data import dataset as data
 from micdiffrep_jax.draw import page, plots
+from micdiffrep_jax.draw.result import FLOOR, title
 from micdiffrep_jax.scores.bootstrap import (
   BOUNDS,
   difference,
@@ -20,10 +21,8 @@ from micdiffrep_jax.scores.bootstrap import (
   resample,
 )
 from micdiffrep_jax.scores.metrics import HEADLINE as METRICS
-from micdiffrep_jax.studies import ablate_tables, report_probe
 from micdiffrep_jax.studies.probe_rows import Parts, image_sets
 
-FLOOR = 'floor/'
 _COLUMNS = (
   'method',
   'share',
@@ -96,7 +95,7 @@ def write(
   label_efficiency.csv, comparisons.csv, label_efficiency_METRIC_IMAGES.png.
   """
   key = ('method', 'floor', 'share', 'images')
-  ablate_tables.write_csv(
+  page.write_csv(
     os.path.join(workdir, 'comparisons.csv'),
     (*key, 'metric', *BOUNDS),
     [
@@ -105,7 +104,7 @@ def write(
       for metric in METRICS
     ],
   )
-  ablate_tables.write_csv(
+  page.write_csv(
     os.path.join(workdir, 'label_efficiency.csv'),
     _COLUMNS,
     [
@@ -128,22 +127,23 @@ def write(
         mine = [
           c for c in curves if (c['method'], c['images']) == (method, images)
         ]
-        series[report_probe.title(method)] = {
+        series[title(method)] = {
           'x': [100 * c['share'] for c in mine],
         } | {
           axis: [100 * c[metric][name] for c in mine]
           for axis, name in (('y', 'value'), ('low', 'low'), ('high', 'high'))
         }
-      plots.curves(
-        os.path.join(workdir, f'label_efficiency_{metric}_{images}.png'),
+      figure = plots.curves(
         series,
         'labelled training groups, %',
         f'test {metric.replace("_", " ")}, %',
         {'all': 'All variants', 'sources': 'Untouched sources'}[images],
-        bold=report_probe.title('mlp_concat'),
+        bold=title('mlp_concat'),
         dotted=[name for name in series if name.startswith('floor')],
         log_x=True,
       )
+      name = f'label_efficiency_{metric}_{images}.png'
+      plots.save(os.path.join(workdir, name), figure)
 
 
 def table(curves: Sequence[dict[str, Any]], split: str) -> str:
@@ -164,5 +164,5 @@ def table(curves: Sequence[dict[str, Any]], split: str) -> str:
         if (c['method'], c['share'], c['images']) == (method, share, images)
       )
       cells += f'{page.brackets(one):22}'
-    lines.append(f'{report_probe.title(method)[:31]:32}{cells}'.rstrip())
+    lines.append(f'{title(method)[:31]:32}{cells}'.rstrip())
   return '\n'.join(lines)

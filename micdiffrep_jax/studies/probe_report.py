@@ -165,17 +165,16 @@ def draw(workdir: str, results: dict[str, Any]) -> None:
   rows, name = results['rows'], results['bundle']
   test = rows[name]['test']['all']
   title = f'{name}, {results["data"]["split"]} split, test'
-  plots.confusion(
+  plots.save(
     os.path.join(workdir, 'confusion.png'),
-    test['confusion'],
-    test['classes'],
-    title,
+    plots.confusion(test['confusion'], test['classes'], title),
   )
   shown = [n for n in (name, 'linear_single', 'logistic') if n in rows]
-  plots.reliability(
-    os.path.join(workdir, 'reliability.png'),
-    {n: rows[n]['test']['all']['reliability'] for n in dict.fromkeys(shown)},
-  )
+  curves = {
+    n: rows[n]['test']['all']['reliability'] for n in dict.fromkeys(shown)
+  }
+  path = os.path.join(workdir, 'reliability.png')
+  plots.save(path, plots.reliability(curves))
 
 
 def save_predictions(
