@@ -10,6 +10,7 @@ import numpy as np
 
 from micdiffrep_jax.data import dataset as data
 from micdiffrep_jax.data import duplicates, splits, store
+from micdiffrep_jax.data import manifest as tables
 from micdiffrep_jax.data import promises as checks
 from micdiffrep_jax.draw import page
 from micdiffrep_jax.draw.page import (
@@ -88,9 +89,8 @@ def audit(dataset: data.Dataset, config: ConfigDict) -> dict[str, Any]:
   if config.second_look and labelled:
     twins = second_look(dataset, config.data.split)
     results['second_look'] = twins
-    if twins['share'] > config.max_unseen_twins and checks.PROMISES[
-      config.data.split
-    ].count('group'):
+    promised = 'group' in checks.PROMISES[config.data.split]
+    if promised and twins['share'] > config.max_unseen_twins:
       reasons.append(
         f'{twins["test_sources"]} test sources nearly repeat a train or val '
         'source of another group: raise the near-duplicate search of prepare'
@@ -103,13 +103,14 @@ def audit(dataset: data.Dataset, config: ConfigDict) -> dict[str, Any]:
   return results
 
 
-def verdict(dataset: data.Dataset, split: str) -> dict[str, Any]:
+def verdict(dataset: data.Dataset, split: str) -> Record:
   """What a split promises, whether it keeps it, and what crosses its parts."""
   reasons = checks.check(dataset, split)
   crossing = {
     column: checks.crossings(dataset, split, column) for column in checks.WORDS
   }
   manifest = dataset.manifest
+  counts = tables.counts(manifest, dataset.classes)[split]
   return {
     'promises': [checks.WORDS[c] for c in checks.PROMISES[split]],
     'passed': not reasons,
@@ -121,14 +122,8 @@ def verdict(dataset: data.Dataset, split: str) -> dict[str, Any]:
     'twins': checks.held_out_twins(dataset, split),
     'split_hash': data.split_hash(dataset, split),
     'counts': {
-      part: {
-        name or '(unlabelled)': int(
-          ((manifest[split] == part) & (manifest['class'] == name)).sum()
-        )
-        for name in dict.fromkeys((*dataset.classes, ''))
-        if (manifest['class'] == name).any()
-      }
-      for part in (*splits.PARTS, splits.EXCLUDED)
+      part: {name or '(unlabelled)': n for name, n in by_class.items()}
+      for part, by_class in counts.items()
     },
     'groups': {
       part: len(np.unique(manifest['group'][manifest[split] == part]))
@@ -137,7 +132,7 @@ def verdict(dataset: data.Dataset, split: str) -> dict[str, Any]:
   }
 
 
-def look(dataset: data.Dataset) -> dict[str, Any]:
+def look(dataset: data.Dataset) -> Record:
   """Ids of images of one colour, from tiny files, enlarged, or changed."""
   manifest = dataset.manifest
   flat, changed = [], []
@@ -158,7 +153,7 @@ def look(dataset: data.Dataset) -> dict[str, Any]:
   }
 
 
-def second_look(dataset: data.Dataset, split: str) -> dict[str, Any]:
+def second_look(dataset: data.Dataset, split: str) -> Record:
   """Near-duplicates among prepared sources that no group joins.
 
   The search of prepare saw the original pixels; at the prepared size pairs at
@@ -193,7 +188,7 @@ def second_look(dataset: data.Dataset, split: str) -> dict[str, Any]:
 
 def probe_shortcuts(
   dataset: data.Dataset, config: ConfigDict
-) -> dict[str, dict[str, Any]]:
+) -> dict[str, Record]:
   """Each shortcut on the untouched labelled sources, cross-validated."""
   manifest = dataset.manifest
   rows = np.flatnonzero((manifest['variant'] == '') & (manifest['class'] != ''))
