@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from sklearn.metrics import balanced_accuracy_score
 
-from micdiffrep_jax.studies import label_curves
+from micdiffrep_jax.scores import bootstrap
 
 
 def test_the_mean_is_scikit_learns_and_the_interval_holds_draws_and_groups():
@@ -15,8 +15,8 @@ def test_the_mean_is_scikit_learns_and_the_interval_holds_draws_and_groups():
   said = np.where(right, labels, (labels + 1) % 3)
 
   def interval(said, groups):
-    found = label_curves.resample(labels, said, groups, 3, 400, 0)
-    return {m: label_curves.interval_over_draws(x) for m, x in found.items()}
+    found = bootstrap.resample(labels, said, groups, 3, 400, 0)
+    return {m: bootstrap.interval_over_draws(x) for m, x in found.items()}
 
   found = interval(said, groups)
   each = [balanced_accuracy_score(labels, s) for s in said]
@@ -47,15 +47,15 @@ def test_a_difference_is_paired():
   worse = said.copy()
   worse[:, :10] = (labels[:10] + 2) % 3
   a, b = (
-    label_curves.resample(labels, x, np.arange(300), 3, 400, 0)['accuracy']
+    bootstrap.resample(labels, x, np.arange(300), 3, 400, 0)['accuracy']
     for x in (said, worse)
   )
-  found = label_curves.difference(a, b)
+  found = bootstrap.difference(a, b)
   assert found['value'] == pytest.approx(
     (said == labels).mean() - (worse == labels).mean()
   )
   assert 0 < found['low'] < found['value'] < found['high']
-  alone = label_curves.interval_over_draws(a)
+  alone = bootstrap.interval_over_draws(a)
   assert found['high'] - found['low'] < 0.6 * (alone['high'] - alone['low'])
-  same = label_curves.difference(a, a)
+  same = bootstrap.difference(a, a)
   assert same == {'value': 0.0, 'low': 0.0, 'high': 0.0}

@@ -23,10 +23,15 @@ def simulate(seed=0, groups=60, size=5, k=4, spread=1.0, signal=1.0):
   return labels, special.softmax(logits, axis=1), group
 
 
+def scores(y, p):
+  rows = metrics.once(y, p)
+  return {name: m.of(rows)[0] for name, m in metrics.METRICS.items()}
+
+
 def test_scores_equal_sklearn():
   y, p, _ = simulate()
   said = p.argmax(1)
-  got = metrics.scores(y, p)
+  got = scores(y, p)
   truth = np.eye(4)[y]
   want = {
     'accuracy': skm.accuracy_score(y, said),
@@ -57,7 +62,7 @@ def test_ece_equals_a_loop_over_bins():
     inside = (top > i / 15) & (top <= (i + 1) / 15)
     if inside.any():
       want += inside.mean() * abs(top[inside].mean() - right[inside].mean())
-  assert calibration.ece(y, p) == pytest.approx(want)
+  assert metrics.value('ece', y, p) == pytest.approx(want)
   curve = calibration.reliability(y, p)
   assert curve.rows.sum() == len(y)
   assert len(curve.edges) == 16
@@ -68,7 +73,7 @@ def test_weighted_rankings_equal_sklearn_with_ties():
   score = rng.integers(0, 6, 80) / 5
   positive = rng.random(80) < 0.3
   weights = rng.integers(0, 4, (7, 80)).astype(np.float32)
-  auroc, auprc = bootstrap.ranking_metrics(positive, score, weights)
+  auroc, auprc = metrics.ranking_metrics(positive, score, weights)
   for w, a, b in zip(weights, auroc, auprc):
     want = skm.roc_auc_score(positive, score, sample_weight=w)
     assert a == pytest.approx(want)
@@ -80,10 +85,11 @@ def test_a_resample_scores_as_the_rows_written_out():
   y, p, g = simulate(groups=12)
   weights, index = bootstrap.group_weights(g, 6, seed=3)
   assert (weights.sum(1) == 12).all()
-  got = bootstrap.resample(y, p, g, 6, seed=3, bins=15)
+  drawn = bootstrap.resampled_rows(y, p, g, 6, seed=3)
+  got = {name: m.of(drawn)[1:] for name, m in metrics.METRICS.items()}
   for i, w in enumerate(weights):
     rows = np.repeat(np.arange(len(y)), w[index].astype(int))
-    want = metrics.scores(y[rows], p[rows])
+    want = scores(y[rows], p[rows])
     for name, value in want.items():
       np.testing.assert_allclose(
         got[name][i], value, rtol=1e-6, equal_nan=True, err_msg=name
@@ -105,10 +111,8 @@ def test_group_bootstrap_covers_at_its_nominal_rate():
     for unit in ('groups', 'rows'):
       units = g if unit == 'groups' else np.arange(len(g))
       w, index = bootstrap.group_weights(units, 200, seed)
-      cells = np.zeros((w.shape[1], 4))
-      np.add.at(cells, (index, 2 * y + p.argmax(1)), 1)
-      accuracy = bootstrap.count_metrics((w @ cells).reshape(-1, 2, 2))
-      low, high = bootstrap.interval(accuracy['accuracy'])
+      rows = metrics.Rows(y, p, index, w)
+      low, high = bootstrap.interval(metrics.METRICS['accuracy'].of(rows))
       if unit == 'groups':
         covered += low <= 0.7 <= high
       else:
@@ -138,7 +142,7 @@ def test_comparison_is_paired_and_signed():
   back = bootstrap.compare(y, p, better, g)
   assert back['difference'] == pytest.approx(-gain)
   # Unpaired, the two intervals overlap widely: pairing is what finds it.
-  wide = metrics.summarise(y, p, g, CLASSES)['all']['accuracy']
+  wide = bootstrap.summarise(y, p, g, CLASSES)['all']['accuracy']
   assert ours['high'] - ours['low'] < (wide['high'] - wide['low']) / 2
 
 
@@ -172,7 +176,7 @@ def test_summary_reports_every_subset_as_json():
   y, p, g = simulate(size=7)
   variants = np.tile(['', 'BR', 'DA', 'HF', 'VF', 'RO', 'SP'], 60)
   mask = np.arange(len(y)) < 399
-  got = metrics.summarise(
+  got = bootstrap.summarise(
     y, p, g, CLASSES, variants, normal='N', mask=mask, resamples=50
   )
   assert set(got) == {
@@ -200,7 +204,7 @@ def test_summary_reports_every_subset_as_json():
 def test_padded_rows_do_not_count():
   y, p, g = simulate(groups=20)
   pad = np.full(5, -1)
-  padded = metrics.summarise(
+  padded = bootstrap.summarise(
     np.r_[y, pad],
     np.r_[p, np.full((5, 4), np.nan)],
     np.r_[g, pad],
@@ -208,13 +212,13 @@ def test_padded_rows_do_not_count():
     mask=np.arange(len(y) + 5) < len(y),
     resamples=20,
   )
-  assert padded == metrics.summarise(y, p, g, CLASSES, resamples=20)
+  assert padded == bootstrap.summarise(y, p, g, CLASSES, resamples=20)
 
 
 def test_a_class_without_rows_is_null_not_zero():
   y, p, g = simulate()
   keep = y != 3
-  got = metrics.summarise(y[keep], p[keep], g[keep], CLASSES, resamples=20)
+  got = bootstrap.summarise(y[keep], p[keep], g[keep], CLASSES, resamples=20)
   json.dumps(got, allow_nan=False)
   assert got['all']['per_class']['P']['sensitivity']['value'] is None
   assert got['all']['per_class']['P']['auroc']['value'] is None
@@ -235,7 +239,7 @@ def test_a_class_without_rows_is_null_not_zero():
 )
 def test_bad_input_is_refused(y, p, words):
   with pytest.raises(ValueError, match=words):
-    metrics.scores(np.array(y, np.int64), p)
+    bootstrap.summarise_rows(np.array(y, np.int64), p, y, CLASSES)
 
 
 def test_temperature_recovers_the_one_that_spoilt_the_logits():
@@ -246,6 +250,19 @@ def test_temperature_recovers_the_one_that_spoilt_the_logits():
   found = calibration.fit_temperature(3 * logits, y)
   assert found == pytest.approx(3.0, rel=0.1)
   better = calibration.softmax(3 * logits, found)
-  assert calibration.ece(y, better) < calibration.ece(
-    y, calibration.softmax(3 * logits)
+  worse = calibration.softmax(3 * logits)
+  assert metrics.value('ece', y, better) < metrics.value('ece', y, worse)
+
+
+@pytest.mark.parametrize('name', metrics.CRITERIA)
+def test_every_criterion_prefers_the_right_and_refuses_the_diverged(name):
+  y = np.arange(40) % 4
+  right = np.eye(4)[y] * 5
+  wrong = right[:, [1, 2, 3, 0]]
+  good, bad, diverged = (
+    metrics.criterion(name, y, logits)
+    for logits in (right, wrong, right * np.nan)
   )
+  assert good > bad > diverged
+  found = metrics.value(name, y, calibration.softmax(right))
+  assert abs(good) == found

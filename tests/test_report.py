@@ -8,7 +8,7 @@ import pytest
 from sklearn.metrics import balanced_accuracy_score
 
 from micdiffrep_jax.draw import page
-from micdiffrep_jax.scores import metrics
+from micdiffrep_jax.scores import bootstrap
 from micdiffrep_jax.studies import report
 
 CLASSES = ('glioma', 'no <b>tumour</b>')
@@ -24,7 +24,7 @@ def predictions(seed=0):
 def probe_record():
   labels, probs = predictions()
   variants = np.where(np.arange(60) % 2, 'HF', '')
-  test = metrics.summarise(
+  test = bootstrap.summarise(
     labels, probs, np.arange(60) // 4, CLASSES, variants, resamples=20
   )
   row = {'chosen': {'layers': ['mid'], 'timestep': 10, 'grid': 2}, 'test': test}
@@ -131,6 +131,7 @@ def test_what_cannot_be_reported_is_said(tmp_path, runs):
   (tmp_path / 'probe' / 'results.json').write_text(json.dumps(record))
   html, _ = written(tmp_path, runs)
   assert 'its results lack something' in html
+  assert 'probe/results.json: rows: mlp_concat: test has no' in html
 
 
 def test_curves_of_an_unfinished_run_are_drawn(tmp_path):

@@ -14,7 +14,7 @@ from micdiffrep_jax.encoders import encoder as encoders
 from micdiffrep_jax.encoders import features
 from micdiffrep_jax.methods import METHODS, two_view
 from micdiffrep_jax.pretrain import monitor, train
-from micdiffrep_jax.scores.rank import effective_rank
+from micdiffrep_jax.scores.metrics import effective_rank
 
 
 def spread(z):

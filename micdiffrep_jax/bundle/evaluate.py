@@ -18,7 +18,7 @@ from micdiffrep_jax.data import duplicates, groups, store
 from micdiffrep_jax.draw import plots
 from micdiffrep_jax.run import log
 from micdiffrep_jax.run.checks import lookup
-from micdiffrep_jax.scores import metrics
+from micdiffrep_jax.scores import bootstrap
 
 POLICIES = ('error', 'drop', 'keep')
 
@@ -143,7 +143,7 @@ def score(
   normal = config.normal_class
   if normal == 'bundle':
     normal = model.meta['normal_class']
-  test = metrics.summarise(
+  test = bootstrap.summarise(
     np.array([model.classes.index(labels[i]) for i in at]),
     np.stack([found.probs[i] for i in at]),  # type: ignore[misc]
     joined_groups(units.unit, found.crops, at),
@@ -158,15 +158,14 @@ def score(
 
 def draw(workdir: str, test: dict[str, Any]) -> None:
   """confusion.png and reliability.png."""
-  plots.confusion(
+  scored = test['all']
+  plots.save(
     os.path.join(workdir, 'confusion.png'),
-    test['all']['confusion'],
-    test['all']['classes'],
-    'external images',
+    plots.confusion(scored['confusion'], scored['classes'], 'external images'),
   )
-  plots.reliability(
+  plots.save(
     os.path.join(workdir, 'reliability.png'),
-    {'bundle': test['all']['reliability']},
+    plots.reliability({'bundle': scored['reliability']}),
   )
 
 

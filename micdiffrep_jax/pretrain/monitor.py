@@ -24,7 +24,7 @@ from micdiffrep_jax.heads.matrix import pool
 from micdiffrep_jax.methods import Method
 from micdiffrep_jax.run import devices, log
 from micdiffrep_jax.run.keys import stream
-from micdiffrep_jax.scores.rank import effective_rank
+from micdiffrep_jax.scores.metrics import effective_rank
 
 COLLAPSE = 0.9  # share of the first rank below which a warning is given
 

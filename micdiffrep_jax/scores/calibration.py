@@ -1,4 +1,4 @@
-"""Calibration: reliability curves, their error, temperature scaling.
+"""Calibration: reliability curves and temperature scaling.
 
 Letters: n rows, k classes, m bins.
 """
@@ -9,8 +9,6 @@ import warnings
 
 import numpy as np
 from scipy import optimize, special
-
-from micdiffrep_jax.scores import bootstrap
 
 ECE_BINS = 15  # equal width on [0, 1], of the highest probability
 
@@ -28,24 +26,23 @@ class Reliability(NamedTuple):
   accuracy: np.ndarray
 
 
+def confidence_bin(probs: np.ndarray, bins: int = ECE_BINS) -> np.ndarray:
+  """Bin (n,) of the highest probability: `bins` of equal width on [0, 1]."""
+  index = np.ceil(probs.max(1) * bins).astype(np.int64) - 1
+  return np.clip(index, 0, bins - 1)
+
+
 def reliability(
   labels: np.ndarray, probs: np.ndarray, bins: int = ECE_BINS
 ) -> Reliability:
   """Confidence against accuracy in equal-width bins of the top probability."""
-  index = bootstrap.confidence_bin(probs, bins)
+  index = confidence_bin(probs, bins)
   count = np.bincount(index, minlength=bins)
   right = probs.argmax(1) == labels
   with np.errstate(invalid='ignore'):
     confidence = np.bincount(index, probs.max(1), bins) / count
     accuracy = np.bincount(index, right, bins) / count
   return Reliability(np.linspace(0, 1, bins + 1), count, confidence, accuracy)
-
-
-def ece(labels: np.ndarray, probs: np.ndarray, bins: int = ECE_BINS) -> float:
-  """Expected calibration error: count-weighted |confidence - accuracy|."""
-  curve = reliability(labels, probs, bins)
-  gap = np.abs(curve.confidence - curve.accuracy)
-  return float(np.nansum(gap * curve.rows) / curve.rows.sum())
 
 
 def fit_temperature(logits: np.ndarray, labels: np.ndarray) -> float:

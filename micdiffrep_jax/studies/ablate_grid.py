@@ -23,12 +23,12 @@ from micdiffrep_jax.encoders.encoder import Encoder
 from micdiffrep_jax.heads import matrix, trained
 from micdiffrep_jax.heads.trained import Cell, Setting
 from micdiffrep_jax.run import log
+from micdiffrep_jax.scores.metrics import HEADLINE
 from micdiffrep_jax.studies import grid as probe_suite
 from micdiffrep_jax.studies.grid import Trial
 from micdiffrep_jax.studies.probe_rows import Parts
 
 Level = tuple[int, ...]  # one timestep, or several whose features are fused
-CRITERIA = ('accuracy', 'balanced_accuracy')
 
 
 class Scored(NamedTuple):
@@ -180,7 +180,7 @@ def search(
               *setting,
               seed,
               sets[i].x.shape[-1],
-              *(probe_suite.score(y, logits, c) for c in CRITERIA),
+              *(probe_suite.score(y, logits, c) for c in HEADLINE),
             )
           )
   bar.close()

@@ -4,31 +4,19 @@ All scores are of validation rows, but for the 2 x 2, which is of test rows.
 """
 
 from collections.abc import Mapping, Sequence
-import csv
-import io
 import os
 from typing import Any
 
 import numpy as np
 from scipy import stats
 
-from micdiffrep_jax.draw import page, plots, report_plots
+from micdiffrep_jax.draw import page, plots
+from micdiffrep_jax.draw.page import write_csv
 from micdiffrep_jax.run import log
 from micdiffrep_jax.studies import ablate_grid
 from micdiffrep_jax.studies.ablate_grid import Scored
 
 MSFA = 'MSFA (MLP, all layers)'
-
-
-def write_csv(
-  path: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]
-) -> None:
-  """Writes a table that is either whole or absent."""
-  text = io.StringIO()
-  writer = csv.writer(text, lineterminator='\n')
-  writer.writerow(columns)
-  writer.writerows(rows)
-  log.write_whole(path, text.getvalue().encode())
 
 
 def write(
@@ -115,8 +103,7 @@ def figure4(
       mean = 100 * best_by_timestep(fused, criterion)[0][0]
       dotted.append(f'MSFA, t = {text} fused')
       series[dotted[-1]] = {'x': [min(steps), max(steps)], 'y': [mean, mean]}
-  plots.curves(
-    path,
+  figure = plots.curves(
     series,
     'timestep',
     f'validation {criterion.replace("_", " ")}, %',
@@ -125,6 +112,7 @@ def figure4(
     dotted=dotted,
     log_x=min(steps) > 0,
   )
+  plots.save(path, figure)
 
 
 def _line(heads: Sequence[Scored], criterion: str) -> dict[str, list[float]]:
@@ -159,9 +147,11 @@ def draw(
       mine = [h for h in heads if h.grid == grid]
       path = os.path.join(workdir, f'figure4{suffix}_grid{grid}.png')
       figure4(path, mine, criterion, kind, f'{title}, {grid} x {grid} cells')
-      report_plots.layers_by_timestep(
+      plots.save(
         os.path.join(workdir, f'heatmap_{kind}_grid{grid}.png'),
-        [t for t in trials if t['kind'] == kind and t['grid'] == grid],
+        plots.layers_by_timestep(
+          [t for t in trials if t['kind'] == kind and t['grid'] == grid]
+        ),
       )
 
 

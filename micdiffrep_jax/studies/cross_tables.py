@@ -11,10 +11,13 @@ from ml_collections import ConfigDict
 import numpy as np
 
 from micdiffrep_jax.data import dataset as data
-from micdiffrep_jax.draw import page, report_plots
+from micdiffrep_jax.draw import page, plots
+from micdiffrep_jax.draw.result import FLOOR
 from micdiffrep_jax.run import log
-from micdiffrep_jax.studies import ablate_tables, label_curves, report_studies
-from micdiffrep_jax.studies.label_curves import BOUNDS, FLOOR, METRICS
+from micdiffrep_jax.scores import bootstrap
+from micdiffrep_jax.scores.bootstrap import BOUNDS
+from micdiffrep_jax.scores.metrics import HEADLINE as METRICS
+from micdiffrep_jax.studies import page_folds
 from micdiffrep_jax.studies.probe_rows import image_sets
 
 
@@ -57,7 +60,7 @@ def score(
   labels, groups = data.labels(ds)[rows], data.groups(ds)[rows]
   subsets = image_sets(ds, rows)
   spread = {
-    (key, name): label_curves.resample(
+    (key, name): bootstrap.resample(
       labels[keep],
       p.argmax(1)[None, keep],
       groups[keep],
@@ -77,7 +80,7 @@ def score(
       ],
       **{
         name: {
-          metric: _bounds(label_curves.interval_over_draws(found))
+          metric: _bounds(bootstrap.interval_over_draws(found))
           for metric, found in spread[key, name].items()
         }
         for name in subsets
@@ -91,7 +94,7 @@ def score(
       'b': b._asdict(),
       'images': name,
       **{
-        metric: label_curves.difference(found, spread[b, name][metric])
+        metric: bootstrap.difference(found, spread[b, name][metric])
         for metric, found in spread[a, name].items()
       },
     }
@@ -109,7 +112,7 @@ def write(workdir: str, results: Mapping[str, Any]) -> None:
   """cross_validation.csv, comparisons.csv and cross_validation.png."""
   rows, differences = results['rows'], results['comparisons']
   subsets = [name for name in ('all', 'sources') if name in rows[0]]
-  ablate_tables.write_csv(
+  page.write_csv(
     os.path.join(workdir, 'cross_validation.csv'),
     ('encoder', 'head', 'images', 'metric', *BOUNDS),
     [
@@ -125,7 +128,7 @@ def write(workdir: str, results: Mapping[str, Any]) -> None:
       for metric in METRICS
     ],
   )
-  ablate_tables.write_csv(
+  page.write_csv(
     os.path.join(workdir, 'comparisons.csv'),
     ('a', 'a_head', 'b', 'b_head', 'images', 'metric', *BOUNDS),
     [
@@ -140,11 +143,10 @@ def write(workdir: str, results: Mapping[str, Any]) -> None:
       for metric in METRICS
     ],
   )
-  report_plots.intervals(
-    os.path.join(workdir, 'cross_validation.png'),
+  figure = plots.intervals(
     [
       (
-        report_studies.row_title(row),
+        page_folds.row_title(row),
         row['all']['accuracy'],
         'first' if row is rows[0] else row['head'],
       )
@@ -153,6 +155,7 @@ def write(workdir: str, results: Mapping[str, Any]) -> None:
     'first',
     'accuracy in percent, each group predicted by heads that saw none of it',
   )
+  plots.save(os.path.join(workdir, 'cross_validation.png'), figure)
 
 
 def save_predictions(
@@ -195,7 +198,7 @@ def text(results: Mapping[str, Any]) -> str:
     if c['images'] == 'all'
   }
   for row in results['rows']:
-    line = f'{report_studies.row_title(row)[:59]:60}'
+    line = f'{page_folds.row_title(row)[:59]:60}'
     line += f'{page.brackets(row["all"]["accuracy"]):22}'
     found = minus.get((row['encoder'], row['head']))
     if found:

@@ -15,13 +15,12 @@ from ml_collections import ConfigDict
 import numpy as np
 
 from micdiffrep_jax.data import dataset as data
-from micdiffrep_jax.draw import plots
+from micdiffrep_jax.draw import page, plots
 from micdiffrep_jax.encoders import encoder as encoders
 from micdiffrep_jax.encoders import features
 from micdiffrep_jax.heads import floors
 from micdiffrep_jax.run import checkpoint, log, seals
 from micdiffrep_jax.scores import metrics
-from micdiffrep_jax.scores.bootstrap import count_metrics
 from micdiffrep_jax.studies import (
   ablate,
   ablate_grid,
@@ -102,10 +101,7 @@ def _floors(
     ds, rows[parts.train], rows[parts.val], config.floors, config.seed
   )
   y = parts.labels[parts.val]
-  return {
-    name: float(count_metrics(metrics.confusion_matrix(y, p))[config.select])
-    for name, p in probs.items()
-  }
+  return {name: metrics.value(config.select, y, p) for name, p in probs.items()}
 
 
 def run(config: ConfigDict, workdir: str) -> dict[str, Any]:
@@ -165,7 +161,7 @@ def write(
   criterion: str,
 ) -> None:
   """curve.csv and curve.png."""
-  ablate_tables.write_csv(
+  page.write_csv(
     os.path.join(workdir, 'curve.csv'),
     _COLUMNS,
     [[point[c] for c in _COLUMNS] for point in found],
@@ -181,11 +177,11 @@ def write(
   ends.append(max(p['images_seen'] for p in found))
   for name, value in baselines.items():
     series[name] = {'x': ends, 'y': [100 * value] * 2}
-  plots.curves(
-    os.path.join(workdir, 'curve.png'),
+  figure = plots.curves(
     series,
     'images drawn in pretraining',
     f'validation {criterion.replace("_", " ")}, %',
     bold='mlp_concat',
     dotted=list(baselines),
   )
+  plots.save(os.path.join(workdir, 'curve.png'), figure)

@@ -18,7 +18,7 @@ from micdiffrep_jax.heads.head_file import Bundle
 from micdiffrep_jax.heads.matrix import Features
 from micdiffrep_jax.heads.trained import Cell, Setting
 from micdiffrep_jax.run import log
-from micdiffrep_jax.scores import bootstrap, calibration, metrics
+from micdiffrep_jax.scores import calibration, metrics
 from micdiffrep_jax.studies.probe_rows import (
   Parts,
   Row,
@@ -50,11 +50,8 @@ def load(
 
 
 def score(labels: np.ndarray, logits: np.ndarray, criterion: str) -> float:
-  """Accuracy or balanced accuracy; -1 for a head that diverged."""
-  if not np.isfinite(logits).all():
-    return -1.0
-  counts = metrics.confusion_matrix(labels, logits)
-  return float(bootstrap.count_metrics(counts)[criterion])
+  """What a head is chosen by; larger is better."""
+  return metrics.criterion(criterion, labels, logits)
 
 
 def search(

@@ -6,20 +6,23 @@ draws, s resamples.
 
 from collections.abc import Sequence
 import os
-from typing import Any, NamedTuple
+from typing import Any
 
 from ml_collections import ConfigDict
 import numpy as np
 
 from micdiffrep_jax.data import dataset as data
 from micdiffrep_jax.draw import page, plots
-from micdiffrep_jax.scores import bootstrap
-from micdiffrep_jax.studies import ablate_tables, report_probe
+from micdiffrep_jax.draw.result import FLOOR, title
+from micdiffrep_jax.scores.bootstrap import (
+  BOUNDS,
+  difference,
+  interval_over_draws,
+  resample,
+)
+from micdiffrep_jax.scores.metrics import HEADLINE as METRICS
 from micdiffrep_jax.studies.probe_rows import Parts, image_sets
 
-METRICS = ('accuracy', 'balanced_accuracy')
-FLOOR = 'floor/'
-BOUNDS = ('value', 'low', 'high')
 _COLUMNS = (
   'method',
   'share',
@@ -31,65 +34,6 @@ _COLUMNS = (
   'deviation',
   'draws',
 )
-
-
-class Resampled(NamedTuple):
-  """A metric once per draw (r,), and its mean over draws per resample (s,)."""
-
-  once: np.ndarray
-  spread: np.ndarray
-
-
-def resample(
-  labels: np.ndarray,
-  said: np.ndarray,
-  groups: np.ndarray,
-  k: int,
-  resamples: int,
-  seed: int,
-) -> dict[str, Resampled]:
-  """Each metric over draws and resamples of draws and test groups.
-
-  labels (q,), said (r, q) classes, groups (q,). Each resample draws groups,
-  the same for all draws, and draws of labels, both with replacement; the same
-  for all methods of as many draws, so that differences are paired.
-  """
-  weights, index = bootstrap.group_weights(groups, resamples, seed)
-  every = np.concatenate([np.ones((1, weights.shape[1]), np.float32), weights])
-  found: dict[str, list[np.ndarray]] = {metric: [] for metric in METRICS}
-  for classes in said:
-    cells = np.zeros((weights.shape[1], k * k))
-    np.add.at(cells, (index, labels * k + classes), 1.0)
-    counted = bootstrap.count_metrics((every @ cells).reshape(-1, k, k))
-    for metric in METRICS:
-      found[metric].append(counted[metric])
-  rng = np.random.default_rng([seed, 1])
-  pick = rng.integers(len(said), size=(resamples, len(said)))
-  out = {}
-  for metric, values in found.items():
-    table = np.stack(values, axis=1)  # (1 + s, r)
-    spread = np.take_along_axis(table[1:], pick, axis=1).mean(1)
-    out[metric] = Resampled(table[0], spread)
-  return out
-
-
-def interval_over_draws(found: Resampled) -> dict[str, Any]:
-  """Mean over draws with a 95 % interval over draws and test groups."""
-  low, high = bootstrap.interval(found.spread)
-  several = len(found.once) > 1
-  return {
-    'value': float(found.once.mean()),
-    'low': low,
-    'high': high,
-    'each': found.once.tolist(),
-    'deviation': float(found.once.std(ddof=1)) if several else None,
-  }
-
-
-def difference(a: Resampled, b: Resampled) -> dict[str, float]:
-  """Mean of a minus b over draws, with a 95 % interval, paired."""
-  low, high = bootstrap.interval(a.spread - b.spread)
-  return {'value': float((a.once - b.once).mean()), 'low': low, 'high': high}
 
 
 def score(
@@ -151,7 +95,7 @@ def write(
   label_efficiency.csv, comparisons.csv, label_efficiency_METRIC_IMAGES.png.
   """
   key = ('method', 'floor', 'share', 'images')
-  ablate_tables.write_csv(
+  page.write_csv(
     os.path.join(workdir, 'comparisons.csv'),
     (*key, 'metric', *BOUNDS),
     [
@@ -160,7 +104,7 @@ def write(
       for metric in METRICS
     ],
   )
-  ablate_tables.write_csv(
+  page.write_csv(
     os.path.join(workdir, 'label_efficiency.csv'),
     _COLUMNS,
     [
@@ -183,22 +127,23 @@ def write(
         mine = [
           c for c in curves if (c['method'], c['images']) == (method, images)
         ]
-        series[report_probe.title(method)] = {
+        series[title(method)] = {
           'x': [100 * c['share'] for c in mine],
         } | {
           axis: [100 * c[metric][name] for c in mine]
           for axis, name in (('y', 'value'), ('low', 'low'), ('high', 'high'))
         }
-      plots.curves(
-        os.path.join(workdir, f'label_efficiency_{metric}_{images}.png'),
+      figure = plots.curves(
         series,
         'labelled training groups, %',
         f'test {metric.replace("_", " ")}, %',
         {'all': 'All variants', 'sources': 'Untouched sources'}[images],
-        bold=report_probe.title('mlp_concat'),
+        bold=title('mlp_concat'),
         dotted=[name for name in series if name.startswith('floor')],
         log_x=True,
       )
+      name = f'label_efficiency_{metric}_{images}.png'
+      plots.save(os.path.join(workdir, name), figure)
 
 
 def table(curves: Sequence[dict[str, Any]], split: str) -> str:
@@ -219,5 +164,5 @@ def table(curves: Sequence[dict[str, Any]], split: str) -> str:
         if (c['method'], c['share'], c['images']) == (method, share, images)
       )
       cells += f'{page.brackets(one):22}'
-    lines.append(f'{report_probe.title(method)[:31]:32}{cells}'.rstrip())
+    lines.append(f'{title(method)[:31]:32}{cells}'.rstrip())
   return '\n'.join(lines)

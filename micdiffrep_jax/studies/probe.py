@@ -22,6 +22,7 @@ from micdiffrep_jax.heads.nets import HEADS
 from micdiffrep_jax.methods import augment
 from micdiffrep_jax.run import log
 from micdiffrep_jax.run.checks import lookup
+from micdiffrep_jax.scores import metrics
 from micdiffrep_jax.studies import grid, probe_report, probe_rows
 
 GRIDS = (1, 2, 4)
@@ -36,7 +37,7 @@ def check(config: ConfigDict) -> None:
     lookup(grid.CLASSIC, name, 'probe', '--config.classic')
   floors.check(config.floors)
   lookup(
-    dict.fromkeys(('accuracy', 'balanced_accuracy')),
+    metrics.CRITERIA,
     config.select,
     'criterion',
     '--config.select',

@@ -9,7 +9,7 @@ import numpy as np
 from micdiffrep_jax.data import dataset as data
 from micdiffrep_jax.draw import page, plots
 from micdiffrep_jax.run import log
-from micdiffrep_jax.scores import bootstrap, calibration, metrics
+from micdiffrep_jax.scores import bootstrap, metrics
 from micdiffrep_jax.studies.probe_rows import Parts, Row, image_sets
 
 # (a, b): is a better than b, on the same test groups?
@@ -31,7 +31,6 @@ PAIRS = (
   ('kernel', 'floor/kernel_pixels'),
   ('kernel', 'floor/kernel_hog'),
 )
-_COMPARED = ('accuracy', 'balanced_accuracy')
 
 
 def _summary(
@@ -41,7 +40,7 @@ def _summary(
   config: ConfigDict,
   normal: str,
 ) -> dict[str, Any]:
-  return metrics.summarise(
+  return bootstrap.summarise(
     data.labels(ds)[rows],
     probs,
     data.groups(ds)[rows],
@@ -55,15 +54,17 @@ def _summary(
 
 def _spread(labels: np.ndarray, probs: np.ndarray) -> dict[str, Any]:
   """Accuracy and balanced accuracy of every seed (s, q, k)."""
-  counts = np.stack([metrics.confusion_matrix(labels, p) for p in probs])
-  values = bootstrap.count_metrics(counts)
+  values = {
+    name: np.array([metrics.value(name, labels, p) for p in probs])
+    for name in metrics.HEADLINE
+  }
   return {
     name: {
       'each': values[name].tolist(),
       'mean': float(values[name].mean()),
       'std': float(values[name].std(ddof=1)) if len(probs) > 1 else None,
     }
-    for name in _COMPARED
+    for name in metrics.HEADLINE
   }
 
 
@@ -72,8 +73,8 @@ def _before(labels: np.ndarray, row: Row) -> dict[str, float] | None:
   if row.test_uncalibrated is None:
     return None
   return {
-    'ece': calibration.ece(labels, row.test_uncalibrated),
-    'nll': float(bootstrap.nll(labels, row.test_uncalibrated).mean()),
+    name: metrics.value(name, labels, row.test_uncalibrated)
+    for name in ('ece', 'nll')
   }
 
 
@@ -100,7 +101,7 @@ def compare(
     for a, b in PAIRS
     if a in rows and b in rows
     for name, keep in image_sets(ds, at).items()
-    for metric in _COMPARED
+    for metric in metrics.HEADLINE
   ]
 
 
@@ -164,17 +165,16 @@ def draw(workdir: str, results: dict[str, Any]) -> None:
   rows, name = results['rows'], results['bundle']
   test = rows[name]['test']['all']
   title = f'{name}, {results["data"]["split"]} split, test'
-  plots.confusion(
+  plots.save(
     os.path.join(workdir, 'confusion.png'),
-    test['confusion'],
-    test['classes'],
-    title,
+    plots.confusion(test['confusion'], test['classes'], title),
   )
   shown = [n for n in (name, 'linear_single', 'logistic') if n in rows]
-  plots.reliability(
-    os.path.join(workdir, 'reliability.png'),
-    {n: rows[n]['test']['all']['reliability'] for n in dict.fromkeys(shown)},
-  )
+  curves = {
+    n: rows[n]['test']['all']['reliability'] for n in dict.fromkeys(shown)
+  }
+  path = os.path.join(workdir, 'reliability.png')
+  plots.save(path, plots.reliability(curves))
 
 
 def save_predictions(
@@ -228,7 +228,7 @@ def table(results: dict[str, Any]) -> str:
     cells = [
       _cell(row['test'].get(part, {}).get(metric))
       for part in ('all', 'sources')
-      for metric in _COMPARED
+      for metric in metrics.HEADLINE
     ]
     lines.append((name, *cells, _chosen(row['chosen'])))
   widths = [max(len(line[i]) for line in lines) for i in range(len(titles))]

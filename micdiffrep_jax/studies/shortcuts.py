@@ -20,7 +20,7 @@ from sklearn.model_selection import StratifiedGroupKFold
 
 from micdiffrep_jax.data import dataset as data
 from micdiffrep_jax.heads import floors
-from micdiffrep_jax.scores import metrics
+from micdiffrep_jax.scores import bootstrap
 
 _BORDER_PX = 32  # side of the picture whose outermost ring is looked at
 _TREES = 100
@@ -137,7 +137,7 @@ def probe(
   if folds < 2 or len(np.unique(labels)) < 2:
     return {'skipped': 'needs two classes with two groups each'}
   probs = cross_validate(x, labels, groups, len(classes), folds, seed)
-  scored = metrics.summarise_rows(
+  scored = bootstrap.summarise_rows(
     labels, probs, groups, classes, resamples, seed
   )
   return {

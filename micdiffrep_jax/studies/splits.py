@@ -18,17 +18,16 @@ from micdiffrep_jax import tasks
 from micdiffrep_jax.data import dataset as data
 from micdiffrep_jax.data import splits
 from micdiffrep_jax.draw import page
+from micdiffrep_jax.draw.result import title
 from micdiffrep_jax.run import log
 from micdiffrep_jax.run.checks import lookup
+from micdiffrep_jax.scores.metrics import HEADLINE
 from micdiffrep_jax.studies import (
-  ablate_tables,
+  page_splits,
   probe,
-  report_probe,
-  report_studies,
 )
 
 HONEST = 'grouped'  # what the other splits are compared with
-_METRICS = ('accuracy', 'balanced_accuracy')
 _COLUMNS = (
   'method',
   'split',
@@ -107,7 +106,7 @@ def run(config: ConfigDict, workdir: str) -> dict[str, Any]:
   if jax.process_index() == 0:
     path = os.path.join(workdir, 'splits.csv')
     rows = [[row[c] for c in _COLUMNS] for row in table]
-    ablate_tables.write_csv(path, _COLUMNS, rows)
+    page.write_csv(path, _COLUMNS, rows)
     print(text(table, seen), flush=True)
   return log.write_results(
     workdir,
@@ -125,7 +124,7 @@ def compare(records: Mapping[str, Any]) -> list[dict[str, Any]]:
   lines = []
   for method in methods:
     for images in ('all', 'sources'):
-      for metric in _METRICS:
+      for metric in HEADLINE:
         values = {
           split: record['rows'][method]['test'][images][metric]
           for split, record in records.items()
@@ -172,9 +171,9 @@ def text(
         if worth is not None and name != HONEST:
           cell += f' ({100 * worth:+.1f})'
       cells += f'{cell:30}'
-    lines.append(f'{report_probe.title(method)[:39]:40}{cells}'.rstrip())
+    lines.append(f'{title(method)[:39]:40}{cells}'.rstrip())
   lines.append('Test images of the split that pretraining has drawn:')
   lines += [
-    f'  {name}: {report_studies.drawn_in_words(seen[name])}' for name in names
+    f'  {name}: {page_splits.drawn_in_words(seen[name])}' for name in names
   ]
   return '\n'.join(lines)

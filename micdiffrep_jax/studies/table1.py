@@ -23,9 +23,8 @@ from micdiffrep_jax.run import checkpoint as checkpoints
 from micdiffrep_jax.run import log
 from micdiffrep_jax.run.checks import lookup
 from micdiffrep_jax.studies import (
-  ablate_tables,
+  page_table1,
   probe,
-  report_table1,
   table1_rows,
 )
 
@@ -188,11 +187,11 @@ def run(config: ConfigDict, workdir: str) -> dict[str, Any]:
   }
   if jax.process_index() == 0:
     path = os.path.join(workdir, 'table1.csv')
-    ablate_tables.write_csv(
+    page.write_csv(
       path, list(scores[0]), [list(row.values()) for row in scores]
     )
     table1_rows.draw(os.path.join(workdir, 'table1.png'), results)
-    blocks = report_table1.blocks(Run('table1', workdir, results))
+    blocks = page_table1.blocks(Run('table1', workdir, results))
     written = ('Table 1', '', [Section('Results', blocks)])
     text = page.markdown(*written)
     log.write_whole(os.path.join(workdir, 'table1.md'), text.encode())

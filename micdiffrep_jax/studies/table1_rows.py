@@ -7,17 +7,16 @@ from typing import Any
 from ml_collections import ConfigDict
 import numpy as np
 
-from micdiffrep_jax.draw import report_plots
+from micdiffrep_jax.draw import plots
+from micdiffrep_jax.draw.result import FLOOR, RANDOM, title
 from micdiffrep_jax.scores import bootstrap
-from micdiffrep_jax.studies import report_table1
-from micdiffrep_jax.studies.report_probe import title
+from micdiffrep_jax.studies import page_table1
 
 OURS = 'ddpm'  # what the others are compared with
 MSFA = 'mlp_concat'
 # Accuracy in percent, Zhu and Zhao 2024, table 1; its split is not stated.
 PAPER = {'mae': 69.0, 'moco': 73.0, 'byol': 77.0, 'clip': 82.0}
 PAPER_OURS = {'linear_single': 83.0, MSFA: 88.0}
-FLOOR, RANDOM = 'floor/', 'random/'
 COSTS = ('images_drawn', 'training_s', 'flops_per_image', 'parameters')
 
 
@@ -53,7 +52,7 @@ def rows_of(
         cost = costs[name] if trained else {}
         lines.append(
           {
-            'method': report_table1.FLOOR if floor else name,
+            'method': page_table1.FLOOR if floor else name,
             'row': row.removeprefix(FLOOR),
             'paper': in_paper(name, row, headline),
             'split': split,
@@ -116,16 +115,16 @@ def draw(path: str, results: Mapping[str, Any]) -> None:
   for line in (x for x in results['table'] if x['split'] == split):
     method, row = line['method'], line['row']
     scored = {**line, 'value': line['accuracy']}
-    if method == report_table1.FLOOR:
+    if method == page_table1.FLOOR:
       floors.append((title(row), scored, FLOOR))
     elif row == MSFA or row.removeprefix(RANDOM) == headline:
-      name = f'{report_table1.flagged(line)}, {title(row)}'
+      name = f'{page_table1.flagged(line)}, {title(row)}'
       # One row stands out: the headline of ours.
       others = method != OURS and not row.startswith(RANDOM)
       of_encoders.append((name, scored, '' if others else row))
-  report_plots.intervals(
-    path,
+  figure = plots.intervals(
     of_encoders + floors,
     headline,
     f'accuracy in percent, test part of {split!r}',
   )
+  plots.save(path, figure)
