@@ -9,7 +9,7 @@ PACKAGE = pathlib.Path(__file__).parent.parent / 'micdiffrep_jax'
 # tasks.TASKS, which names modules and imports them on use.
 ORDER = (
   'run scores draw data heads diffusion models methods encoders bundle '
-  'generate pretrain tasks studies sweep_table sweep main'
+  'generate pretrain tasks studies sweep main'
 ).split()
 FILES = sorted(PACKAGE.rglob('*.py'))
 
