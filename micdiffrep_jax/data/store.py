@@ -14,7 +14,6 @@ from typing import Any
 
 from array_record.python.array_record_module import ArrayRecordWriter
 import numpy as np
-import tensorflow_datasets as tfds
 
 MANIFEST = 'manifest.csv'
 REJECTED = 'rejected.csv'
@@ -55,6 +54,8 @@ def write_images(
 
   The records keep the order of the rows, which a TFDS builder would shuffle.
   """
+  import tensorflow_datasets as tfds  # takes a second; a bundle needs no set
+
   features = tfds.features.FeaturesDict(
     {
       # Images as bytes: the smallest and by far the fastest to decode.
@@ -102,6 +103,8 @@ def write_images(
 
 def open_records(folder: str) -> Any:
   """A random-access source of the records of a prepared folder."""
+  import tensorflow_datasets as tfds  # takes a second; a bundle needs no set
+
   return tfds.builder_from_directory(folder).as_data_source(SPLIT)
 
 
