@@ -13,7 +13,6 @@ import warnings
 import zlib
 
 import numpy as np
-from sklearn.model_selection import StratifiedGroupKFold
 
 NAMES = ('paper', 'grouped', 'leaky')
 PARTS = ('train', 'val', 'test')
@@ -96,6 +95,9 @@ def _by_group(
   Takes the first fold that has every class on both sides; where a class has
   fewer groups than there are folds, fewer and larger folds are tried too.
   """
+  # Takes a second or two; who opens a data set draws no split.
+  from sklearn.model_selection import StratifiedGroupKFold
+
   seed = int(rng.integers(2**31))
   classes, label = np.unique(labels, return_inverse=True)
   drawn = np.zeros(len(labels), bool)
