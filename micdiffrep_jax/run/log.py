@@ -1,6 +1,6 @@
 """What a run leaves behind: log lines, metrics, pictures, results."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 import importlib.metadata
 import io
 import json
@@ -15,7 +15,6 @@ from etils import epath
 import jax
 from ml_collections import ConfigDict
 import numpy as np
-from tensorboardX import SummaryWriter
 from tqdm import tqdm
 
 PACKAGES = (
@@ -52,7 +51,7 @@ def speak_on_first_process() -> None:
     get_logger().setLevel(logging.ERROR)
 
 
-def progress(iterable=None, **kwargs) -> tqdm:
+def progress(iterable: Iterable | None = None, **kwargs: Any) -> tqdm:
   """A progress bar on stderr; off on all processes but the first."""
   return tqdm(
     iterable,
@@ -170,6 +169,8 @@ class Writer:
     self._active = jax.process_index() == 0
     if not self._active:
       return
+    from tensorboardX import SummaryWriter  # imports torch where that is
+
     self._path = epath.Path(workdir) / 'metrics.jsonl'
     self._lines = self._kept(resume_step)
     write_whole(self._path, ''.join(self._lines).encode())
