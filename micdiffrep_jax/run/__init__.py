@@ -1,6 +1,6 @@
 """What every run needs: log, files, guard, devices, checkpoints, checks.
 
-In come paths, settings, arrays and states. Out come log lines, files and
-checkpoints that are whole or absent, and errors that name the flag to mend.
-Every room may import this one; it imports no other.
+Paths, settings, arrays and states enter; log lines, whole files, checkpoints
+and errors that name the flag to mend leave. Every room may import this one; it
+imports no other.
 """
