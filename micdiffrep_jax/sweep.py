@@ -17,7 +17,7 @@ import jax
 from ml_collections import ConfigDict
 
 from micdiffrep_jax import tasks
-from micdiffrep_jax.run import guard, log
+from micdiffrep_jax.run import files, guard, log
 from micdiffrep_jax.run.checks import lookup
 
 if TYPE_CHECKING:
@@ -151,7 +151,7 @@ def _run_unit(
     guard.report(e)
     failure = Failure(f'{type(e).__name__}: {e}', guard.exit_status(e))
     if jax.process_index() == 0:
-      log.write_json(record, failure._asdict())
+      files.write_json(record, failure._asdict())
     return False
   finally:
     jax.clear_caches()
@@ -229,11 +229,11 @@ def write(rows: Sequence[Row], workdir: str) -> None:
   folder.mkdir(parents=True, exist_ok=True)
   buffer = io.StringIO()
   csv.writer(buffer, lineterminator='\n').writerows(_table(rows, shared(rows)))
-  log.write_whole(folder / 'sweep.csv', buffer.getvalue().encode())
+  files.write_whole(folder / 'sweep.csv', buffer.getvalue().encode())
   if shared(rows):
     picture = io.BytesIO()
     plot(rows).savefig(picture, format='png', dpi=120)
-    log.write_whole(folder / 'sweep.png', picture.getvalue())
+    files.write_whole(folder / 'sweep.png', picture.getvalue())
 
 
 def plot(rows: Sequence[Row]) -> 'Figure':

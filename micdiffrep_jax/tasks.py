@@ -9,7 +9,7 @@ from typing import Any
 from etils import epath
 from ml_collections import ConfigDict
 
-from micdiffrep_jax.run import log
+from micdiffrep_jax.run import files, log
 from micdiffrep_jax.run.checks import lookup
 
 Task = Callable[[ConfigDict, str], Mapping[str, Any]]
@@ -40,7 +40,7 @@ def run(config: ConfigDict, workdir: str) -> Mapping[str, Any]:
       continue
     log.get_logger().info('%s: in %s.', stage, folder)
     results[stage] = TASKS[unit.task](unit, folder)
-  return log.write_results(workdir, {'task': 'pipeline', **results}, config)
+  return files.write_results(workdir, {'task': 'pipeline', **results}, config)
 
 
 def check_stages(config: ConfigDict) -> None:
@@ -80,7 +80,7 @@ def finished(folder: str, config: ConfigDict) -> dict[str, Any] | None:
   if not path.exists():
     return None
   record = json.loads(path.read_text())
-  return record if record['config'] == log.plain(config) else None
+  return record if record['config'] == files.plain(config) else None
 
 
 def _task(module: str) -> Task:

@@ -17,7 +17,7 @@ from etils import epath
 import jax
 from orbax.checkpoint import v1 as ocp
 
-from micdiffrep_jax.run import log
+from micdiffrep_jax.run import files, log
 
 Tree = Any
 SEALS = 'seals'  # folder of the seals, beside the steps
@@ -87,7 +87,7 @@ def sealed_steps(directory: str) -> list[int]:
 
 def seal(directory: epath.Path, step: int) -> None:
   """Seals a step that is whole, and drops the seals of steps that are gone."""
-  log.write_json(
+  files.write_json(
     directory / SEALS / f'{step}.json', hashes(directory / str(step))
   )
   present = set(steps(str(directory)))
@@ -278,7 +278,7 @@ def find(path: str, step: int | None = None) -> tuple[str, int]:
   path: a run's folder, its checkpoints folder or the folder of one step.
   Raises ValueError that says what was found instead.
   """
-  root = epath.Path(log.absolute(path))  # Orbax reads no relative paths
+  root = epath.Path(files.absolute(path))  # Orbax reads no relative paths
   if root.name.isdigit() and (root.parent / SEALS).exists():
     root, step = root.parent, int(root.name)
   if (root / 'checkpoints').exists():
