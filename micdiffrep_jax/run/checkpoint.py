@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 
 from etils import epath
 import jax
+from jax.experimental import multihost_utils
 from orbax.checkpoint import v1 as ocp
 
 from micdiffrep_jax.run import files, log
@@ -136,6 +137,7 @@ class Checkpoints:
   ):
     self._path = epath.Path(directory)
     policies = ocp.training.preservation_policies
+    every_save = ocp.training.save_decision_policies.FixedIntervalPolicy(1)
     keep: list[Any] = [policies.LatestN(2)]
     if keep_every:
       keep.append(policies.EveryNSteps(keep_every))
@@ -151,9 +153,7 @@ class Checkpoints:
     self._drop_unsound()
     self._checkpointer = ocp.training.Checkpointer(
       self._path,
-      save_decision_policy=ocp.training.save_decision_policies.FixedIntervalPolicy(
-        1
-      ),
+      save_decision_policy=every_save,
       preservation_policy=policies.AnyPreservationPolicy(keep),
       cleanup_tmp_directories=True,
     )
@@ -173,7 +173,7 @@ class Checkpoints:
             reason,
           )
           (self._path / str(step)).rmtree()
-    _barrier('checkpoints-checked')
+    multihost_utils.sync_global_devices('checkpoints-checked')
 
   @property
   def directory(self) -> str:
@@ -251,13 +251,6 @@ class Checkpoints:
       # After a failed save it says the same once more, and less clearly.
       with contextlib.suppress(*[Exception] * self._broken):
         self._checkpointer.close()
-
-
-def _barrier(name: str) -> None:
-  if jax.process_count() > 1:
-    from jax.experimental import multihost_utils
-
-    multihost_utils.sync_global_devices(name)
 
 
 def _check_tree(folder: epath.Path, abstract: Tree) -> None:
