@@ -1,4 +1,7 @@
-"""Runs one task or a sweep: python -m micdiffrep_jax.main --config=..."""
+"""Runs one task or a sweep: python -m micdiffrep_jax.main --config=...
+
+Only what reads flags is imported at the top, so that --help answers at once.
+"""
 
 from collections.abc import Sequence
 import os
@@ -6,12 +9,7 @@ import sys
 
 from absl import app, flags
 from absl import logging as absl_logging
-import jax
 from ml_collections import ConfigDict, config_flags
-
-from micdiffrep_jax import sweep, tasks
-from micdiffrep_jax.run import distributed, guard, log
-from micdiffrep_jax.run.checks import lookup
 
 _CONFIG = config_flags.DEFINE_config_file(
   'config', None, 'path[:preset] of a config file.', lock_config=True
@@ -38,27 +36,14 @@ _SWEEP_LIST = flags.DEFINE_boolean(
 )
 
 
-def compilation_cache() -> None:
-  """Keeps compiled programs between runs: a second start takes seconds."""
-  if not os.environ.get('JAX_COMPILATION_CACHE_DIR'):
-    jax.config.update(
-      'jax_compilation_cache_dir',
-      os.path.expanduser('~/.cache/micdiffrep_jax/xla'),
-    )
-
-
-def run(config: ConfigDict, workdir: str) -> dict:
-  """Runs config.task in workdir and returns its results."""
-  task = lookup(tasks.TASKS, config.task, 'task', '--config.task')
-  return task(config, workdir)
-
-
 def main(argv: Sequence[str]) -> None:
   """Parses nothing itself: absl has; turns user errors into one line."""
   if len(argv) > 1:
     raise app.UsageError(f'Unknown arguments {argv[1:]}.')
+  from micdiffrep_jax.run import distributed, guard, log
+
   absl_logging.set_verbosity(absl_logging.ERROR)
-  compilation_cache()
+  keep_compiled_programs()
   config = _CONFIG.value
   path = flags.FLAGS['config'].config_filename  # type: ignore[attr-defined]
   name = os.path.splitext(os.path.basename(path.split(':')[0]))[0]
@@ -66,17 +51,7 @@ def main(argv: Sequence[str]) -> None:
   try:
     distributed.initialize(_DISTRIBUTED.value)
     log.speak_on_first_process()
-    status = 0
-    if _SWEEP_LIST.value:
-      found = sweep.units(path, _SWEEP.value or '', config, workdir)
-      sweep.show(found, workdir)
-    elif _SWEEP.value is not None or _SWEEP_INDEX.value is not None:
-      failed = sweep.run_sweep(
-        path, _SWEEP.value or '', config, workdir, run, _SWEEP_INDEX.value
-      )
-      status = 1 if failed else 0
-    else:
-      run(config, workdir)
+    status = run(config, path, workdir)
   except SystemExit as e:  # all processes stop together, for a signal
     status = int(e.code or 0)
   except Exception as e:
@@ -84,6 +59,42 @@ def main(argv: Sequence[str]) -> None:
     distributed.leave(guard.exit_status(e))
   distributed.finish()
   sys.exit(status)
+
+
+def keep_compiled_programs() -> None:
+  """Keeps compiled programs between runs: a second start takes seconds."""
+  import jax
+
+  if not os.environ.get('JAX_COMPILATION_CACHE_DIR'):
+    jax.config.update(
+      'jax_compilation_cache_dir',
+      os.path.expanduser('~/.cache/micdiffrep_jax/xla'),
+    )
+
+
+def run(config: ConfigDict, path: str, workdir: str) -> int:
+  """Does what the flags ask for; returns the exit status.
+
+  path: of the config file, where the sweeps stand.
+  """
+  from micdiffrep_jax import sweep, tasks
+
+  if _SWEEP_LIST.value:
+    units = sweep.units(path, _SWEEP.value or '', config, workdir)
+    sweep.show(units, workdir)
+  elif _SWEEP.value is not None or _SWEEP_INDEX.value is not None:
+    failed = sweep.run_sweep(
+      path,
+      _SWEEP.value or '',
+      config,
+      workdir,
+      tasks.run_task,
+      _SWEEP_INDEX.value,
+    )
+    return 1 if failed else 0
+  else:
+    tasks.run_task(config, workdir)
+  return 0
 
 
 if __name__ == '__main__':

@@ -1,6 +1,6 @@
 """The table of tasks, and the task that runs several in a row."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 import importlib
 import json
 import os
@@ -9,25 +9,94 @@ from typing import Any
 from etils import epath
 from ml_collections import ConfigDict
 
-from micdiffrep_jax.run import log
+from micdiffrep_jax.run import files, log
 from micdiffrep_jax.run.checks import lookup
 
+Task = Callable[[ConfigDict, str], Mapping[str, Any]]
 
-def _task(module: str) -> Callable[[ConfigDict, str], dict]:
+
+def run_task(config: ConfigDict, workdir: str) -> Mapping[str, Any]:
+  """Runs config.task in workdir and returns its results."""
+  return lookup(TASKS, config.task, 'task', '--config.task')(config, workdir)
+
+
+def run(config: ConfigDict, workdir: str) -> Mapping[str, Any]:
+  """Task `pipeline`: runs config.stages in order, each in its own folder.
+
+  A stage whose results.json stands there with the same config is not run again.
+  What a stage leaves empty is filled in from the stages before, see fill_in.
+  """
+  check_stages(config)
+  results: dict[str, Mapping[str, Any]] = {}
+  folders: dict[str, str] = {}  # of the stages before
+  for stage in config.stages:
+    folder = os.path.join(workdir, stage)
+    unit = fill_in(config, stage, folders)
+    folders[stage] = folder
+    done = finished(folder, unit)
+    if done is not None:
+      log.get_logger().info('%s: finished before, %s.', stage, folder)
+      results[stage] = done
+      continue
+    log.get_logger().info('%s: in %s.', stage, folder)
+    results[stage] = TASKS[unit.task](unit, folder)
+  return files.write_results(workdir, {'task': 'pipeline', **results}, config)
+
+
+def check_stages(config: ConfigDict) -> None:
+  """Raises ValueError for a stage or a task that is not known."""
+  known = {k: v for k, v in config.items() if isinstance(v, ConfigDict)}
+  for stage in config.stages:
+    lookup(known, stage, 'stage', '--config.stages')
+    lookup(TASKS, config[stage].task, 'task', f'--config.{stage}.task')
+
+
+def fill_in(
+  config: ConfigDict, stage: str, folders: Mapping[str, str]
+) -> ConfigDict:
+  """The config of a stage, told of the folders of the stages before.
+
+  An empty `checkpoint` becomes the folder of the stage `pretrain`, and an empty
+  `probe` that of `probe`; of `checkpoints` the one of the method that was
+  pretrained; empty `runs` become all folders.
+  """
+  unit = config[stage].copy_and_resolve_references()
+  with unit.unlocked():
+    for field, earlier in (('checkpoint', 'pretrain'), ('probe', 'probe')):
+      if unit.get(field, None) == '' and earlier in folders:
+        unit[field] = folders[earlier]
+    if 'pretrain' in folders:
+      method = config.pretrain.method
+      if unit.get('checkpoints', {}).get(method, None) == '':
+        unit.checkpoints[method] = folders['pretrain']
+    if unit.get('runs', None) == ():
+      unit.runs = tuple(folders.values())
+  return unit
+
+
+def finished(folder: str, config: ConfigDict) -> dict[str, Any] | None:
+  """The results of a finished run with this very config, or None."""
+  path = epath.Path(folder) / 'results.json'
+  if not path.exists():
+    return None
+  record = json.loads(path.read_text())
+  return record if record['config'] == files.plain(config) else None
+
+
+def _task(module: str) -> Task:
   """run() of a module, imported on use: `prepare` needs no model code.
 
   The phantoms that its data paths name are prepared before it starts: a task
   only opens data sets.
   """
 
-  def call(config: ConfigDict, workdir: str) -> dict:
+  def call(config: ConfigDict, workdir: str) -> Mapping[str, Any]:
     for path in data_paths(config):
       from micdiffrep_jax.data import prepare  # `predict` needs none of it
 
       prepare.resolve(path)
-    return importlib.import_module(f'micdiffrep_jax.{module}').run(
-      config, workdir
-    )
+    found = importlib.import_module(f'micdiffrep_jax.{module}')
+    return found.run(config, workdir)
 
   return call
 
@@ -40,55 +109,7 @@ def data_paths(config: ConfigDict) -> list[str]:
   return [path for part in parts for path in data_paths(part)]
 
 
-def run(config: ConfigDict, workdir: str) -> dict[str, Any]:
-  """Task `pipeline`: runs config.stages in order, each in its own folder.
-
-  A stage whose results.json stands there with the same config is not run again.
-  A `checkpoint` left empty is the folder of the stage `pretrain` and a `probe`
-  that of `probe`, where these came before; among `checkpoints` the one of the
-  method that was pretrained; `runs` left empty are the folders of all stages
-  before.
-  """
-  known = {k: v for k, v in config.items() if isinstance(v, ConfigDict)}
-  for stage in config.stages:
-    lookup(known, stage, 'stage', '--config.stages')
-    lookup(TASKS, config[stage].task, 'task', f'--config.{stage}.task')
-  results = {}
-  for number, stage in enumerate(config.stages):
-    folder = os.path.join(workdir, stage)
-    unit = config[stage].copy_and_resolve_references()
-    with unit.unlocked():
-      for field, earlier in (('checkpoint', 'pretrain'), ('probe', 'probe')):
-        if unit.get(field, None) == '' and earlier in config.stages[:number]:
-          unit[field] = os.path.join(workdir, earlier)
-      if 'pretrain' in config.stages[:number]:
-        method = config.pretrain.method
-        if unit.get('checkpoints', {}).get(method, None) == '':
-          unit.checkpoints[method] = os.path.join(workdir, 'pretrain')
-      if unit.get('runs', None) == ():
-        unit.runs = tuple(
-          os.path.join(workdir, s) for s in config.stages[:number]
-        )
-    done = finished(folder, unit)
-    if done is not None:
-      log.get_logger().info('%s: finished before, %s.', stage, folder)
-      results[stage] = done
-      continue
-    log.get_logger().info('%s: in %s.', stage, folder)
-    results[stage] = TASKS[unit.task](unit, folder)
-  return log.write_results(workdir, {'task': 'pipeline', **results}, config)
-
-
-def finished(folder: str, config: ConfigDict) -> dict | None:
-  """The results of a finished run with this very config, or None."""
-  path = epath.Path(folder) / 'results.json'
-  if not path.exists():
-    return None
-  record = json.loads(path.read_text())
-  return record if record['config'] == log.plain(config) else None
-
-
-TASKS: dict[str, Callable[[ConfigDict, str], dict]] = {
+TASKS: dict[str, Task] = {
   'prepare': _task('data.prepare'),
   'audit': _task('studies.audit'),
   'pretrain': _task('pretrain.train'),

@@ -7,7 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from micdiffrep_jax.run import checkpoint, seals
+from micdiffrep_jax.run import checkpoint
+from micdiffrep_jax.run.checkpoint import Metadata
 
 
 def make_state(value=1.0, width=4):
@@ -30,7 +31,7 @@ def directory(tmp_path):
   path = str(tmp_path / 'checkpoints')
   checkpoints = checkpoint.Checkpoints(path)
   for i in (1, 2, 3):
-    checkpoints.save(i, make_state(i), {'config': {'seed': i}})
+    checkpoints.save(i, make_state(i), Metadata({'seed': i}, {}))
   checkpoints.close()
   return path
 
@@ -51,7 +52,7 @@ def test_newest_is_restored_exactly_and_older_ones_go(directory):
   step, state = restored(directory)
   assert step == 3
   jax.tree.map(np.testing.assert_array_equal, state, make_state(3))
-  assert seals.steps(directory) == [2, 3]
+  assert checkpoint.steps(directory) == [2, 3]
   assert sorted(os.listdir(f'{directory}/seals')) == ['2.json', '3.json']
 
 
@@ -59,9 +60,9 @@ def test_best_and_regular_ones_are_kept_beside_the_newest(tmp_path):
   path = str(tmp_path / 'checkpoints')
   checkpoints = checkpoint.Checkpoints(path, keep_every=4, best_metric='loss')
   for i, loss in enumerate([3.0, 1.0, 2.0, 4.0, 5.0, 6.0, 7.0], start=1):
-    checkpoints.save(i, make_state(i), {}, {'loss': loss})
+    checkpoints.save(i, make_state(i), Metadata({}, {}), {'loss': loss})
   checkpoints.close()
-  assert seals.steps(path) == [2, 4, 6, 7]
+  assert checkpoint.steps(path) == [2, 4, 6, 7]
 
 
 def test_every_flipped_bit_is_noticed(directory, caplog):
@@ -97,7 +98,7 @@ def test_a_damaged_step_is_dropped_and_can_be_saved_again(directory, damage):
     seal.write_text(seal.read_text()[:10])
   checkpoints = checkpoint.Checkpoints(directory)
   assert checkpoints.latest == 2
-  checkpoints.save(3, make_state(30), {})
+  checkpoints.save(3, make_state(30), Metadata({}, {}))
   checkpoints.close()
   latest, state = restored(directory)
   assert latest == 3
@@ -130,7 +131,7 @@ def test_a_part_of_a_state_is_loaded_alone(directory):
   state = checkpoint.load(directory, 3, want)
   assert set(state) == {'extra'}
   np.testing.assert_array_equal(state['extra']['ema'], 3 * np.ones(4))
-  assert checkpoint.read_metadata(directory, 3) == {'config': {'seed': 3}}
+  assert checkpoint.read_metadata(directory, 3) == Metadata({'seed': 3}, {})
 
 
 def test_find_takes_a_run_its_checkpoints_or_one_step(directory):

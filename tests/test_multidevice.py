@@ -21,8 +21,8 @@ from micdiffrep_jax.encoders import encoder as encoders
 from micdiffrep_jax.encoders import features
 from micdiffrep_jax.methods import METHODS, Method
 from micdiffrep_jax.pretrain import monitor, train
+from micdiffrep_jax.run import checkpoint
 from micdiffrep_jax.run import devices as sharding
-from micdiffrep_jax.run import seals
 
 
 def mesh_of(count):
@@ -247,7 +247,7 @@ def test_a_signal_at_any_line_is_answered_after_a_save(tmp_path, monkeypatch):
   with pytest.raises(SystemExit) as stopped:
     toy_run(tmp_path, monkeypatch, watch, eval_every=3)
   assert stopped.value.code == 143
-  assert seals.steps(str(tmp_path / 'checkpoints')) == [4]
+  assert checkpoint.steps(str(tmp_path / 'checkpoints')) == [4]
 
 
 def test_the_best_step_and_the_newest_two_are_kept(tmp_path, monkeypatch):
@@ -259,7 +259,7 @@ def test_the_best_step_and_the_newest_two_are_kept(tmp_path, monkeypatch):
     eval_every=1,
     save_every=1,
   )
-  assert seals.steps(str(tmp_path / 'checkpoints')) == [2, 5, 6]
+  assert checkpoint.steps(str(tmp_path / 'checkpoints')) == [2, 5, 6]
 
 
 def test_a_batch_that_does_not_divide_is_refused_before_a_compile(

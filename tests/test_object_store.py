@@ -7,6 +7,7 @@ import os
 from etils import epath
 from ml_collections import ConfigDict
 import pytest
+import tensorboardX
 
 from micdiffrep_jax import tasks
 from micdiffrep_jax.pretrain import monitor
@@ -30,7 +31,7 @@ class Silent:
 @pytest.fixture
 def bucket(tmp_path, monkeypatch):
   """Local files for every gs:// path."""
-  monkeypatch.setattr(log, 'SummaryWriter', Silent)
+  monkeypatch.setattr(tensorboardX, 'SummaryWriter', Silent)
   monkeypatch.chdir(tmp_path)
 
   def local(path):

@@ -5,7 +5,7 @@ import os
 from ml_collections import ConfigDict
 import pytest
 
-from micdiffrep_jax import sweep, sweep_table
+from micdiffrep_jax import sweep
 from micdiffrep_jax.run import log
 
 SWEEPS = """
@@ -113,7 +113,7 @@ def test_a_second_start_runs_what_is_not_finished(path, tmp_path):
   assert sweep.run_sweep(*args, task) == []
   assert task.seen == [1e-3]
   assert {r['status'] for r in table(tmp_path)} == {'finished'}
-  assert not os.path.exists(tmp_path / '001' / sweep_table.ERROR)
+  assert not os.path.exists(tmp_path / '001' / sweep.ERROR)
 
 
 def test_one_unit_by_its_number_tells_of_all(path, tmp_path):
@@ -135,7 +135,7 @@ def test_a_stop_signal_ends_the_sweep_and_leaves_its_table(path, tmp_path):
     sweep.run_sweep(path, '', make_config(), str(tmp_path), task)
   assert task.seen == [1e-4, 1e-3]
   assert table(tmp_path)[0]['status'] == 'finished'
-  assert not os.path.exists(tmp_path / '001' / sweep_table.ERROR)
+  assert not os.path.exists(tmp_path / '001' / sweep.ERROR)
 
 
 def test_results_of_another_config_do_not_count(path, tmp_path):
@@ -152,15 +152,15 @@ def test_results_of_another_config_do_not_count(path, tmp_path):
 
 def test_the_plot_shows_each_scalar_over_what_was_varied(path, tmp_path):
   rows = [
-    sweep_table.Row(str(i), 'finished', 0, '', {'lr': x}, {'loss': y, 'n': 1.0})
+    sweep.Row(str(i), 'finished', 0, '', {'lr': x}, {'loss': y, 'n': 1.0})
     for i, (x, y) in enumerate([(1e-2, 5.0), (1e-4, 6.0)])
   ]
-  rows.append(sweep_table.Row('2', 'failed', 1, 'e', {'lr': 1.0}, {}))
-  axes = sweep_table.plot(rows).axes
+  rows.append(sweep.Row('2', 'failed', 1, 'e', {'lr': 1.0}, {}))
+  axes = sweep.plot(rows).axes
   assert [a.get_title() for a in axes] == ['loss', 'n']
   assert axes[0].get_xlabel() == 'lr'
   assert axes[0].lines[0].get_xydata().tolist() == [[1e-4, 6.0], [1e-2, 5.0]]
-  sweep_table.write(rows, str(tmp_path))
+  sweep.write(rows, str(tmp_path))
   assert (tmp_path / 'sweep.png').read_bytes()[:4] == b'\x89PNG'
 
 
@@ -172,4 +172,4 @@ def test_scalars_leave_out_circumstances():
     'config': {'seed': 1},
     'probe': {'accuracy': 0.5, 'layers': ['a']},
   }
-  assert sweep_table.scalars(results) == {'loss': 1.0, 'probe.accuracy': 0.5}
+  assert sweep.scalars(results) == {'loss': 1.0, 'probe.accuracy': 0.5}

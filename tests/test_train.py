@@ -16,7 +16,7 @@ from micdiffrep_jax.encoders.encoder import load_encoder
 from micdiffrep_jax.methods import Method
 from micdiffrep_jax.pretrain import checks, train
 from micdiffrep_jax.pretrain.state import make_state, make_step
-from micdiffrep_jax.run import checkpoint, seals
+from micdiffrep_jax.run import checkpoint
 
 
 def linear_method():
@@ -221,7 +221,7 @@ def test_a_loss_that_is_not_finite_stops_the_run(tmp_path):
   config = tiny_config(**{'optim.lr': 1e30, 'optim.clip_norm': 0.0})
   with pytest.raises(FloatingPointError, match=r'not finite at step \d'):
     train.run(config, str(tmp_path))
-  for step in seals.steps(str(tmp_path / 'checkpoints')):
+  for step in checkpoint.steps(str(tmp_path / 'checkpoints')):
     folder = f'{tmp_path}/checkpoints/{step}'
     state = checkpoint.ocp.load_checkpointables(folder)['state']
     for leaf in jax.tree.leaves(state['params']):

@@ -79,7 +79,7 @@ def run(config: ConfigDict, workdir: str) -> dict[str, Any]:
     'source_sha256': digest,
   }
   with guard.lock(workdir):
-    write(workdir, variables, {'config': log.plain(record), 'info': info})
+    write(workdir, variables, checkpoint.Metadata(log.plain(record), info))
   results = {
     'task': 'convert_clip',
     'method': found.method,
@@ -93,7 +93,7 @@ def run(config: ConfigDict, workdir: str) -> dict[str, Any]:
   return log.write_results(workdir, results, config)
 
 
-def write(workdir: str, variables: Any, metadata: dict) -> None:
+def write(workdir: str, variables: Any, metadata: checkpoint.Metadata) -> None:
   """Saves variables as step 0 of a run; replaces nothing."""
   saver = checkpoint.Checkpoints(
     os.path.join(log.absolute(workdir), 'checkpoints')

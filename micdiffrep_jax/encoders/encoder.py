@@ -74,8 +74,8 @@ def load_encoder(path: str, step: int | None = None) -> Encoder:
 def _of_run(path: str, step: int | None) -> Encoder:
   directory, step = checkpoint.find(path, step)
   metadata = checkpoint.read_metadata(directory, step)
-  config = config_from_json(metadata['config'])
-  info = {**metadata['info'], 'path': str(path), 'step': step}
+  config = config_from_json(metadata.config)
+  info = {**metadata.info, 'path': str(path), 'step': step}
   method = make_method(config, info['size_px'], info['channels'])
   mesh = devices.make_mesh()
   params, extra = jax.eval_shape(method.init, jax.random.key(0))

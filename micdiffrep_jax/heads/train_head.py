@@ -14,7 +14,6 @@ from typing import Any, NamedTuple
 import jax
 from jax import Array
 import jax.numpy as jnp
-import optax
 
 from micdiffrep_jax.heads.nets import HEADS
 from micdiffrep_jax.run.checks import lookup
@@ -77,6 +76,8 @@ def train_head(
   setting: Array,  # (2,) learning rate, weight decay
 ) -> tuple[Any, Array, Array]:
   """One head, from start to end: parameters, trace, evaluation logits."""
+  import optax  # for training alone; a bundle needs none
+
   head = lookup(HEADS, options.kind, 'head', '--config.heads.kinds')
   x, shift, scale = data
   d, k = x.shape[-1], len(class_weights)

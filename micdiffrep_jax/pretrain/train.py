@@ -23,7 +23,7 @@ from micdiffrep_jax.pretrain import checks, compiler, monitor
 from micdiffrep_jax.pretrain.optim import make_optimizer, make_schedule
 from micdiffrep_jax.pretrain.state import TrainState, make_state, make_step
 from micdiffrep_jax.run import debug, devices, guard, log
-from micdiffrep_jax.run.checkpoint import Checkpoints, read_metadata
+from micdiffrep_jax.run.checkpoint import Checkpoints, Metadata, read_metadata
 from micdiffrep_jax.run.keys import stream
 
 Tree = Any
@@ -105,7 +105,7 @@ def begin(
   checkpoints: Checkpoints,
   program: Program,
   key: jax.Array,
-  metadata: dict,
+  metadata: Metadata,
   allow_changes: bool,
 ) -> TrainState:
   """A fresh state, or that of the newest checkpoint.
@@ -116,8 +116,8 @@ def begin(
   if checkpoints.latest is None:
     return program.init(key)
   saved = read_metadata(checkpoints.directory, checkpoints.latest)
-  saved['info'].pop('images_seen')
-  checks.check_unchanged(saved, metadata, allow_changes)
+  saved.info.pop('images_seen')
+  checks.check_unchanged(saved._asdict(), metadata._asdict(), allow_changes)
   log.get_logger().info('Goes on from step %d.', checkpoints.latest)
   return checkpoints.restore(program.abstract)
 
@@ -139,7 +139,7 @@ def fit(
   root = jax.random.key(config.seed)
   program = compile_program(method, config, steps, mesh)
   parameters = sum(x.size for x in jax.tree.leaves(program.abstract.params))
-  metadata = {'config': log.plain(config), 'info': info}
+  metadata = Metadata(log.plain(config), info)
   checkpoints = Checkpoints(
     os.path.join(log.absolute(workdir), 'checkpoints'),
     config.keep_every,
@@ -225,7 +225,7 @@ def fit(
         checkpoints.save(
           step,
           state,
-          {**metadata, 'info': seen},
+          metadata._replace(info=seen),
           {k: v for k, v in watched.items() if k == 'val_loss'} or None,
         )
       if stopped:

@@ -11,8 +11,8 @@ import zipfile
 import jax
 import numpy as np
 
-from micdiffrep_jax.run import log
-from micdiffrep_jax.run.checks import lookup
+from micdiffrep_jax.run import files
+from micdiffrep_jax.run.checks import one_of
 
 VERSION = 1
 PRECISIONS = ('float32', 'float16', 'int8')
@@ -29,8 +29,7 @@ def leaf_names(tree: Any) -> list[str]:
 
 def check_precision(precision: str) -> None:
   """Raises ValueError for a precision that arrays are not stored in."""
-  known = dict.fromkeys(PRECISIONS)
-  lookup(known, precision, 'precision', '--config.precision')
+  one_of(PRECISIONS, precision, 'precision', '--config.precision')
 
 
 def pack(name: str, x: np.ndarray, precision: str) -> dict[str, np.ndarray]:
@@ -72,13 +71,9 @@ def write(
   path: str, arrays: dict[str, np.ndarray], text: dict[str, Any]
 ) -> None:
   """Writes the file, whole or not at all."""
-  raw = json.dumps(log.plain({'version': VERSION, **text})).encode()
+  raw = json.dumps(files.plain({'version': VERSION, **text})).encode()
   arrays = {**arrays, 'json': np.frombuffer(raw, np.uint8)}
-  folder, name = os.path.split(os.path.abspath(path))
-  os.makedirs(folder, exist_ok=True)
-  partial = os.path.join(folder, f'.{name}.partial.npz')
-  np.savez_compressed(partial, **arrays)  # type: ignore[arg-type]
-  os.replace(partial, path)
+  files.write_arrays(path, arrays, compressed=True)
 
 
 def read(path: str) -> tuple[dict[str, np.ndarray], dict[str, Any]]:

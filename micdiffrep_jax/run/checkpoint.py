@@ -1,27 +1,106 @@
 """Checkpoints that are restored exactly or not at all.
 
-A step counts only once it is sealed (seals.py). A step without a seal was never
+A seal is the sha256 of every file of a step, kept beside it. Orbax restores a
+data file with a flipped bit without a word, and takes an empty folder for a
+step; a seal tells both from what was saved. A step without a seal was never
 finished; one that does not match its seal is damaged; either way the step
 before is used.
 """
 
 import contextlib
+import hashlib
+import json
 import threading
-from typing import Any
+from typing import Any, NamedTuple
 
 from etils import epath
 import jax
+from jax.experimental import multihost_utils
 from orbax.checkpoint import v1 as ocp
 
-from micdiffrep_jax.run import log, seals
+from micdiffrep_jax.run import files, log
 
 Tree = Any
+SEALS = 'seals'  # folder of the seals, beside the steps
+
+
+class Metadata(NamedTuple):
+  """What is saved beside a state, in words that JSON knows."""
+
+  config: dict[str, Any]  # of the run
+  info: dict[str, Any]  # of its data, and how many images were seen
+
+
+def _sha256(path: epath.Path) -> str:
+  digest = hashlib.sha256()
+  with path.open('rb') as f:
+    while chunk := f.read(2**20):
+      digest.update(chunk)
+  return digest.hexdigest()
+
+
+def _files(folder: epath.Path) -> list[epath.Path]:
+  found = []
+  for path in folder.iterdir():
+    found += _files(path) if path.is_dir() else [path]
+  return sorted(found)
+
+
+def hashes(folder: epath.Path) -> dict[str, str]:
+  """sha256 of every file under a folder, by its relative path."""
+  return {
+    str(path.relative_to(folder)): _sha256(path) for path in _files(folder)
+  }
+
+
+def damage(directory: epath.Path, step: int) -> str:
+  """Why a step cannot be trusted; '' if it can."""
+  path = directory / SEALS / f'{step}.json'
+  folder = directory / str(step)
+  if not path.exists():
+    return 'was not finished'
+  try:
+    sealed = json.loads(path.read_text())
+  except ValueError:
+    return 'has a damaged seal'
+  found = hashes(folder) if folder.exists() else {}
+  wrong = [
+    name
+    for name in sorted(sealed | found)
+    if sealed.get(name) != found.get(name)
+  ]
+  return f'is damaged in {wrong[:3]}' if wrong else ''
+
+
+def steps(directory: str) -> list[int]:
+  """Steps under a checkpoint folder, ascending, sound or not."""
+  path = epath.Path(directory)
+  if not path.exists():
+    return []
+  return sorted(int(p.name) for p in path.iterdir() if p.name.isdigit())
+
+
+def sealed_steps(directory: str) -> list[int]:
+  """Steps that have a seal, ascending."""
+  path = epath.Path(directory)
+  return [s for s in steps(directory) if (path / SEALS / f'{s}.json').exists()]
+
+
+def seal(directory: epath.Path, step: int) -> None:
+  """Seals a step that is whole, and drops the seals of steps that are gone."""
+  files.write_json(
+    directory / SEALS / f'{step}.json', hashes(directory / str(step))
+  )
+  present = set(steps(str(directory)))
+  for path in (directory / SEALS).iterdir():
+    if path.stem.isdigit() and int(path.stem) not in present:
+      path.unlink()
 
 
 def describe_difference(expected: Tree, found: Tree) -> list[str]:
   """Missing, extra and misshapen leaves of `found`, one line each."""
 
-  def leaves(tree):
+  def leaves(tree: Tree) -> dict[str, tuple[tuple[int, ...], str]]:
     flat, _ = jax.tree_util.tree_flatten_with_path(tree)
     named = {}
     for path, leaf in flat:
@@ -58,6 +137,7 @@ class Checkpoints:
   ):
     self._path = epath.Path(directory)
     policies = ocp.training.preservation_policies
+    every_save = ocp.training.save_decision_policies.FixedIntervalPolicy(1)
     keep: list[Any] = [policies.LatestN(2)]
     if keep_every:
       keep.append(policies.EveryNSteps(keep_every))
@@ -73,9 +153,7 @@ class Checkpoints:
     self._drop_unsound()
     self._checkpointer = ocp.training.Checkpointer(
       self._path,
-      save_decision_policy=ocp.training.save_decision_policies.FixedIntervalPolicy(
-        1
-      ),
+      save_decision_policy=every_save,
       preservation_policy=policies.AnyPreservationPolicy(keep),
       cleanup_tmp_directories=True,
     )
@@ -86,8 +164,8 @@ class Checkpoints:
   def _drop_unsound(self) -> None:
     """Deletes what cannot be trusted: neither used, nor in the way."""
     if jax.process_index() == 0:
-      for step in reversed(seals.steps(str(self._path))):
-        reason = seals.damage(self._path, step)
+      for step in reversed(steps(str(self._path))):
+        reason = damage(self._path, step)
         if reason:
           log.get_logger().warning(
             'Checkpoint %d %s: it is deleted and the one before is used.',
@@ -95,7 +173,7 @@ class Checkpoints:
             reason,
           )
           (self._path / str(step)).rmtree()
-    _barrier('checkpoints-checked')
+    multihost_utils.sync_global_devices('checkpoints-checked')
 
   @property
   def directory(self) -> str:
@@ -120,7 +198,11 @@ class Checkpoints:
     ]
 
   def save(
-    self, step: int, state: Tree, metadata: dict, metrics: dict | None = None
+    self,
+    step: int,
+    state: Tree,
+    metadata: Metadata,
+    metrics: dict[str, float] | None = None,
   ) -> None:
     """Starts to save in the background; waits for the save before.
 
@@ -132,18 +214,18 @@ class Checkpoints:
       {'state': state},
       force=True,
       metrics=metrics,
-      custom_metadata=metadata,
+      custom_metadata=metadata._asdict(),
     )
 
-    def seal():
+    def finish() -> None:
       try:
         response.result()
         if jax.process_index() == 0:
-          seals.seal(self._path, step)
+          seal(self._path, step)
       except BaseException as e:  # reported by wait()
         self._failure = e
 
-    self._sealing = threading.Thread(target=seal, name='seal')
+    self._sealing = threading.Thread(target=finish, name='seal')
     self._sealing.start()
 
   def wait(self) -> None:
@@ -154,7 +236,7 @@ class Checkpoints:
     if self._failure:
       failure, self._failure = self._failure, None
       self._broken = True
-      good = seals.sealed_steps(str(self._path))[-1:]
+      good = sealed_steps(str(self._path))[-1:]
       raise OSError(
         f'A checkpoint could not be saved in {self._path}: {failure}. The last '
         f'good one is step {good}. Free space there, or give another '
@@ -169,13 +251,6 @@ class Checkpoints:
       # After a failed save it says the same once more, and less clearly.
       with contextlib.suppress(*[Exception] * self._broken):
         self._checkpointer.close()
-
-
-def _barrier(name: str) -> None:
-  if jax.process_count() > 1:
-    from jax.experimental import multihost_utils
-
-    multihost_utils.sync_global_devices(name)
 
 
 def _check_tree(folder: epath.Path, abstract: Tree) -> None:
@@ -196,12 +271,12 @@ def find(path: str, step: int | None = None) -> tuple[str, int]:
   path: a run's folder, its checkpoints folder or the folder of one step.
   Raises ValueError that says what was found instead.
   """
-  root = epath.Path(log.absolute(path))  # Orbax reads no relative paths
-  if root.name.isdigit() and (root.parent / seals.FOLDER).exists():
+  root = epath.Path(files.absolute(path))  # Orbax reads no relative paths
+  if root.name.isdigit() and (root.parent / SEALS).exists():
     root, step = root.parent, int(root.name)
   if (root / 'checkpoints').exists():
     root = root / 'checkpoints'
-  found = seals.steps(str(root))
+  found = steps(str(root))
   if not found:
     raise ValueError(
       f'No checkpoint under {path!r}. Give the folder of a pretraining run '
@@ -212,17 +287,17 @@ def find(path: str, step: int | None = None) -> tuple[str, int]:
       f'No step {step} under {root}; there are {found}. Set --config.step.'
     )
   for candidate in [step] if step is not None else reversed(found):
-    reason = seals.damage(root, candidate)
+    reason = damage(root, candidate)
     if not reason:
       return str(root), candidate
     log.get_logger().warning('Checkpoint %d %s.', candidate, reason)
   raise ValueError(f'No sound checkpoint under {root}; there are {found}.')
 
 
-def read_metadata(directory: str, step: int) -> dict:
+def read_metadata(directory: str, step: int) -> Metadata:
   """What was saved beside the state: config and facts of the run."""
   folder = epath.Path(directory) / str(step)
-  return ocp.checkpointables_metadata(folder).custom_metadata
+  return Metadata(**ocp.checkpointables_metadata(folder).custom_metadata)
 
 
 def load(directory: str, step: int, abstract: Tree) -> Tree:

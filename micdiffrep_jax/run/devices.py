@@ -1,5 +1,6 @@
 """One mesh axis, 'data': batches are split over it, states copied or split."""
 
+from collections.abc import Callable
 import functools
 from typing import Any
 
@@ -38,7 +39,7 @@ def state_sharding(
   """
   devices = mesh.shape['data']
 
-  def spec(leaf):
+  def spec(leaf: Any) -> PartitionSpec:
     if fsdp and leaf.size >= min_size:
       for axis in sorted(range(leaf.ndim), key=lambda i: -leaf.shape[i]):
         if leaf.shape[axis] % devices == 0:
@@ -57,7 +58,7 @@ def place(batch: Tree, mesh: Mesh) -> Tree:
 
 
 @functools.cache
-def _replicate(mesh: Mesh):
+def _replicate(mesh: Mesh) -> Callable[[Tree], Tree]:
   # device_put takes no typed keys to the devices of other processes.
   return jax.jit(lambda x: x, out_shardings=replicated(mesh))
 
@@ -77,7 +78,7 @@ def fetch(tree: Tree) -> Tree:
 
 
 @functools.cache
-def _maximum(mesh: Mesh):
+def _maximum(mesh: Mesh) -> Callable[[jax.Array], jax.Array]:
   return jax.jit(jnp.max, out_shardings=replicated(mesh))
 
 

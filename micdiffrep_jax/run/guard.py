@@ -6,14 +6,13 @@ import errno
 import fcntl
 import os
 import signal
+from types import FrameType
 
 import jax
 
 from micdiffrep_jax.run import devices, log
 
 ASK_EVERY = 4  # steps between two questions whether any process should stop
-
-
 # What a user can mend: the message suffices, and the exit status is 2.
 EXPECTED = (ValueError, FloatingPointError, OSError)
 
@@ -98,7 +97,7 @@ class StopSignal:
       self._before[number] = signal.signal(number, self._note)
     return self
 
-  def _note(self, number, frame) -> None:
+  def _note(self, number: int, frame: FrameType | None) -> None:
     del frame
     self.number = number
     self._restore()
@@ -109,5 +108,5 @@ class StopSignal:
       signal.signal(number, handler or signal.SIG_DFL)  # type: ignore[arg-type]
     self._before = {}
 
-  def __exit__(self, *_) -> None:
+  def __exit__(self, *_: object) -> None:
     self._restore()

@@ -1,28 +1,18 @@
-"""What a run leaves behind: log lines, metrics, pictures, results."""
+"""What a run says while it runs: log lines, progress, metrics, pictures."""
 
-from collections.abc import Mapping
-import importlib.metadata
-import io
+from collections.abc import Iterable, Mapping
 import json
 import logging
 import os
-import platform
 import sys
-import time
 from typing import IO, Any
 
 from etils import epath
 import jax
-from ml_collections import ConfigDict
 import numpy as np
-from tensorboardX import SummaryWriter
 from tqdm import tqdm
 
-PACKAGES = (
-  'micdiffrep_jax jax jaxlib flax optax orbax-checkpoint grain '
-  'tensorflow-datasets array_record numpy scikit-learn pillow '
-  'opencv-python-headless'
-).split()
+from micdiffrep_jax.run import files
 
 
 class _Handler(logging.Handler):
@@ -52,7 +42,7 @@ def speak_on_first_process() -> None:
     get_logger().setLevel(logging.ERROR)
 
 
-def progress(iterable=None, **kwargs) -> tqdm:
+def progress(iterable: Iterable | None = None, **kwargs: Any) -> tqdm:
   """A progress bar on stderr; off on all processes but the first."""
   return tqdm(
     iterable,
@@ -61,55 +51,6 @@ def progress(iterable=None, **kwargs) -> tqdm:
     disable=jax.process_index() != 0,
     **kwargs,
   )
-
-
-def plain(x: Any) -> Any:
-  """Numpy scalars and arrays, tuples and configs -> what JSON knows."""
-  if isinstance(x, ConfigDict):
-    return plain(x.to_dict())
-  if isinstance(x, Mapping):
-    return {str(k): plain(v) for k, v in x.items()}
-  if isinstance(x, list | tuple):
-    return [plain(v) for v in x]
-  if isinstance(x, np.ndarray):
-    return plain(x.tolist())
-  if isinstance(x, np.generic):
-    x = x.item()
-  if isinstance(x, float) and not np.isfinite(x):
-    return None  # NaN is not JSON.
-  return x
-
-
-def absolute(path: str) -> str:
-  """The absolute path of a local folder; gs:// and its like as they are."""
-  return path if '://' in path else os.path.abspath(path)
-
-
-def write_json(path: str | os.PathLike, record: Any) -> None:
-  """Writes a file that is either whole or absent."""
-  write_whole(path, (json.dumps(plain(record), indent=2) + '\n').encode())
-
-
-def write_whole(path: str | os.PathLike, content: bytes) -> None:
-  """Writes a file that is either whole or absent, whoever else writes it."""
-  whole = epath.Path(path)
-  whole.parent.mkdir(parents=True, exist_ok=True)
-  partial = whole.parent / f'.{whole.name}.{os.getpid()}.partial'
-  try:
-    partial.write_bytes(content)
-    partial.replace(whole)
-  except BaseException:
-    partial.unlink(missing_ok=True)
-    raise
-
-
-def write_arrays(
-  path: str | os.PathLike, arrays: Mapping[str, np.ndarray]
-) -> None:
-  """Writes an .npz, readable without pickle, that is either whole or absent."""
-  content = io.BytesIO()
-  np.savez(content, **arrays)  # type: ignore[arg-type]
-  write_whole(path, content.getvalue())
 
 
 def read_metrics(workdir: str) -> list[dict[str, float]]:
@@ -124,41 +65,6 @@ def read_metrics(workdir: str) -> list[dict[str, float]]:
   return found
 
 
-def versions() -> dict[str, str]:
-  """Installed versions of what a result depends on."""
-  found = {'python': platform.python_version()}
-  for name in PACKAGES:
-    try:
-      found[name] = importlib.metadata.version(name)
-    except importlib.metadata.PackageNotFoundError:
-      continue
-  return found
-
-
-def write_results(
-  workdir: str, results: dict[str, Any], config: ConfigDict
-) -> dict[str, Any]:
-  """Completes `results` with their circumstances; writes results.json.
-
-  Returns what was written: results, config, versions, device, command, time.
-  """
-  device = jax.devices()[0]
-  record = {
-    **results,
-    'config': config,
-    'versions': versions(),
-    'device': f'{jax.device_count()} x {device.device_kind}',
-    'host': platform.machine(),
-    'host_cores': os.cpu_count(),
-    'command': sys.argv,
-    'finished': time.strftime('%Y-%m-%dT%H:%M:%S%z'),
-  }
-  record = plain(record)
-  if jax.process_index() == 0:
-    write_json(os.path.join(workdir, 'results.json'), record)
-  return record
-
-
 class Writer:
   """metrics.jsonl and TensorBoard events of a run; silent off process 0.
 
@@ -170,9 +76,16 @@ class Writer:
     self._active = jax.process_index() == 0
     if not self._active:
       return
+    # It imports torch where that is installed, which takes seconds.
+    from tensorboardX import SummaryWriter
+
     self._path = epath.Path(workdir) / 'metrics.jsonl'
-    self._lines = self._kept(resume_step)
-    write_whole(self._path, ''.join(self._lines).encode())
+    self._lines = [
+      json.dumps(line) + '\n'
+      for line in read_metrics(workdir)
+      if line['step'] <= resume_step
+    ]
+    files.write_whole(self._path, ''.join(self._lines).encode())
     # Object stores cannot append: there the file, which is small, is put anew.
     self._file: IO[str] | None = None
     if '://' not in workdir:
@@ -181,28 +94,17 @@ class Writer:
       os.path.join(workdir, 'tensorboard'), purge_step=resume_step + 1
     )
 
-  def _kept(self, resume_step: int) -> list[str]:
-    kept: list[str] = []
-    if self._path.exists():
-      for line in self._path.read_text().splitlines(keepends=True):
-        try:
-          if json.loads(line)['step'] <= resume_step:
-            kept.append(line)
-        except ValueError:
-          break  # A line cut by a kill; nothing whole comes after it.
-    return kept
-
   def scalars(self, step: int, values: Mapping[str, float]) -> None:
     """Appends one line for `step` and one event per value."""
     if not self._active:
       return
     values = {k: float(v) for k, v in values.items()}
-    line = json.dumps(plain({'step': step, **values})) + '\n'
+    line = json.dumps(files.plain({'step': step, **values})) + '\n'
     if self._file:
       self._file.write(line)
     else:
       self._lines.append(line)
-      write_whole(self._path, ''.join(self._lines).encode())
+      files.write_whole(self._path, ''.join(self._lines).encode())
     for name, value in values.items():
       self._events.add_scalar(name, value, step)
 

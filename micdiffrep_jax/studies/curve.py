@@ -19,7 +19,7 @@ from micdiffrep_jax.draw import page, plots
 from micdiffrep_jax.encoders import encoder as encoders
 from micdiffrep_jax.encoders import features
 from micdiffrep_jax.heads import floors
-from micdiffrep_jax.run import checkpoint, log, seals
+from micdiffrep_jax.run import checkpoint, log
 from micdiffrep_jax.scores import metrics
 from micdiffrep_jax.studies import (
   ablate,
@@ -49,7 +49,7 @@ _COLUMNS = (
 def kept_steps(path: str, wanted: Sequence[int]) -> list[int]:
   """The steps to probe, () meaning all that are kept; ValueError if absent."""
   directory, _ = checkpoint.find(path)
-  kept = seals.sealed_steps(directory)
+  kept = checkpoint.sealed_steps(directory)
   missing = sorted(set(wanted) - set(kept))
   if missing:
     raise ValueError(
