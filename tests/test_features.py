@@ -10,6 +10,7 @@ from micdiffrep_jax.data import dataset as data
 from micdiffrep_jax.encoders import encoder as encoders
 from micdiffrep_jax.encoders import features
 from micdiffrep_jax.heads.matrix import pool
+from micdiffrep_jax.run import files
 
 
 @pytest.fixture(scope='module')
@@ -151,10 +152,8 @@ def test_another_seed_gives_other_random_weights(encoder):
 def test_configs_survive_json():
   import json
 
-  from micdiffrep_jax.run import log
-
   config = pretrain.get_config('paper').lock()
-  back = encoders.config_from_json(json.loads(json.dumps(log.plain(config))))
+  back = encoders.config_from_json(json.loads(json.dumps(files.plain(config))))
   assert back.to_dict() == config.to_dict()
   assert back.model.attention == (14, 7)
   assert back.is_locked

@@ -4,12 +4,12 @@ from ml_collections import ConfigDict
 import numpy as np
 from tensorboardX.proto import event_pb2
 
-from micdiffrep_jax.run import log
+from micdiffrep_jax.run import files, log
 
 
 def test_json_is_valid_whatever_it_is_given(tmp_path):
   path = tmp_path / 'a' / 'x.json'
-  log.write_json(
+  files.write_json(
     path,
     {
       'nan': float('nan'),
@@ -70,7 +70,7 @@ def test_events_hold_scalars_and_pictures(tmp_path):
 
 
 def test_results_say_how_they_came_about(tmp_path):
-  record = log.write_results(str(tmp_path), {'x': 1}, ConfigDict({'seed': 3}))
+  record = files.write_results(str(tmp_path), {'x': 1}, ConfigDict({'seed': 3}))
   assert record == json.loads((tmp_path / 'results.json').read_text())
   assert record['x'] == 1
   assert record['config'] == {'seed': 3}

@@ -11,7 +11,7 @@ import tensorboardX
 
 from micdiffrep_jax import tasks
 from micdiffrep_jax.pretrain import monitor
-from micdiffrep_jax.run import log
+from micdiffrep_jax.run import files, log
 
 WORKDIR = 'gs://bucket/run'
 
@@ -74,11 +74,11 @@ def test_metrics_are_appended_and_cut_back_on_a_resume(bucket):
 def test_results_of_a_finished_run_are_found(bucket):
   config = ConfigDict({'task': 'x'})
   assert tasks.finished(WORKDIR, config) is None
-  log.write_results(WORKDIR, {'loss': 1.0}, config)
+  files.write_results(WORKDIR, {'loss': 1.0}, config)
   assert tasks.finished(WORKDIR, config)['loss'] == 1.0
   assert os.listdir(bucket) == ['results.json']
 
 
 def test_a_remote_folder_keeps_its_name():
-  assert log.absolute(WORKDIR) == WORKDIR
-  assert log.absolute('runs/x') == os.path.abspath('runs/x')
+  assert files.absolute(WORKDIR) == WORKDIR
+  assert files.absolute('runs/x') == os.path.abspath('runs/x')

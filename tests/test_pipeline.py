@@ -8,7 +8,7 @@ import pytest
 
 from micdiffrep_jax import tasks
 from micdiffrep_jax.data import dataset
-from micdiffrep_jax.run import log
+from micdiffrep_jax.run import files
 
 STAGES = {
   'pretrain': {'method': 'ddpm'},
@@ -26,7 +26,7 @@ def seen(monkeypatch):
 
   def call(config, workdir):
     found[config.task] = config.to_dict()
-    return log.write_results(workdir, {'task': config.task}, config)
+    return files.write_results(workdir, {'task': config.task}, config)
 
   monkeypatch.setattr(tasks, 'TASKS', dict.fromkeys(STAGES, call))
   return found

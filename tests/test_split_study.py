@@ -9,7 +9,7 @@ import pytest
 from configs import splits as splits_config
 from micdiffrep_jax.data import dataset as data
 from micdiffrep_jax.data import prepare
-from micdiffrep_jax.run import log
+from micdiffrep_jax.run import files
 from micdiffrep_jax.studies import page_splits, probe, splits
 
 PHANTOM = 'phantom:size_px=16,patients=40,slices=3'
@@ -81,7 +81,7 @@ def test_each_split_is_probed_once_with_its_encoder_and_the_table_says_it(
     split = 'paper' if config.checkpoint == 'own' else 'grouped'
     info = {'fingerprint': ds.fingerprint, 'split': split}
     found = {**record(VALUES[config.data.split]), 'encoder': info}
-    return log.write_results(workdir, found, config)
+    return files.write_results(workdir, found, config)
 
   monkeypatch.setattr(probe, 'run', fake_probe)
   config = get_config(**{'checkpoints.paper': 'own'})

@@ -6,7 +6,7 @@ from ml_collections import ConfigDict
 import pytest
 
 from micdiffrep_jax import sweep
-from micdiffrep_jax.run import log
+from micdiffrep_jax.run import files
 
 SWEEPS = """
 from ml_collections import ConfigDict
@@ -53,7 +53,7 @@ class Task:
     if config.optim.lr == self.fails:
       raise self.error or ValueError('lr too high')
     results = {'loss': config.optim.lr * 2, 'nested': {'score': 1.0}}
-    return log.write_results(workdir, results, config)
+    return files.write_results(workdir, results, config)
 
 
 def table(workdir):

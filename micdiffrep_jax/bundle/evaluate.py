@@ -18,6 +18,7 @@ from micdiffrep_jax.data import duplicates, groups, store
 from micdiffrep_jax.draw import plots
 from micdiffrep_jax.run import log
 from micdiffrep_jax.run.checks import lookup
+from micdiffrep_jax.run.files import write_results
 from micdiffrep_jax.scores import bootstrap
 
 POLICIES = ('error', 'drop', 'keep')
@@ -67,7 +68,7 @@ def run(config: ConfigDict, workdir: str) -> dict[str, Any]:
   test, normal = score(model, found, labels, units, at, config)
   draw(workdir, test)
   failed = [[i.file, i.reason] for i in found.items if i.reason]
-  record = log.write_results(
+  record = write_results(
     workdir,
     {
       'task': 'evaluate',

@@ -14,7 +14,7 @@ from micdiffrep_jax.bundle.portable_file import load as load_bundle
 from micdiffrep_jax.data import dataset as data
 from micdiffrep_jax.encoders import encoder as encoders
 from micdiffrep_jax.heads import head_file
-from micdiffrep_jax.run import archive, log
+from micdiffrep_jax.run import archive, files, log
 from micdiffrep_jax.run.checks import lookup
 
 __all__ = ['bundle_predict', 'load_bundle', 'run']
@@ -71,7 +71,7 @@ def run(config: ConfigDict, workdir: str) -> dict[str, Any]:
     found['bytes'] / 1e6,
     100 * found['same_class'],
   )
-  return log.write_results(workdir, {'task': 'bundle', **found}, config)
+  return files.write_results(workdir, {'task': 'bundle', **found}, config)
 
 
 def _open(

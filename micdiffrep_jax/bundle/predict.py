@@ -17,6 +17,7 @@ from micdiffrep_jax.bundle.portable_file import load as load_bundle
 from micdiffrep_jax.data import store
 from micdiffrep_jax.draw import grids
 from micdiffrep_jax.run import log
+from micdiffrep_jax.run.files import write_results
 
 FAILED = 3  # exit status where some file could not be read
 _DOUBTFUL = ('constant', 'tiny')  # rules that make any class a guess
@@ -61,7 +62,7 @@ def run(config: ConfigDict, workdir: str) -> dict[str, Any]:
   store.write_table(partial, columns(model.classes), rows)
   os.replace(partial, path)
   classes = [row[2] for row in rows]
-  record = log.write_results(
+  record = write_results(
     workdir,
     {
       'task': 'predict',

@@ -16,7 +16,7 @@ import numpy as np
 
 from micdiffrep_jax.data import splits, store
 from micdiffrep_jax.data.sources import phantom
-from micdiffrep_jax.run import log
+from micdiffrep_jax.run import files, log
 from micdiffrep_jax.run.checks import lookup
 
 CACHE = 'images.npy'
@@ -157,7 +157,7 @@ def _cached(
     fresh = False
   if not fresh:
     _make_cache(folder, path, shape, hashes)
-    log.write_json(mark_path, {**mark, 'bytes': os.path.getsize(path)})
+    files.write_json(mark_path, {**mark, 'bytes': os.path.getsize(path)})
   return np.load(path, mmap_mode='r')
 
 

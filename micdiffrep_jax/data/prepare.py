@@ -30,7 +30,7 @@ from micdiffrep_jax.data import (
   volumes,
 )
 from micdiffrep_jax.data.sources import phantom
-from micdiffrep_jax.run import log
+from micdiffrep_jax.run import files, log
 from micdiffrep_jax.run.checks import in_range
 
 VERSION = 1  # of the rules: raise it when the same files give other pixels
@@ -68,7 +68,7 @@ def run(config: ConfigDict, workdir: str) -> dict[str, Any]:
     'path': dataset.locate(config.data.out),
     **{name: info[name] for name in _REPORTED},
   }
-  return log.write_results(workdir, results, config)
+  return files.write_results(workdir, results, config)
 
 
 def prepare(data: ConfigDict, seed: int = 0) -> store.Info:

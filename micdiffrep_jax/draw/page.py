@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import jinja2
 import pandas as pd
 
-from micdiffrep_jax.run import log
+from micdiffrep_jax.run import files
 
 TEMPLATE = 'templates/page.html'
 DISCLAIMER = 'Research use only. Not for clinical use.'
@@ -222,4 +222,4 @@ def write_csv(
   """Writes a table that is either whole or absent; None is an empty cell."""
   frame = pd.DataFrame(rows, columns=list(columns), dtype=object)
   text = frame.to_csv(index=False, lineterminator='\n')
-  log.write_whole(path, text.encode())
+  files.write_whole(path, text.encode())

@@ -10,7 +10,7 @@ from matplotlib.figure import Figure  # without pyplot: Agg, and no display
 from matplotlib.ticker import EngFormatter
 import numpy as np
 
-from micdiffrep_jax.run import log
+from micdiffrep_jax.run import files
 
 _INK, _FAINT, _RANDOM, _FLOOR = '#1f3b63', '#9aa5b1', '#b07d2b', '#8a8f96'
 
@@ -25,7 +25,7 @@ def encode(figure: Figure, kind: str) -> bytes:
 def save(path: str | os.PathLike, figure: Figure) -> None:
   """Writes a .png or .svg that is either whole or absent."""
   kind = os.path.splitext(path)[1].removeprefix('.')
-  log.write_whole(path, encode(figure, kind))
+  files.write_whole(path, encode(figure, kind))
 
 
 def _axes(width: float, height: float) -> tuple[Figure, Axes]:

@@ -24,7 +24,7 @@ from micdiffrep_jax.encoders import features
 from micdiffrep_jax.heads.matrix import pool
 from micdiffrep_jax.methods import augment
 from micdiffrep_jax.methods.base import to_float
-from micdiffrep_jax.run import log
+from micdiffrep_jax.run import files, log
 from micdiffrep_jax.run.keys import stream
 
 
@@ -74,7 +74,7 @@ def _key(
   encoder: encoders.Encoder, dataset: Dataset, rows: np.ndarray, **settings: Any
 ) -> dict[str, Any]:
   """What decides the features; weights are told by where they come from."""
-  return log.plain(
+  return files.plain(
     {
       'encoder': encoder.info,
       'config': encoder.config,
@@ -180,7 +180,7 @@ def fill(
         first_draw=draws + i,
       )
       _save(os.path.join(place, f'view{i}'), found, t)
-    log.write_json(os.path.join(place, 'key.json'), key)
+    files.write_json(os.path.join(place, 'key.json'), key)
   return Cache(folder, layers, tuple(timesteps), number)
 
 

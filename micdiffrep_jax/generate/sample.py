@@ -16,7 +16,7 @@ from micdiffrep_jax.encoders import encoder as encoders
 from micdiffrep_jax.encoders import features
 from micdiffrep_jax.generate import assess, figures, generate, quality
 from micdiffrep_jax.methods import ddpm
-from micdiffrep_jax.run import devices, log
+from micdiffrep_jax.run import devices, files, log
 
 
 def run(config: ConfigDict, workdir: str) -> dict[str, Any]:
@@ -95,7 +95,7 @@ def run(config: ConfigDict, workdir: str) -> dict[str, Any]:
     for name, picture in pictures.items():
       grids.save_png(str(folder / f'{name}.png'), picture)
   log.get_logger().info('Figures %s in %s.', ', '.join(pictures), workdir)
-  return log.write_results(workdir, results, config)
+  return files.write_results(workdir, results, config)
 
 
 def check(config: ConfigDict, encoder: encoders.Encoder) -> plans.Plan:

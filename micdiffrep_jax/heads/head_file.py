@@ -14,7 +14,7 @@ import numpy as np
 
 from micdiffrep_jax.heads import trained
 from micdiffrep_jax.heads.matrix import Features, pool
-from micdiffrep_jax.run import log
+from micdiffrep_jax.run import files
 
 
 class Bundle(NamedTuple):
@@ -36,8 +36,8 @@ def save(workdir: str, bundle: Bundle) -> None:
   path = os.path.join(workdir, 'head.npz')
   params = {f'params.{k}': v for k, v in bundle.params.items()}
   arrays = {'shift': bundle.shift, 'scale': bundle.scale, **params}
-  log.write_arrays(path, arrays)
-  log.write_json(os.path.join(workdir, 'head.json'), bundle.info)
+  files.write_arrays(path, arrays)
+  files.write_json(os.path.join(workdir, 'head.json'), bundle.info)
 
 
 def load(workdir: str) -> Bundle:

@@ -22,7 +22,7 @@ from micdiffrep_jax.methods import Method
 from micdiffrep_jax.pretrain import checks, compiler, monitor
 from micdiffrep_jax.pretrain.optim import make_optimizer, make_schedule
 from micdiffrep_jax.pretrain.state import TrainState, make_state, make_step
-from micdiffrep_jax.run import debug, devices, guard, log
+from micdiffrep_jax.run import debug, devices, files, guard, log
 from micdiffrep_jax.run.checkpoint import Checkpoints, Metadata, read_metadata
 from micdiffrep_jax.run.keys import stream
 
@@ -139,9 +139,9 @@ def fit(
   root = jax.random.key(config.seed)
   program = compile_program(method, config, steps, mesh)
   parameters = sum(x.size for x in jax.tree.leaves(program.abstract.params))
-  metadata = Metadata(log.plain(config), info)
+  metadata = Metadata(files.plain(config), info)
   checkpoints = Checkpoints(
-    os.path.join(log.absolute(workdir), 'checkpoints'),
+    os.path.join(files.absolute(workdir), 'checkpoints'),
     config.keep_every,
     'val_loss',
   )
@@ -159,7 +159,7 @@ def fit(
     mesh.shape['data'],
   )
   if jax.process_index() == 0:
-    log.write_json(os.path.join(workdir, 'config.json'), config)
+    files.write_json(os.path.join(workdir, 'config.json'), config)
   writer = log.Writer(workdir, start)
   watch = monitor.make(method, config, dataset, info, mesh, writer)
   train_key = devices.replicate(stream(root, 'train'), mesh)
@@ -250,4 +250,4 @@ def fit(
     'training_s': monitor.training_s(workdir, steps * size),
     **monitor.last_metrics(workdir),
   }
-  return log.write_results(workdir, results, config)
+  return files.write_results(workdir, results, config)

@@ -21,7 +21,7 @@ from micdiffrep_jax.encoders import encoder as encoders
 from micdiffrep_jax.encoders import features
 from micdiffrep_jax.heads import floors
 from micdiffrep_jax.methods import Method
-from micdiffrep_jax.run import log
+from micdiffrep_jax.run import files, log
 from micdiffrep_jax.run.checks import lookup
 from micdiffrep_jax.studies import (
   ablate_grid,
@@ -172,7 +172,7 @@ def run(config: ConfigDict, workdir: str) -> dict[str, Any]:
     probe_report.save_predictions(workdir, rows, ds, parts)
     print(probe_report.table(results), flush=True)
     print(ablate_tables.two_by_two(results), flush=True)
-  results = log.write_results(workdir, results, config)
+  results = files.write_results(workdir, results, config)
   if not config.keep_features:
     for name in grids:
       shutil.rmtree(

@@ -22,7 +22,7 @@ from micdiffrep_jax.encoders.cache import Cache
 from micdiffrep_jax.encoders.encoder import Encoder
 from micdiffrep_jax.heads import matrix, trained
 from micdiffrep_jax.heads.trained import Cell, Setting
-from micdiffrep_jax.run import log
+from micdiffrep_jax.run import files, log
 from micdiffrep_jax.scores.metrics import HEADLINE
 from micdiffrep_jax.studies import grid as probe_suite
 from micdiffrep_jax.studies.grid import Trial
@@ -73,7 +73,7 @@ def key(
   """All that decides the scores of a timestep."""
   heads = {k: v for k, v in config.heads.items() if k != 'memory_mb'}
   fields = ('grids', 'draws', 'seed', 'standardise', 'search_seeds', 'online')
-  return log.plain(
+  return files.plain(
     {
       'encoder': encoder.info,
       'encoder_config': encoder.config,
@@ -108,7 +108,7 @@ def read(path: str, want: dict[str, Any]) -> list[Scored] | None:
 
 def write(path: str, want: dict[str, Any], heads: Sequence[Scored]) -> None:
   """Keeps the scores of a timestep, under what decides them."""
-  log.write_json(path, {'key': want, 'heads': [h._asdict() for h in heads]})
+  files.write_json(path, {'key': want, 'heads': [h._asdict() for h in heads]})
 
 
 def search(

@@ -12,7 +12,7 @@ from scipy import stats
 
 from micdiffrep_jax.draw import page, plots
 from micdiffrep_jax.draw.page import write_csv
-from micdiffrep_jax.run import log
+from micdiffrep_jax.run import files
 from micdiffrep_jax.studies import ablate_grid
 from micdiffrep_jax.studies.ablate_grid import Scored
 
@@ -37,7 +37,7 @@ def write(
       name: [h._asdict() for h in heads] for name, heads in grids.items()
     },
   }
-  log.write_json(os.path.join(workdir, 'grid.json'), record)
+  files.write_json(os.path.join(workdir, 'grid.json'), record)
 
 
 def band(scores: Sequence[float]) -> tuple[float, float, float]:

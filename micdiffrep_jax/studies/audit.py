@@ -22,7 +22,7 @@ from micdiffrep_jax.draw.page import (
   interval,
 )
 from micdiffrep_jax.draw.result import Run, record_of
-from micdiffrep_jax.run import log
+from micdiffrep_jax.run import files, log
 from micdiffrep_jax.studies import shortcuts
 
 Record = Mapping[str, Any]
@@ -40,11 +40,11 @@ def run(config: ConfigDict, workdir: str) -> dict[str, Any]:
   dataset = data.open_dataset(config.data.path, cache=config.data.cache)
   checks.check(dataset, config.data.split)  # the name, before the work
   results = audit(dataset, config)
-  record = log.write_results(workdir, results, config)
+  record = files.write_results(workdir, results, config)
   path = os.path.join(workdir, 'audit.html')
   subtitle = f'{dataset.path}, {len(dataset.images)} images'
   html = page.render('Data audit', subtitle, sections(record))
-  log.write_whole(path, html.encode())
+  files.write_whole(path, html.encode())
   for warning in results['warnings']:
     log.get_logger().warning('%s', warning)
   if not results['passed']:

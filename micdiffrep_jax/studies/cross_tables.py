@@ -13,7 +13,7 @@ import numpy as np
 from micdiffrep_jax.data import dataset as data
 from micdiffrep_jax.draw import page, plots
 from micdiffrep_jax.draw.result import FLOOR
-from micdiffrep_jax.run import log
+from micdiffrep_jax.run import files
 from micdiffrep_jax.scores import bootstrap
 from micdiffrep_jax.scores.bootstrap import BOUNDS
 from micdiffrep_jax.scores.metrics import HEADLINE as METRICS
@@ -181,7 +181,7 @@ def save_predictions(
       f'probs.{i}': p.astype(np.float32) for i, p in enumerate(probs.values())
     },
   }
-  log.write_arrays(os.path.join(workdir, 'predictions.npz'), arrays)
+  files.write_arrays(os.path.join(workdir, 'predictions.npz'), arrays)
 
 
 def text(results: Mapping[str, Any]) -> str:

@@ -19,7 +19,7 @@ from micdiffrep_jax.draw import page, plots
 from micdiffrep_jax.encoders import encoder as encoders
 from micdiffrep_jax.encoders import features
 from micdiffrep_jax.heads import floors
-from micdiffrep_jax.run import checkpoint, log
+from micdiffrep_jax.run import checkpoint, files, log
 from micdiffrep_jax.scores import metrics
 from micdiffrep_jax.studies import (
   ablate,
@@ -138,7 +138,7 @@ def run(config: ConfigDict, workdir: str) -> dict[str, Any]:
   baselines = _floors(ds, parts, config) if config.floors else {}
   if jax.process_index() == 0:
     write(workdir, found, baselines, config.select)
-  return log.write_results(
+  return files.write_results(
     workdir,
     {
       'task': 'probe_curve',

@@ -23,7 +23,7 @@ from micdiffrep_jax.encoders import cache as feature_cache
 from micdiffrep_jax.encoders import encoder as encoders
 from micdiffrep_jax.encoders import features
 from micdiffrep_jax.heads import floors, matrix
-from micdiffrep_jax.run import log
+from micdiffrep_jax.run import files, log
 from micdiffrep_jax.run.checks import lookup
 from micdiffrep_jax.studies import cross_tables, fold_cuts, grid, probe
 from micdiffrep_jax.studies.cross_tables import FLOOR, Key
@@ -237,4 +237,4 @@ def run(config: ConfigDict, workdir: str) -> dict[str, Any]:
     cross_tables.save_predictions(workdir, probs, ds, rows)
     print(cross_tables.text(results), flush=True)
   shutil.rmtree(os.path.join(workdir, 'features'), ignore_errors=True)
-  return log.write_results(workdir, results, config)
+  return files.write_results(workdir, results, config)

@@ -19,7 +19,7 @@ from micdiffrep_jax.data import dataset as data
 from micdiffrep_jax.encoders import encoder as encoders
 from micdiffrep_jax.encoders import features
 from micdiffrep_jax.encoders.cache import Cache
-from micdiffrep_jax.run import log
+from micdiffrep_jax.run import files
 from micdiffrep_jax.run.checks import lookup
 from micdiffrep_jax.studies import (
   ablate,
@@ -117,7 +117,7 @@ def run(config: ConfigDict, workdir: str) -> dict[str, Any]:
   if jax.process_index() == 0:
     label_curves.write(workdir, curves, comparisons)
     print(label_curves.table(curves, split), flush=True)
-  results = log.write_results(
+  results = files.write_results(
     workdir,
     {
       'task': 'label_efficiency',

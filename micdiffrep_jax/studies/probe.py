@@ -20,7 +20,7 @@ from micdiffrep_jax.encoders import features
 from micdiffrep_jax.heads import floors, head_file
 from micdiffrep_jax.heads.nets import HEADS
 from micdiffrep_jax.methods import augment
-from micdiffrep_jax.run import log
+from micdiffrep_jax.run import files
 from micdiffrep_jax.run.checks import lookup
 from micdiffrep_jax.scores import metrics
 from micdiffrep_jax.studies import grid, probe_report, probe_rows
@@ -229,4 +229,4 @@ def run(config: ConfigDict, workdir: str) -> dict[str, Any]:
   if not config.keep_features:
     shutil.rmtree(os.path.join(workdir, 'features'), ignore_errors=True)
   print(probe_report.table(results), flush=True)
-  return log.write_results(workdir, results, config)
+  return files.write_results(workdir, results, config)

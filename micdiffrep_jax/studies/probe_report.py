@@ -8,7 +8,7 @@ import numpy as np
 
 from micdiffrep_jax.data import dataset as data
 from micdiffrep_jax.draw import page, plots
-from micdiffrep_jax.run import log
+from micdiffrep_jax.run import files
 from micdiffrep_jax.scores import bootstrap, metrics
 from micdiffrep_jax.studies.probe_rows import Parts, Row, image_sets
 
@@ -196,7 +196,7 @@ def save_predictions(
     for name, row in rows.items():
       probs = row.val if part == 'val' else row.test[0]
       arrays[f'{part}.probs.{name}'] = probs.astype(np.float32)
-  log.write_arrays(os.path.join(workdir, 'predictions.npz'), arrays)
+  files.write_arrays(os.path.join(workdir, 'predictions.npz'), arrays)
 
 
 def _cell(value: dict[str, Any] | None) -> str:

@@ -32,7 +32,7 @@ from micdiffrep_jax.draw.result import (
   pictures,
   record_of,
 )
-from micdiffrep_jax.run import log
+from micdiffrep_jax.run import files, log
 from micdiffrep_jax.studies import (
   audit,
   page_folds,
@@ -74,11 +74,11 @@ def run(config: ConfigDict, workdir: str) -> dict[str, Any]:
   subtitle = f'{sum(r.record is not None for r in found)} runs, written {when}'
   path = os.path.join(workdir, 'report.html')
   html = page.render(config.title, subtitle, sections)
-  log.write_whole(path, html.encode())
+  files.write_whole(path, html.encode())
   markdown = page.markdown(config.title, subtitle, sections)
-  log.write_whole(os.path.join(workdir, 'report.md'), markdown.encode())
+  files.write_whole(os.path.join(workdir, 'report.md'), markdown.encode())
   log.get_logger().info('Report: %s', path)
-  return log.write_results(
+  return files.write_results(
     workdir,
     {
       'task': 'report',

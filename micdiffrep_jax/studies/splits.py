@@ -19,7 +19,7 @@ from micdiffrep_jax.data import dataset as data
 from micdiffrep_jax.data import splits
 from micdiffrep_jax.draw import page
 from micdiffrep_jax.draw.result import title
-from micdiffrep_jax.run import log
+from micdiffrep_jax.run import files, log
 from micdiffrep_jax.run.checks import lookup
 from micdiffrep_jax.scores.metrics import HEADLINE
 from micdiffrep_jax.studies import (
@@ -108,7 +108,7 @@ def run(config: ConfigDict, workdir: str) -> dict[str, Any]:
     rows = [[row[c] for c in _COLUMNS] for row in table]
     page.write_csv(path, _COLUMNS, rows)
     print(text(table, seen), flush=True)
-  return log.write_results(
+  return files.write_results(
     workdir,
     {'task': 'splits', 'table': table, 'test_images_in_pretraining': seen},
     config,

@@ -20,7 +20,7 @@ from micdiffrep_jax.draw.result import Run
 from micdiffrep_jax.encoders import encoder as encoders
 from micdiffrep_jax.pretrain import monitor, train
 from micdiffrep_jax.run import checkpoint as checkpoints
-from micdiffrep_jax.run import log
+from micdiffrep_jax.run import files, log
 from micdiffrep_jax.run.checks import lookup
 from micdiffrep_jax.studies import (
   page_table1,
@@ -194,8 +194,8 @@ def run(config: ConfigDict, workdir: str) -> dict[str, Any]:
     blocks = page_table1.blocks(Run('table1', workdir, results))
     written = ('Table 1', '', [Section('Results', blocks)])
     text = page.markdown(*written)
-    log.write_whole(os.path.join(workdir, 'table1.md'), text.encode())
+    files.write_whole(os.path.join(workdir, 'table1.md'), text.encode())
     html = page.render(*written)
-    log.write_whole(os.path.join(workdir, 'table1.html'), html.encode())
+    files.write_whole(os.path.join(workdir, 'table1.html'), html.encode())
     print(text, flush=True)
-  return log.write_results(workdir, results, config)
+  return files.write_results(workdir, results, config)
