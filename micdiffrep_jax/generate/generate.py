@@ -21,7 +21,7 @@ from micdiffrep_jax.run import devices, log
 
 
 def options(config: ConfigDict) -> dict[str, Any]:
-  """config.sampler as the keywords of plans.make_plan."""
+  """config.sampler as the keywords of samplers.make_plan."""
   fields = config.sampler.to_dict()
   fields.pop('clip')
   return {'sampler': fields.pop('name'), **fields}

@@ -8,7 +8,7 @@ from ml_collections import ConfigDict
 import numpy as np
 
 from micdiffrep_jax.data import dataset as data
-from micdiffrep_jax.diffusion import plans, samplers
+from micdiffrep_jax.diffusion import samplers
 from micdiffrep_jax.diffusion.process import check_timesteps
 from micdiffrep_jax.draw import grids
 from micdiffrep_jax.encoders import encoder as encoders
@@ -97,7 +97,7 @@ def run(config: ConfigDict, workdir: str) -> dict[str, Any]:
   return log.write_results(workdir, results, config)
 
 
-def check(config: ConfigDict, encoder: encoders.Encoder) -> plans.Plan:
+def check(config: ConfigDict, encoder: encoders.Encoder) -> samplers.Plan:
   """Raises ValueError for what the config asks and the model cannot do."""
   if encoder.config.method != 'ddpm':
     raise ValueError(
@@ -116,7 +116,7 @@ def check(config: ConfigDict, encoder: encoders.Encoder) -> plans.Plan:
   mesh = devices.make_mesh()
   devices.check_batch_size(config.batch_size, mesh, '--config.batch_size')
   process = ddpm.denoiser(encoder.config, encoder.info['size_px']).process
-  plan = plans.make_plan(process, **generate.options(config))
+  plan = samplers.make_plan(process, **generate.options(config))
   samplers.frame_steps(len(plan.t), config.figure.trajectory)
   features.check_request(
     encoder.method, (config.features.layer,), (config.features.timestep,)
@@ -126,7 +126,7 @@ def check(config: ConfigDict, encoder: encoders.Encoder) -> plans.Plan:
     process.timesteps,
     '--config.reconstruction.timesteps',
   )
-  plans.spread(process.alpha_bar, config.interpolation.steps)
+  samplers.spread(process.alpha_bar, config.interpolation.steps)
   if config.memorisation.enabled:
     quality.memorisation(
       np.ones(1),
