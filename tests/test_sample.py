@@ -71,8 +71,17 @@ def model(monkeypatch):
   """Puts the stand-in in place; returns set_bank(rows)."""
   ds = _dataset()
   state = {'bank': TRAIN}
-  rest = (_features, _validate, lambda *_: None, ('mid',), 100)
-  method = Method(*[None] * 4, *rest)
+  method = Method(
+    init=None,
+    loss=None,
+    after=None,
+    frozen=None,
+    features=_features,
+    validate=_validate,
+    sample=lambda *_: None,
+    layers=('mid',),
+    timesteps=100,
+  )
   info = {
     'size_px': SIZE,
     'channels': 1,

@@ -18,6 +18,7 @@ from micdiffrep_jax.draw import grids
 from micdiffrep_jax.encoders import encoder as encoders
 from micdiffrep_jax.encoders import features
 from micdiffrep_jax.generate import quality
+from micdiffrep_jax.methods import Method
 from micdiffrep_jax.run import devices, log
 from micdiffrep_jax.run.keys import stream
 
@@ -211,10 +212,13 @@ def loss_by_timestep(
   mesh = devices.make_mesh()
   root = stream(jax.random.key(seed), 'loss')
 
+  method = encoder.method
+  assert isinstance(method, Method)  # not a bundle's; sample.check
+
   @jax.jit
   def evaluate(variables, images, seeds, weights, draw):
     keys = features.image_keys(jax.random.fold_in(root, draw), seeds)
-    return encoder.method.validate(variables, images, keys, weights)
+    return method.validate(variables, images, keys, weights)
 
   sums: dict[str, np.ndarray] = {}
   for start in range(0, len(rows), batch_size):

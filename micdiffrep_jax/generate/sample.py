@@ -14,7 +14,7 @@ from micdiffrep_jax.draw import grids
 from micdiffrep_jax.encoders import encoder as encoders
 from micdiffrep_jax.encoders import features
 from micdiffrep_jax.generate import assess, figures, generate, quality
-from micdiffrep_jax.methods import ddpm
+from micdiffrep_jax.methods import Method, ddpm
 from micdiffrep_jax.run import devices, log
 
 
@@ -31,7 +31,9 @@ def run(config: ConfigDict, workdir: str) -> dict[str, Any]:
   encoder = encoders.load_encoder(config.checkpoint, config.step or None)
   plan = check(config, encoder)
   real = open_real(config, encoder)
-  model = ddpm.denoiser(encoder.config, encoder.info['size_px'])
+  model = ddpm.denoiser(
+    encoder.config, encoder.info['size_px'], encoder.info['channels']
+  )
   folder = epath.Path(workdir)
   folder.mkdir(parents=True, exist_ok=True)
   results: dict[str, Any] = {
@@ -104,7 +106,7 @@ def check(config: ConfigDict, encoder: encoders.Encoder) -> samplers.Plan:
       f'{config.checkpoint} was pretrained with {encoder.config.method!r}, '
       'which generates no images. Set --config.checkpoint to a ddpm run.'
     )
-  if encoder.method.sample is None:
+  if not isinstance(encoder.method, Method):
     raise ValueError(
       f'{config.checkpoint} is a bundle, which holds the layers of a head and '
       'no decoder. Set --config.checkpoint to the folder of a pretraining run.'
@@ -115,7 +117,9 @@ def check(config: ConfigDict, encoder: encoders.Encoder) -> samplers.Plan:
     )
   mesh = devices.make_mesh()
   devices.check_batch_size(config.batch_size, mesh, '--config.batch_size')
-  process = ddpm.denoiser(encoder.config, encoder.info['size_px']).process
+  process = ddpm.denoiser(
+    encoder.config, encoder.info['size_px'], encoder.info['channels']
+  ).process
   plan = samplers.make_plan(process, **generate.options(config))
   samplers.frame_steps(len(plan.t), config.figure.trajectory)
   features.check_request(
