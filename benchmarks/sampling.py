@@ -57,7 +57,7 @@ def main() -> None:
   torch_unet.use_our_cores()
   config = pretrain.get_config(args.preset)
   size_px, n = common.SIZES_PX[args.preset], args.batch_size
-  d, apply, model = denoiser(config, size_px)
+  d, apply, model = denoiser(config, size_px, 1)
   variables = jax.jit(model.init)(
     jax.random.key(0),
     jax.numpy.zeros((1, size_px, size_px, 1)),

@@ -45,6 +45,7 @@ def get_config(preset: str = 'paper') -> ConfigDict:
   config.data.cache = True  # images as one array in memory-mapped form
 
   config.model = ConfigDict()  # all of it ours: the paper gives no widths
+  config.model.name = 'unet'  # one of models/backbones.py
   config.model.channels = 128
   config.model.multipliers = (1, 2, 2, 2, 2)  # 112, 56, 28, 14, 7 px
   config.model.blocks = 2  # residual blocks per level

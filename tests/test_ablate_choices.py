@@ -1,5 +1,7 @@
 """What a timestep study chooses, draws as a curve, and refuses."""
 
+import dataclasses
+
 from fakes import fake_encoder, quadrants, study_config, use_fake
 import pytest
 
@@ -62,7 +64,9 @@ def test_a_curve_shows_the_best_setting_and_its_spread_over_seeds():
 
 def test_taps_choose_the_encoder_or_the_decoder(ds):
   names = ('down0_0', 'down1_0', 'mid', 'up1_0', 'up0_0')
-  method = fake_encoder(ds).method._replace(layers=names)
+  method = dataclasses.replace(
+    fake_encoder(ds).method, layers=names, decoder=names[3:]
+  )
   chosen = {
     taps: ablate.choose_layers(method, get_config(taps=taps))
     for taps in ablate.TAPS

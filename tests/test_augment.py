@@ -4,9 +4,9 @@ from ml_collections import ConfigDict
 import numpy as np
 import pytest
 
-from micdiffrep_jax.methods import augment
+from micdiffrep_jax.methods import views
 
-OFF = dict.fromkeys(augment.LIMITS, 0.0)
+OFF = dict.fromkeys(views.LIMITS, 0.0)
 
 
 def config(**fields):
@@ -21,7 +21,7 @@ def images():
 
 def apply(images, seed=0, **fields):
   return np.asarray(
-    augment.augment(jax.random.key(seed), images, config(**fields))
+    views.augment(jax.random.key(seed), images, config(**fields))
   )
 
 
@@ -41,7 +41,7 @@ def test_flips_mirror_about_half_of_the_images(images):
 def test_a_shift_moves_the_picture_and_brings_in_black():
   x = jnp.full((1, 9, 9, 1), -1.0).at[0, 4, 4, 0].set(1.0)
   matrix, offset = jnp.eye(2), jnp.array([1.0, -2.0])
-  out = np.asarray(augment.affine(x[0], matrix, offset))
+  out = np.asarray(views.affine(x[0], matrix, offset))
   # The output at p shows the input at p + offset.
   assert out[3, 6, 0] == 1
   assert (np.delete(out.ravel(), 3 * 9 + 6) == -1).all()
@@ -49,7 +49,7 @@ def test_a_shift_moves_the_picture_and_brings_in_black():
 
 def test_a_quarter_turn_is_a_quarter_turn(images):
   matrix = jnp.array([[0.0, -1.0], [1.0, 0.0]])
-  out = augment.affine(images[0], matrix, jnp.zeros(2))
+  out = views.affine(images[0], matrix, jnp.zeros(2))
   expected = np.rot90(np.asarray(images[0]), -1)
   np.testing.assert_allclose(
     np.abs(np.asarray(out) - expected).max(), 0, atol=1e-4
@@ -73,4 +73,4 @@ def test_intensity_keeps_range_and_background(images):
 
 def test_fields_out_of_range_are_refused():
   with pytest.raises(ValueError, match='--config.augment.scale'):
-    augment.check(config(scale=1.5))
+    views.check_augment(config(scale=1.5))

@@ -10,7 +10,7 @@ from micdiffrep_jax.data import dataset as data
 from micdiffrep_jax.encoders import encoder as encoders
 from micdiffrep_jax.encoders import features
 from micdiffrep_jax.methods import captions, clip
-from micdiffrep_jax.models.clip_text import TextTransformer
+from micdiffrep_jax.models.vit import TextTransformer
 from micdiffrep_jax.pretrain import train
 
 # Captions 0 and 2 are equal, 4 is absent.
@@ -52,9 +52,9 @@ def test_sigmoid_loss_equals_a_loop(logits):
   np.testing.assert_allclose(found, total / 4, rtol=1e-5)
 
 
-@pytest.mark.parametrize('name', clip.LOSSES)
+@pytest.mark.parametrize('name', clip.CONTRASTS)
 def test_images_without_a_caption_have_no_influence(logits, name):
-  loss = clip.LOSSES[name][0]
+  loss = clip.CONTRASTS[name].loss
   other = logits.copy()
   other[4], other[:, 4] = 7.0, -7.0
   a, gradient = jax.value_and_grad(loss)(jnp.asarray(logits), jnp.asarray(IDS))
@@ -151,7 +151,7 @@ def test_bad_settings_are_refused_with_their_flag(field, value, flag):
     clip.make(config, 16, 1)
 
 
-@pytest.mark.parametrize('name', clip.LOSSES)
+@pytest.mark.parametrize('name', clip.CONTRASTS)
 def test_training_tells_captions_apart(phantom, name):
   """Overfits four images with captions of their own, by plain descent."""
   config = baselines.get_config('clip,test')

@@ -9,8 +9,7 @@ import pytest
 from configs import convert_clip
 from micdiffrep_jax.encoders import clip_weights, convert
 from micdiffrep_jax.encoders import encoder as encoders
-from micdiffrep_jax.models.clip_text import TextTransformer
-from micdiffrep_jax.models.clip_vision import VisionTransformer
+from micdiffrep_jax.models.vit import TextTransformer, VisionTransformer
 
 pytestmark = pytest.mark.needs('torch', 'transformers')
 

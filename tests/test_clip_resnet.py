@@ -7,7 +7,7 @@ import pytest
 from configs import convert_clip, probe
 from micdiffrep_jax.encoders import clip_weights, convert, torch_file
 from micdiffrep_jax.encoders import encoder as encoders
-from micdiffrep_jax.models.clip_resnet import ClipResNet, tap_names
+from micdiffrep_jax.models.resnet import ClipResNet, clip_tap_names
 from micdiffrep_jax.studies import probe as probing
 
 BLOCKS, WIDTH, HEADS, OUT, SIZE = (1, 2, 1, 1), 4, 4, 6, 64
@@ -78,7 +78,7 @@ def test_every_stage_and_the_embedding_equal_torch(model, pictures, found):
   with torch.no_grad():
     stages = model.visual.stages(torch.tensor(pictures))
     want = model.visual(torch.tensor(pictures))
-  assert set(taps) == set(tap_names(BLOCKS))
+  assert set(taps) == set(clip_tap_names(BLOCKS))
   for i, stage in enumerate(stages):
     assert relative(taps[f'stage{i + 1}'], stage.permute(0, 2, 3, 1)) < 1e-5
   assert relative(embedding, want) < 1e-5
@@ -143,7 +143,7 @@ def test_an_archive_of_half_precision_becomes_a_probed_encoder(tmp_path):
   assert results['method'] == 'clip_frozen'
   assert results['input']['size_px'] == SIZE
   encoder = encoders.load_encoder(str(tmp_path / 'run'))
-  assert encoder.method.layers == tap_names(BLOCKS)
+  assert encoder.method.layers == clip_tap_names(BLOCKS)
   assert encoder.info['name'] == 'CLIP resnet, external'
   images = np.random.default_rng(1).integers(0, 256, (8, 16, 16, 1), np.uint8)
   taps = encoder.method.features(encoder.variables, images, None, 0)

@@ -9,9 +9,8 @@ from PIL import Image
 import pytest
 
 from configs import convert_clip, pretrain, probe
-from micdiffrep_jax.data import dataset as data
 from micdiffrep_jax.encoders import clip_weights, convert, encoder
-from micdiffrep_jax.methods import METHODS, external
+from micdiffrep_jax.methods import external
 from micdiffrep_jax.pretrain import train
 from micdiffrep_jax.studies import probe as probing
 from micdiffrep_jax.studies import table1
@@ -119,14 +118,11 @@ def test_tensors_that_do_not_fit_are_named(tmp_path):
 def test_a_frozen_encoder_is_not_pretrained(tmp_path):
   config = settings(tmp_path, tower())
   record = convert.encoder_config(convert.clip(config.source, config))
-  method = METHODS['clip_frozen'](record, 16, 1)
   run = pretrain.get_config('test')
   run.steps, run.monitor.probe_images = 2, 0
-  run.method = 'clip_frozen'
-  dataset = data.open_dataset(run.data.path)
-  rows = data.pretraining_rows(dataset, 'grouped')
+  run.method, run.model, run.input = 'clip_frozen', record.model, record.input
   with pytest.raises(ValueError, match='converted by.*--config.method'):
-    train.fit(method, run, dataset, rows, {}, {}, str(tmp_path / 'pretrain'))
+    train.run(run, str(tmp_path / 'pretrain'))
 
 
 def test_both_layouts_give_the_same_variables():

@@ -1,6 +1,7 @@
 """Encoders side by side on folds of groups, on a fake encoder."""
 
 import csv
+import dataclasses
 import json
 import os
 from types import MappingProxyType
@@ -174,7 +175,9 @@ def test_a_stopped_run_goes_on_from_its_features(alone, tmp_path, monkeypatch):
 
 def test_an_encoder_that_had_labels_is_refused(ds, monkeypatch):
   taught = fake_encoder(ds)
-  method = taught.method._replace(facts=MappingProxyType({'supervised': True}))
+  method = dataclasses.replace(
+    taught.method, facts=MappingProxyType({'supervised': True})
+  )
   monkeypatch.setattr(
     encoders, 'load_encoder', lambda *_: taught._replace(method=method)
   )

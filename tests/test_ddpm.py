@@ -1,10 +1,13 @@
+from flax import linen as nn
 import jax
 import jax.numpy as jnp
+from ml_collections import ConfigDict
 import numpy as np
 import pytest
 
 from configs import pretrain
 from micdiffrep_jax.methods import ddpm
+from micdiffrep_jax.models.backbones import BACKBONES, Backbone
 
 
 @pytest.fixture(scope='module')
@@ -68,3 +71,51 @@ def test_samples_are_images(method, state):
   )
   assert images.shape == (2, 16, 16, 1)
   assert float(jnp.abs(images).max()) <= 1
+
+
+class _Two(nn.Module):
+  """Two convolutions, a tap after each."""
+
+  width: int
+
+  @nn.compact
+  def __call__(self, x, t, *, train=False):
+    low = nn.Conv(self.width, (3, 3), name='low')(x)
+    high = nn.Conv(x.shape[-1], (3, 3), name='high')(low)
+    return high, {'low': low, 'high': high}
+
+
+def test_another_denoiser_is_an_entry_of_the_table(monkeypatch):
+  two = Backbone(
+    lambda fields, size_px, channels: _Two(**fields),
+    lambda model: ('low',),
+    lambda model: ('high',),
+  )
+  monkeypatch.setitem(BACKBONES, 'two', two)
+  config = pretrain.get_config('test')
+  config.model = ConfigDict({'name': 'two', 'width': 4})
+  method = ddpm.make(config, 16, 1)
+  assert method.layers == ('low', 'high')
+  assert (method.decoder, method.output) == (('high',), 'low')
+  params, extra = method.init(jax.random.key(0))
+  images = np.zeros((2, 16, 16, 1), np.uint8)
+  batch = {'image': images}
+  loss, _ = method.loss(params, extra, batch, jax.random.key(1))
+  assert np.isfinite(loss)
+  keys = jax.random.split(jax.random.key(2), 2)
+  taps = method.features(method.frozen(params, extra), images, keys, 3)
+  assert taps['low'].shape == (2, 16, 16, 4)
+  assert taps['high'].shape == (2, 16, 16, 1)
+
+
+def test_an_unknown_denoiser_is_refused():
+  config = pretrain.get_config('test')
+  config.model.name = 'vnet'
+  with pytest.raises(ValueError, match=r"'unet'.*--config.model.name"):
+    ddpm.make(config, 16, 1)
+
+
+def test_the_decoder_of_a_unet_is_what_follows_its_middle(method):
+  assert method.output == 'mid'
+  middle = method.layers.index('mid')
+  assert method.decoder == method.layers[middle + 1 :]

@@ -105,7 +105,7 @@ def test_taps_are_those_of_the_network_on_the_noised_image(encoder, phantom):
   from micdiffrep_jax.run.keys import stream
 
   rows = np.arange(8)
-  process, apply, _ = ddpm.denoiser(encoder.config, 16)
+  process, apply, _ = ddpm.denoiser(encoder.config, 16, 1)
   images = phantom.images[rows]
   key = jax.random.fold_in(stream(jax.random.key(0), 'features'), 0)
   x0 = jnp.asarray(images, jnp.float32) / 127.5 - 1
@@ -157,3 +157,10 @@ def test_configs_survive_json():
   assert back.to_dict() == config.to_dict()
   assert back.model.attention == (14, 7)
   assert back.is_locked
+
+
+def test_a_stored_denoiser_without_a_name_is_a_unet():
+  record = {'method': 'ddpm', 'model': {'channels': 8}}
+  assert encoders.config_from_json(record).model.name == 'unet'
+  other = {'method': 'mae', 'model': {'width': 8}}
+  assert 'name' not in encoders.config_from_json(other).model

@@ -4,13 +4,12 @@ import numpy as np
 import pytest
 
 from micdiffrep_jax.diffusion import inversion
-from micdiffrep_jax.diffusion.plans import make_plan
 from micdiffrep_jax.diffusion.process import (
   alpha_sigma,
   make_diffusion,
   training_target,
 )
-from micdiffrep_jax.diffusion.samplers import follow, single
+from micdiffrep_jax.diffusion.samplers import follow, make_plan, single
 
 M, S = 0.2, 0.3
 

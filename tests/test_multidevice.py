@@ -1,5 +1,6 @@
 """The same numbers on any number of devices, however the state is split."""
 
+import dataclasses
 import functools
 import importlib.util
 import json
@@ -229,8 +230,8 @@ def test_the_rows_of_a_process_lie_together_in_the_mesh(monkeypatch):
 
 def toy_run(tmp_path, monkeypatch, watch=None, **overrides):
   """A run of the linear method on four pixels, validated by `watch`."""
-  method = linear_method()._replace(
-    init=lambda key: ({'w': jnp.full(256, 1e-5)}, {})
+  method = dataclasses.replace(
+    linear_method(), init=lambda key: ({'w': jnp.full(256, 1e-5)}, {})
   )
   monkeypatch.setitem(METHODS, 'toy', lambda config, size, channels: method)
   watch = watch or (lambda state, step: {'val_loss': 1.0})

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from scipy import linalg
 
-from micdiffrep_jax.generate import quality
+from micdiffrep_jax.generate import assess
 
 
 def _draw(seed, n=400, d=6, mean=0.0, scale=1.0):
@@ -13,8 +13,8 @@ def test_frechet_distance_of_known_gaussians():
   # For d independent features: sum (m1 - m2)^2 + (s1 - s2)^2.
   a, b = _draw(0, 50_000), _draw(1, 50_000, mean=0.5, scale=2.0)
   want = 6 * (0.5**2 + (2 - 1) ** 2)
-  assert quality.frechet_distance(a, b) == pytest.approx(want, rel=0.03)
-  shifted = quality.frechet_distance(a, a + 3.0)
+  assert assess.frechet_distance(a, b) == pytest.approx(want, rel=0.03)
+  shifted = assess.frechet_distance(a, a + 3.0)
   assert shifted == pytest.approx(6 * 9.0, rel=1e-9)
 
 
@@ -25,13 +25,13 @@ def test_frechet_distance_equals_the_matrix_square_root_form():
   want = np.sum((a.mean(0) - b.mean(0)) ** 2) + np.trace(
     cov_a + cov_b - 2 * linalg.sqrtm(cov_a @ cov_b).real
   )
-  assert quality.frechet_distance(a, b) == pytest.approx(want, rel=1e-8)
+  assert assess.frechet_distance(a, b) == pytest.approx(want, rel=1e-8)
 
 
 def test_frechet_distance_of_fewer_images_than_features_is_sound():
   a = _draw(0, n=5, d=40)
-  assert quality.frechet_distance(a, a) == pytest.approx(0, abs=1e-6)
-  assert quality.frechet_distance(a, a[:, :1] * np.ones(40)) > 0
+  assert assess.frechet_distance(a, a) == pytest.approx(0, abs=1e-6)
+  assert assess.frechet_distance(a, a[:, :1] * np.ones(40)) > 0
 
 
 def test_kernel_distance_equals_its_double_sum():
@@ -45,12 +45,12 @@ def test_kernel_distance_equals_its_double_sum():
     + np.mean([k(b[i], b[j]) for i in range(5) for j in range(5) if i != j])
     - 2 * np.mean([k(x, y) for x in a for y in b])
   )
-  assert quality.kernel_distance(a, b) == pytest.approx(want, rel=1e-10)
+  assert assess.kernel_distance(a, b) == pytest.approx(want, rel=1e-10)
 
 
 def test_kernel_distance_is_unbiased():
   values = [
-    quality.kernel_distance(_draw(2 * s, 20), _draw(2 * s + 1, 20))
+    assess.kernel_distance(_draw(2 * s, 20), _draw(2 * s + 1, 20))
     for s in range(300)
   ]
   # Zero within four standard errors; the biased estimate is near 0.5.
@@ -63,34 +63,35 @@ def test_precision_and_recall_tell_dropped_modes_from_bad_images():
     [rng.normal(0, 0.1, (50, 2)), rng.normal(9, 0.1, (50, 2))]
   )
   one_mode = rng.normal(0, 0.03, (60, 2))
-  precision, recall = quality.precision_recall(real, one_mode)
+  precision, recall = assess.precision_recall(real, one_mode)
   assert precision == 1
   assert recall <= 0.5
   far = rng.normal(40, 0.1, (60, 2))
-  assert quality.precision_recall(real, far) == (0, 0)
-  assert quality.precision_recall(real, real) == (1, 1)
+  assert assess.precision_recall(real, far) == (0, 0)
+  assert assess.precision_recall(real, real) == (1, 1)
 
 
 def test_radius_is_the_kth_neighbour_without_the_image_itself():
   real = np.array([[0.0], [1.0], [3.0], [7.0]])
   # k = 1 radii: 1, 1, 2, 4; so 2.0 to 5.0 around 3, 3.0 to 11.0 around 7.
   generated = np.array([[-1.0], [-1.1], [2.5], [11.0], [11.1]])
-  precision, _ = quality.precision_recall(real, generated, k=1)
+  precision, _ = assess.precision_recall(real, generated, k=1)
   assert precision == pytest.approx(3 / 5)
 
 
 def test_compare_puts_real_images_at_the_floor():
   train, val = _draw(0, 300), _draw(1, 200)
-  found = quality.compare(_draw(2, 100, mean=1.0), val, train)
-  assert found['images'] == {'generated': 100, 'val': 200, 'floor': 100}
+  found = assess.compare(_draw(2, 100, mean=1.0), val, train)
+  assert found.images == {'generated': 100, 'val': 200, 'floor': 100}
   for name in ('frechet_distance', 'kernel_distance'):
-    assert found['generated'][name] > 3 * abs(found['floor'][name])
-  assert found['floor']['precision'] > 0.8 > found['generated']['recall']
+    floor = abs(getattr(found.floor, name))
+    assert getattr(found.generated, name) > 3 * floor
+  assert found.floor.precision > 0.8 > found.generated.recall
 
 
 def test_nearest_equals_brute_force_over_blocks():
   queries, train = _draw(0, 30, 8), _draw(1, 95, 8)
-  found = quality.nearest(queries, [train[:40], train[40:41], train[41:]])
+  found = assess.nearest(queries, [train[:40], train[40:41], train[41:]])
   distance = np.sqrt(((queries[:, None] - train[None]) ** 2).mean(-1))
   np.testing.assert_array_equal(found.row, distance.argmin(1))
   np.testing.assert_allclose(found.distance, distance.min(1), rtol=1e-5)
@@ -98,7 +99,7 @@ def test_nearest_equals_brute_force_over_blocks():
 
 def test_an_exact_copy_is_at_distance_zero():
   train = np.random.default_rng(0).uniform(0, 1, (50, 3000)).astype('f4')
-  found = quality.nearest(train[[7, 31]], [train[:20], train[20:]])
+  found = assess.nearest(train[[7, 31]], [train[:20], train[20:]])
   assert found.row.tolist() == [7, 31]
   assert found.distance.tolist() == [0, 0]
 
@@ -106,28 +107,28 @@ def test_an_exact_copy_is_at_distance_zero():
 def test_copies_are_called_out_and_new_images_are_not():
   rng = np.random.default_rng(0)
   train, val = rng.normal(size=(400, 20)), rng.normal(size=(300, 20))
-  val_distance = quality.nearest(val, [train]).distance
+  val_distance = assess.nearest(val, [train]).distance
 
   def share(samples):
-    found = quality.nearest(samples, [train]).distance
-    return quality.memorisation(found, val_distance, 5.0, 0.15)
+    found = assess.nearest(samples, [train]).distance
+    return assess.memorisation(found, val_distance, 5.0, 0.15)
 
   new = share(rng.normal(size=(300, 20)))
-  assert not new['warning']
+  assert not new.warning
   # 5 % expected; four standard errors of a share of 300.
-  assert abs(new['share_close'] - 0.05) < 4 * np.sqrt(0.05 * 0.95 / 300)
+  assert abs(new.share_close - 0.05) < 4 * np.sqrt(0.05 * 0.95 / 300)
   half = np.concatenate([train[:150] + 0.01, rng.normal(size=(150, 20))])
   copied = share(half)
-  assert copied['warning']
-  assert copied['share_close'] > 0.5
+  assert copied.warning
+  assert copied.share_close > 0.5
 
 
 def test_what_cannot_be_compared_raises():
   with pytest.raises(ValueError, match=r'\(400, 6\) and \(400, 5\)'):
-    quality.frechet_distance(_draw(0), _draw(0, d=5))
+    assess.frechet_distance(_draw(0), _draw(0, d=5))
   with pytest.raises(ValueError, match='at least 4'):
-    quality.precision_recall(_draw(0), _draw(0, n=3))
+    assess.precision_recall(_draw(0), _draw(0, n=3))
   with pytest.raises(ValueError, match='no training images'):
-    quality.nearest(_draw(0), [])
+    assess.nearest(_draw(0), [])
   with pytest.raises(ValueError, match='percentile=0'):
-    quality.memorisation(np.ones(2), np.ones(2), 0, 0.1)
+    assess.memorisation(np.ones(2), np.ones(2), 0, 0.1)

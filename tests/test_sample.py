@@ -17,7 +17,7 @@ from micdiffrep_jax.data import dataset as data
 from micdiffrep_jax.data import store
 from micdiffrep_jax.diffusion.process import alpha_sigma, make_diffusion
 from micdiffrep_jax.encoders import encoder as encoders
-from micdiffrep_jax.generate import generate, sample
+from micdiffrep_jax.generate import sample
 from micdiffrep_jax.methods import Method, ddpm
 from micdiffrep_jax.methods.base import to_float
 from micdiffrep_jax.run import log
@@ -74,8 +74,17 @@ def model(monkeypatch):
   """Puts the stand-in in place; returns set_bank(rows)."""
   ds = _dataset()
   state = {'bank': TRAIN}
-  rest = (_features, _validate, lambda *_: None, ('mid',), 100)
-  method = Method(*[None] * 4, *rest)
+  method = Method(
+    init=None,
+    loss=None,
+    after=None,
+    frozen=None,
+    features=_features,
+    validate=_validate,
+    sample=lambda *_: None,
+    layers=('mid',),
+    timesteps=100,
+  )
   info = {
     'size_px': SIZE,
     'channels': 1,
@@ -181,12 +190,10 @@ def test_files_are_complete_and_agree(model, tmp_path):
 def test_an_image_is_the_same_for_any_batch_size_and_count(model):
   encoder, denoiser = encoders.load_encoder('', None), ddpm.denoiser()
   keep = {'sampler.name': 'ddim', 'sampler.eta': 0.5}
-  a, _, _ = generate.draw(
-    _config(images=18, batch_size=8, **keep), encoder, denoiser, 25
-  )
-  b, _, _ = generate.draw(
-    _config(images=20, batch_size=16, **keep), encoder, denoiser, 25
-  )
+  few = sample.request(_config(images=18, batch_size=8, **keep))
+  more = sample.request(_config(images=20, batch_size=16, **keep))
+  a = sample.draw(few, encoder, denoiser, 25).images
+  b = sample.draw(more, encoder, denoiser, 25).images
   # Rounding to bytes may fall the other way for the last bit of a float.
   assert np.abs(a.astype(int) - b[:18]).max() <= 1
   assert len(np.unique(b, axis=0)) > 1
@@ -196,9 +203,9 @@ def test_the_same_run_does_not_draw_again(model, tmp_path, monkeypatch):
   first = sample.run(_config(), str(tmp_path))
   draws = []
   monkeypatch.setattr(
-    generate,
+    sample,
     'draw',
-    lambda *a, real=generate.draw: draws.append(1) or real(*a),
+    lambda *a, real=sample.draw: draws.append(1) or real(*a),
   )
   again = sample.run(_config(), str(tmp_path))
   assert not draws
@@ -238,6 +245,6 @@ def test_external_features_are_compared_too(model, tmp_path):
 def test_what_cannot_be_done_raises_before_anything_is_drawn(
   model, tmp_path, monkeypatch, changes, message
 ):
-  monkeypatch.setattr(generate, 'draw', None)
+  monkeypatch.setattr(sample, 'draw', None)
   with pytest.raises(ValueError, match=message):
     sample.run(_config(**changes), str(tmp_path))

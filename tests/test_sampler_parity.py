@@ -7,13 +7,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from micdiffrep_jax.diffusion.plans import make_plan, step
 from micdiffrep_jax.diffusion.process import (
   alpha_sigma,
   make_diffusion,
   predict,
   training_target,
 )
+from micdiffrep_jax.diffusion.samplers import make_plan, step
 
 pytestmark = pytest.mark.needs('torch', 'diffusers')
 TARGETS = ('eps', 'x0', 'v')

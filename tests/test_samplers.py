@@ -9,13 +9,18 @@ from jax.sharding import NamedSharding, PartitionSpec
 import numpy as np
 import pytest
 
-from micdiffrep_jax.diffusion.plans import make_plan, spread
 from micdiffrep_jax.diffusion.process import (
   alpha_sigma,
   make_diffusion,
   training_target,
 )
-from micdiffrep_jax.diffusion.samplers import image_keys, make_sampler, sample
+from micdiffrep_jax.diffusion.samplers import (
+  image_keys,
+  make_plan,
+  make_sampler,
+  sample,
+  spread,
+)
 from micdiffrep_jax.run.devices import make_mesh
 
 TARGETS = ('eps', 'x0', 'v')

@@ -1,6 +1,8 @@
+import dataclasses
 import json
 import os
 import signal
+import types
 
 import jax
 import jax.numpy as jnp
@@ -16,7 +18,7 @@ from micdiffrep_jax.encoders.encoder import load_encoder
 from micdiffrep_jax.methods import Method
 from micdiffrep_jax.pretrain import checks, train
 from micdiffrep_jax.pretrain.state import make_state, make_step
-from micdiffrep_jax.run import checkpoint
+from micdiffrep_jax.run import checkpoint, files
 
 
 def linear_method():
@@ -187,7 +189,8 @@ def test_side_arrays_travel_with_their_images(tmp_path, monkeypatch):
     wrong = jnp.sum(total != batch['brightness']).astype(jnp.float32)
     return wrong + jnp.sum(params['w']), (extra, {'loss': wrong, 'twice': 2.0})
 
-  method = linear_method()._replace(
+  method = dataclasses.replace(
+    linear_method(),
     loss=loss,
     metrics=('loss', 'twice'),
     side=lambda found: {'brightness': brightness.astype(np.int32)},
@@ -207,6 +210,19 @@ def test_changed_settings_are_named_and_refused(uninterrupted):
   assert 'config.optim.lr: 0.001 -> 0.002' in str(e.value)
   assert 'config.model.dropout: 0.0 -> 0.1' in str(e.value)
   train.run(tiny_config(log_every=3), workdir)  # harmless
+
+
+def test_a_run_whose_config_names_no_network_goes_on(monkeypatch):
+  now = {'config': files.plain(tiny_config()), 'info': {'fingerprint': 'a'}}
+  saved = json.loads(json.dumps(now))
+  del saved['config']['model']['name']
+  saved['info']['images_seen'] = 16
+  monkeypatch.setattr(train, 'read_metadata', lambda *_: saved)
+  kept = types.SimpleNamespace(
+    latest=1, directory='', restore=lambda abstract: 'restored'
+  )
+  program = train.Program(None, None, None)
+  assert train.begin(kept, program, None, now, False) == 'restored'
 
 
 def test_changed_data_is_named():
@@ -273,8 +289,8 @@ def test_a_tiny_unet_overfits_one_batch():
   batch = {'image': np.repeat(ds.images[np.array([0])], 16, axis=0)}
 
   # The same noise at every step: nothing but memory is asked for.
-  fixed = method._replace(
-    loss=lambda p, e, b, key: method.loss(p, e, b, jax.random.key(7))
+  fixed = dataclasses.replace(
+    method, loss=lambda p, e, b, key: method.loss(p, e, b, jax.random.key(7))
   )
   state = make_state(fixed, tx, jax.random.key(0))
   step = jax.jit(make_step(fixed, tx))

@@ -1,3 +1,4 @@
+import dataclasses
 import json
 import os
 import shutil
@@ -134,7 +135,7 @@ def test_a_fall_of_the_rank_below_its_first_value_is_warned_of(
         for k, v in taps.items()
       }
 
-    return method._replace(features=flat)
+    return dataclasses.replace(method, features=flat)
 
   warnings = []
   monkeypatch.setitem(METHODS, 'byol', collapsed)

@@ -4,8 +4,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from micdiffrep_jax.models.unet import UNet, check_unet, tap_names
-from micdiffrep_jax.models.unet_blocks import Grow, time_embedding
+from micdiffrep_jax.models.unet import (
+  Grow,
+  UNet,
+  check_unet,
+  decoder_taps,
+  encoder_taps,
+  time_embedding,
+)
 
 TINY = dict(channels=8, multipliers=(1, 2), blocks=1, attention=(4,), groups=4)
 
@@ -32,7 +38,9 @@ def test_taps_carry_their_names_and_resolutions():
   x, t = jnp.zeros((2, 8, 8, 1)), jnp.zeros((2,), jnp.int32)
   output, taps = jax.eval_shape(model.apply, variables, x, t)
   assert output.shape == x.shape
-  assert set(taps) == set(tap_names(2, 1))
+  assert set(taps) == {*encoder_taps(model), *decoder_taps(model)}
+  assert encoder_taps(model) == ('down0_0', 'down1_0', 'mid')
+  assert decoder_taps(model) == ('up1_0', 'up1_1', 'up0_0', 'up0_1')
   assert taps['down0_0'].shape == (2, 8, 8, 8)
   assert taps['mid'].shape == (2, 4, 4, 16)
   assert taps['up0_1'].shape == (2, 8, 8, 8)
@@ -58,7 +66,7 @@ def test_taps_ignore_layers_above(perturbed):
   model, variables, x, t = perturbed
   apply = jax.jit(model.apply)
   before = apply(variables, x, t)[1]
-  names = tap_names(2, 1)
+  names = (*encoder_taps(model), *decoder_taps(model))
   changed = jax.tree.map(lambda v: v, variables)
   changed['params']['up1_0'] = jax.tree.map(
     lambda v: v + 1.0, variables['params']['up1_0']

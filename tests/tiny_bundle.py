@@ -20,6 +20,7 @@ def config() -> ConfigDict:
       'method': 'ddpm',
       'ema_decay': 0.9,
       'model': {
+        'name': 'unet',
         'channels': 4,
         'multipliers': (1, 1),
         'blocks': 1,

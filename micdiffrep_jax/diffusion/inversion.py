@@ -3,18 +3,24 @@
 Dimension letters: b batch, h w pixels, c channels, k images on the way.
 """
 
-from collections.abc import Callable
-
 import jax
 from jax import lax
 import jax.numpy as jnp
 import numpy as np
 
-from micdiffrep_jax.diffusion.plans import Plan, make_plan, spread
-from micdiffrep_jax.diffusion.process import Diffusion, predict, q_sample
-from micdiffrep_jax.diffusion.samplers import follow, single
-
-Denoise = Callable[[jax.Array, jax.Array], jax.Array]
+from micdiffrep_jax.diffusion.process import (
+  Denoise,
+  Diffusion,
+  predict,
+  q_sample,
+)
+from micdiffrep_jax.diffusion.samplers import (
+  Plan,
+  follow,
+  make_plan,
+  single,
+  spread,
+)
 
 
 def invert(
@@ -41,11 +47,11 @@ def invert(
     np.float32(np.sqrt(1 - ab) - np.sqrt(ab / ab_before * (1 - ab_before))),
   )
 
-  def body(x, row):
-    number, of_x, of_eps = row
-    t = jnp.full(x.shape[:1], number, jnp.int32)
+  def body(x: jax.Array, row: tuple) -> tuple[jax.Array, None]:
+    step, of_x, of_eps = row
+    t = jnp.full(x.shape[:1], step, jnp.int32)
 
-    def solve(_, x_next):
+    def solve(_: jax.Array, x_next: jax.Array) -> jax.Array:
       _, eps = predict(d, denoise(x_next, t), x_next, t, clip)
       return of_x * x + of_eps * eps
 
@@ -54,7 +60,9 @@ def invert(
   return lax.scan(body, images, rows)[0]
 
 
-def slerp(a: jax.Array, b: jax.Array, weight) -> jax.Array:
+def slerp(
+  a: jax.Array, b: jax.Array, weight: jax.typing.ArrayLike
+) -> jax.Array:
   """From a (weight 0) to b (weight 1) along the sphere, image by image.
 
   a, b (b, h, w, c); weight () in [0, 1]. Between two noises a straight line
@@ -62,7 +70,7 @@ def slerp(a: jax.Array, b: jax.Array, weight) -> jax.Array:
   """
   axes = (1, 2, 3)
 
-  def norm(x):
+  def norm(x: jax.Array) -> jax.Array:
     return jnp.sqrt(jnp.sum(x**2, axes, keepdims=True))
 
   cosine = jnp.sum(a * b, axes, keepdims=True) / (norm(a) * norm(b))

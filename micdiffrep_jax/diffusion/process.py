@@ -4,13 +4,18 @@ Dimension letters: b batch, h w pixels, c channels, T steps. One convention for
 t everywhere: an integer in [0, T), 0 the least noise, T - 1 the most.
 """
 
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from micdiffrep_jax.run.checks import lookup
+from micdiffrep_jax.run.checks import lookup, one_of
+
+# x_t (b, h, w, c), t (b,) int32 -> what the network puts out, like x_t.
+Denoise = Callable[[jax.Array, jax.Array], jax.Array]
+_Pair = tuple[jax.Array, jax.Array]
 
 
 class Diffusion(NamedTuple):
@@ -75,7 +80,9 @@ def make_diffusion(
   return Diffusion(alpha_bar, target)
 
 
-def check_timesteps(timesteps, total: int, flag: str = '') -> None:
+def check_timesteps(
+  timesteps: int | Sequence[int], total: int, flag: str = ''
+) -> None:
   """Raises ValueError for a t outside [0, total), which JAX would clamp."""
   wrong = [int(t) for t in np.ravel(timesteps) if not 0 <= t < total]
   if wrong:
@@ -125,15 +132,21 @@ def training_target(
   return {'eps': eps, 'x0': x0, 'v': alpha * eps - sigma * x0}[d.target]
 
 
-def _from_eps(eps, x_t, alpha, sigma):
+def _from_eps(
+  eps: jax.Array, x_t: jax.Array, alpha: jax.Array, sigma: jax.Array
+) -> _Pair:
   return (x_t - sigma * eps) / alpha, eps
 
 
-def _from_x0(x0, x_t, alpha, sigma):
+def _from_x0(
+  x0: jax.Array, x_t: jax.Array, alpha: jax.Array, sigma: jax.Array
+) -> _Pair:
   return x0, (x_t - alpha * x0) / sigma
 
 
-def _from_v(v, x_t, alpha, sigma):
+def _from_v(
+  v: jax.Array, x_t: jax.Array, alpha: jax.Array, sigma: jax.Array
+) -> _Pair:
   return alpha * x_t - sigma * v, sigma * x_t + alpha * v
 
 
@@ -170,12 +183,8 @@ def loss_weight(
   2023, section 3.4); note that it plays down exactly the low t that features
   are read at. Raises ValueError for another name.
   """
-  lookup(
-    {'none': 0, 'min_snr': 0},
-    weighting,
-    'loss weighting',
-    '--config.diffusion.weighting',
-  )
+  flag = '--config.diffusion.weighting'
+  one_of(('none', 'min_snr'), weighting, 'loss weighting', flag)
   if weighting == 'none':
     return jnp.ones(t.shape, jnp.float32)
   snr = d.alpha_bar / (1 - d.alpha_bar)

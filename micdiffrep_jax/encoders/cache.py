@@ -22,7 +22,7 @@ from micdiffrep_jax.data.dataset import Dataset
 from micdiffrep_jax.encoders import encoder as encoders
 from micdiffrep_jax.encoders import features
 from micdiffrep_jax.heads.matrix import pool
-from micdiffrep_jax.methods import augment
+from micdiffrep_jax.methods import views as changes
 from micdiffrep_jax.methods.base import to_float
 from micdiffrep_jax.run import files, log
 from micdiffrep_jax.run.keys import stream
@@ -51,13 +51,13 @@ class Views(NamedTuple):
 def make_view_fn(
   method: Any, layers: tuple[str, ...], grid: int, config: ConfigDict
 ) -> Callable:
-  """As features.make_feature_fn, of images augmented by a policy of augment.py.
+  """As features.make_feature_fn, of images augmented by views.augment.
 
   What is drawn for an image depends on its seed and the key alone.
   """
 
   def one(key, image):
-    x = augment.augment(stream(key, 'view'), to_float(image)[None], config)[0]
+    x = changes.augment(stream(key, 'view'), to_float(image)[None], config)[0]
     # Back to bytes, so that a view is what a file could have held.
     return jnp.round((x + 1.0) * 127.5).astype(jnp.uint8)
 

@@ -1,4 +1,4 @@
-"""OpenAI's names of CLIP's ResNets -> the variables of models/clip_resnet.py.
+"""OpenAI's names of CLIP's ResNets -> the variables of models/resnet.py.
 
 Names are those of its .pt files: visual.conv1, visual.layer1.0.bn1, ...; the
 numbers of blocks, widths and the input size follow from the tensors.
@@ -8,7 +8,7 @@ from typing import Any
 
 from micdiffrep_jax.encoders import torch_layers as layers
 from micdiffrep_jax.encoders.torch_layers import State, Tree
-from micdiffrep_jax.models.clip_resnet import SHRINKS
+from micdiffrep_jax.models.resnet import CLIP_SHRINKS
 
 _LAYER = 'visual.layer'
 
@@ -19,7 +19,7 @@ def holds(state: State) -> bool:
 
 
 def convert(state: State, heads: int) -> tuple[dict[str, Any], int, Tree]:
-  """Returns the fields of methods/frozen.py, the input size, the variables.
+  """Returns the fields of methods/external.py, the input size, the variables.
 
   heads: of the pooling attention; 0 for one per 64 features. Raises KeyError
   for a tensor that is missing.
@@ -59,7 +59,7 @@ def convert(state: State, heads: int) -> tuple[dict[str, Any], int, Tree]:
     'out': params['pool']['out']['kernel'].shape[1],
   }
   side = round((len(positions) - 1) ** 0.5)
-  return model, side * SHRINKS, {'params': params, 'batch_stats': stats}
+  return model, side * CLIP_SHRINKS, {'params': params, 'batch_stats': stats}
 
 
 def _blocks(state: State) -> tuple[int, ...]:

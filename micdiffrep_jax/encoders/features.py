@@ -19,7 +19,7 @@ from micdiffrep_jax.data.dataset import Dataset
 from micdiffrep_jax.diffusion.process import check_timesteps
 from micdiffrep_jax.encoders.encoder import Encoder
 from micdiffrep_jax.heads import head_file
-from micdiffrep_jax.methods import Method
+from micdiffrep_jax.methods import Reader
 from micdiffrep_jax.run import devices, log
 from micdiffrep_jax.run.checks import lookup
 from micdiffrep_jax.run.keys import stream
@@ -27,7 +27,7 @@ from micdiffrep_jax.scores import calibration
 
 
 def check_request(
-  method: Method, layers: Sequence[str], timesteps: Sequence[int]
+  method: Reader, layers: Sequence[str], timesteps: Sequence[int]
 ) -> tuple[str, ...]:
   """Returns the layers asked for, () meaning all.
 
@@ -75,7 +75,7 @@ def image_keys(key: jax.Array, seeds: jax.Array) -> jax.Array:
 
 
 def make_feature_fn(
-  method: Method, layers: tuple[str, ...], grid: int
+  method: Reader, layers: tuple[str, ...], grid: int
 ) -> Callable:
   """Compiles (variables, images, seeds, key, t) -> {layer: (b, g, g, d)}.
 

@@ -1,10 +1,13 @@
 """Generated images against the real ones: copies, quality, loss by timestep.
 
+Every number of quality holds in the feature space it was worked out in, and
+depends on the number of images; compare it with the same number for real ones.
 Dimension letters: n m images, h w pixels, c channels, d features.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 import csv
+import dataclasses
 import io
 from typing import Any, NamedTuple
 
@@ -17,7 +20,7 @@ from micdiffrep_jax.data import dataset as data
 from micdiffrep_jax.draw import grids
 from micdiffrep_jax.encoders import encoder as encoders
 from micdiffrep_jax.encoders import features
-from micdiffrep_jax.generate import quality
+from micdiffrep_jax.methods import Method
 from micdiffrep_jax.run import devices, log
 from micdiffrep_jax.run.keys import stream
 
@@ -30,6 +33,283 @@ class Real(NamedTuple):
   dataset: data.Dataset
   train: np.ndarray  # (m,) all that the model was trained on
   val: np.ndarray  # (m,)
+
+
+class FeatureSets(NamedTuple):
+  """Features (., d) of three sets of images, from one feature space."""
+
+  generated: np.ndarray
+  val: np.ndarray
+  train: np.ndarray
+
+
+class Space(NamedTuple):
+  """Frozen features of the model itself; train_rows are those of sets.train."""
+
+  name: str
+  sets: FeatureSets
+  train_rows: np.ndarray
+
+
+@dataclasses.dataclass(frozen=True)
+class Scores:
+  """How like the validation images a set of images is."""
+
+  frechet_distance: float
+  kernel_distance: float
+  precision: float
+  recall: float
+
+
+@dataclasses.dataclass(frozen=True)
+class Comparison:
+  """The scores of generated images, and of as many real ones: the floor.
+
+  Attributes:
+    features: the number of them.
+    images: how many there are in each of the sets generated, val and floor.
+    generated: scores of the generated images.
+    floor: scores of training images: no generator can be asked for more.
+  """
+
+  features: int
+  images: dict[str, int]
+  generated: Scores
+  floor: Scores
+
+  def to_json(self) -> dict[str, Any]:
+    """As it stands in results.json."""
+    return dataclasses.asdict(self)
+
+
+class Nearest(NamedTuple):
+  """The nearest reference of each query: distance (n,), row (n,) int64."""
+
+  distance: np.ndarray
+  row: np.ndarray
+
+
+@dataclasses.dataclass(frozen=True)
+class Memorisation:
+  """Whether samples lie closer to training images than unseen images do.
+
+  Attributes:
+    share_close: of samples closer than `threshold`.
+    share_expected: the same share of unseen images, by definition.
+    warn_share: the share above which `warning` is set.
+    warning: whether copies are likely.
+    threshold: a percentile of the distances of unseen images.
+    median_distance: of samples.
+    median_distance_val: of unseen images.
+    space: the name of the features; '' for pixels.
+  """
+
+  share_close: float
+  share_expected: float
+  warn_share: float
+  warning: bool
+  threshold: float
+  median_distance: float
+  median_distance_val: float
+  space: str = ''
+
+  def to_json(self) -> dict[str, Any]:
+    """As it stands in results.json."""
+    record = dataclasses.asdict(self)
+    return {k: v for k, v in record.items() if v != ''}
+
+
+class Copies(NamedTuple):
+  """The check for copies in one space, and each sample's nearest image."""
+
+  found: Memorisation
+  nearest: Nearest
+
+
+def _check(a: np.ndarray, b: np.ndarray, least: int) -> None:
+  if a.ndim != 2 or b.ndim != 2 or a.shape[1] != b.shape[1]:
+    raise ValueError(
+      f'Features of shapes {a.shape} and {b.shape} cannot be compared; both '
+      'must be (images, features) from one feature space.'
+    )
+  if min(len(a), len(b)) < least:
+    raise ValueError(
+      f'{len(a)} and {len(b)} images given; at least {least} of each are '
+      'needed. Set --config.images.'
+    )
+
+
+def frechet_distance(a: np.ndarray, b: np.ndarray) -> float:
+  """Frechet distance of two Gaussians fitted to a (n, d) and b (m, d).
+
+  On Inception features it is FID (Heusel et al. 2017). It is biased upward,
+  the more the fewer images: compare only equal n. Raises ValueError for shapes
+  that do not match.
+  """
+  _check(a, b, 2)
+  a, b = np.asarray(a, np.float64), np.asarray(b, np.float64)
+
+  def factor(x: np.ndarray) -> np.ndarray:
+    """F with F^T F = the covariance, at most (d, d)."""
+    root = np.sqrt(len(x) - 1)
+    return np.asarray(np.linalg.qr((x - x.mean(0)) / root, mode='r'))
+
+  f_a, f_b = factor(a), factor(b)
+  # tr sqrt(A B) is the sum of the singular values of F_a F_b^T: no root of a
+  # matrix, so fewer images than features, whose covariance is singular, do no
+  # harm.
+  cross = np.linalg.svd(f_a @ f_b.T, compute_uv=False).sum()
+  mean = np.sum((a.mean(0) - b.mean(0)) ** 2)
+  return float(mean + np.sum(f_a**2) + np.sum(f_b**2) - 2 * cross)
+
+
+def kernel_distance(a: np.ndarray, b: np.ndarray) -> float:
+  """Squared MMD of a (n, d) and b (m, d), kernel (x y / d + 1)^3, unbiased.
+
+  On Inception features it is KID (Binkowski et al. 2018). Unbiased, so it may
+  be a little below 0 for equal distributions.
+  """
+  _check(a, b, 2)
+  a, b = np.asarray(a, np.float64), np.asarray(b, np.float64)
+
+  def kernel(x: np.ndarray, y: np.ndarray) -> np.ndarray:
+    return (x @ y.T / x.shape[1] + 1) ** 3
+
+  def within(x: np.ndarray) -> float:
+    k = kernel(x, x)
+    return (k.sum() - np.trace(k)) / (len(x) * (len(x) - 1))
+
+  return float(within(a) + within(b) - 2 * kernel(a, b).mean())
+
+
+def squared_distances(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+  """Squared Euclidean distances (n, m) of rows of a and of b."""
+  cross = a @ b.T
+  square = np.sum(a**2, axis=1)[:, None] + np.sum(b**2, axis=1)[None]
+  return np.maximum(square - 2 * cross, 0)
+
+
+def precision_recall(
+  real: np.ndarray, generated: np.ndarray, k: int = 3
+) -> tuple[float, float]:
+  """Share of generated images on the real manifold, and the reverse.
+
+  A manifold is the union of balls around its images, each reaching to its k-th
+  neighbour (Kynkaanniemi et al. 2019). real (n, d), generated (m, d).
+  """
+  _check(real, generated, k + 1)
+  real = np.asarray(real, np.float64)
+  generated = np.asarray(generated, np.float64)
+
+  def radii(x: np.ndarray) -> np.ndarray:
+    # Index k, as the nearest of all is the image itself.
+    return np.partition(squared_distances(x, x), k, axis=1)[:, k]
+
+  between = squared_distances(real, generated)
+  precision = (between <= radii(real)[:, None]).any(axis=0).mean()
+  recall = (between <= radii(generated)[None]).any(axis=1).mean()
+  return float(precision), float(recall)
+
+
+def compare(
+  generated: np.ndarray, val: np.ndarray, train: np.ndarray
+) -> Comparison:
+  """Generated and training images, each against validation; features (., d).
+
+  Of `train` the same number as of `generated` is taken, evenly spread; features
+  are put on the scale of train's mean and deviation first.
+  """
+  mean, deviation = train.mean(0), train.std(0) + 1e-6
+  generated, val, train = (
+    (np.asarray(x, np.float64) - mean) / deviation
+    for x in (generated, val, train)
+  )
+  take = np.linspace(0, len(train) - 1, min(len(generated), len(train)))
+
+  def scores(x: np.ndarray) -> Scores:
+    return Scores(
+      frechet_distance(x, val),
+      kernel_distance(x, val),
+      *precision_recall(val, x),
+    )
+
+  counts = {'generated': len(generated), 'val': len(val), 'floor': len(take)}
+  return Comparison(
+    generated.shape[1],
+    counts,
+    scores(generated),
+    scores(train[take.astype(int)]),
+  )
+
+
+def nearest(queries: np.ndarray, blocks: Iterable[np.ndarray]) -> Nearest:
+  """Nearest neighbours among all blocks, rows counted through them.
+
+  queries (n, d); blocks of (m_i, d). The distance is the root mean square over
+  the d features, in float32; ties go to the lower row. Raises ValueError where
+  there are no references.
+  """
+  queries = np.asarray(queries, np.float32)
+  centre = queries.mean(0)  # smaller numbers: less is lost to cancellation
+  centred = queries - centre
+  best = np.full(len(queries), np.inf, np.float32)
+  row = np.zeros(len(queries), np.int64)
+  match = np.zeros_like(queries)
+  seen = 0
+  for block in blocks:
+    block = np.asarray(block, np.float32)
+    square = squared_distances(centred, block - centre)
+    at = square.argmin(axis=1)
+    found = square[np.arange(len(queries)), at]
+    better = found < best
+    best[better], row[better] = found[better], seen + at[better]
+    match[better] = block[at[better]]
+    seen += len(block)
+  if not seen:
+    raise ValueError('There are no training images to compare with.')
+  # Again and directly, so that the distance to an exact copy is exactly 0.
+  rms = np.sqrt(np.mean((queries - match) ** 2, axis=1))
+  return Nearest(rms, row)
+
+
+def check_memorisation(percentile: float, warn_share: float) -> None:
+  """Raises ValueError for what is no percentile or no share."""
+  if not 0 < percentile < 100 or not 0 <= warn_share <= 1:
+    raise ValueError(
+      f'percentile={percentile} must be in (0, 100) and '
+      f'warn_share={warn_share} in [0, 1]. '
+      'Set --config.memorisation.percentile and .warn_share.'
+    )
+
+
+def memorisation(
+  sample: np.ndarray,
+  val: np.ndarray,
+  percentile: float,
+  warn_share: float,
+  space: str = '',
+) -> Memorisation:
+  """Whether samples lie closer to training images than unseen images do.
+
+  sample (n,), val (m,): distances to the nearest training image. A sample is
+  called close where its distance is under the given percentile (0 to 100) of
+  val's: of unseen images that is the share percentile / 100 by definition, so
+  a larger share of samples speaks for copies. Blurred samples are close in
+  pixels without being copies: look at the figure.
+  """
+  check_memorisation(percentile, warn_share)
+  threshold = float(np.percentile(val, percentile))
+  share = float(np.mean(sample < threshold))
+  return Memorisation(
+    share_close=share,
+    share_expected=percentile / 100,
+    warn_share=warn_share,
+    warning=share > warn_share,
+    threshold=threshold,
+    median_distance=float(np.median(sample)),
+    median_distance_val=float(np.median(val)),
+    space=space,
+  )
 
 
 def evenly(rows: np.ndarray, count: int) -> np.ndarray:
@@ -50,22 +330,22 @@ def _blocks(real: Real) -> Iterator[np.ndarray]:
     yield _pixels(real.dataset.images[real.train[start : start + _BLOCK]])
 
 
-def feature_sets(
+def feature_space(
   encoder: encoders.Encoder,
   real: Real,
   generated: np.ndarray,
   config: ConfigDict,
   batch_size: int,
-) -> tuple[str, dict[str, np.ndarray]]:
-  """The space's name and features (., d) of generated, val and train images.
+) -> Space:
+  """Features of generated (n, h, w, c) uint8, validation and training images.
 
   config: the sub-config `features`. Averaged over the image and put on the
   scale of the training images.
   """
-  layer = config.layer
+  layer, rows = config.layer, evenly(real.train, config.train_images)
   feature_fn = features.make_feature_fn(encoder.method, (layer,), 1)
 
-  def extract(dataset, rows, desc):
+  def extract(dataset: data.Dataset, rows: np.ndarray, desc: str) -> np.ndarray:
     found = features.extract(
       encoder,
       dataset,
@@ -80,80 +360,67 @@ def feature_sets(
     return found[layer].reshape(len(rows), -1).astype(np.float32)
 
   drawn = real.dataset._replace(path='samples', images=generated)
-  train = extract(real.dataset, real.train, 'training images')
-  sets = {
-    'generated': extract(drawn, np.arange(len(generated)), 'samples'),
-    'val': extract(real.dataset, real.val, 'validation images'),
-    'train': train,
-  }
+  train = extract(real.dataset, rows, 'training images')
   mean, deviation = train.mean(0), train.std(0) + 1e-6
-  name = f'{layer} at t = {config.timestep}'
-  return name, {k: (x - mean) / deviation for k, x in sets.items()}
+  sets = FeatureSets(
+    (extract(drawn, np.arange(len(generated)), 'samples') - mean) / deviation,
+    (extract(real.dataset, real.val, 'validation images') - mean) / deviation,
+    (train - mean) / deviation,
+  )
+  return Space(f'{layer} at t = {config.timestep}', sets, rows)
 
 
-def memorisation(
+def find_copies(
   real: Real,
   generated: np.ndarray,
-  name: str,
-  sets: dict[str, np.ndarray],
-  train: np.ndarray,
-  config: ConfigDict,
-) -> tuple[dict[str, Any], dict[str, quality.Nearest]]:
-  """The check of quality.memorisation in pixels and in frozen features.
+  space: Space,
+  percentile: float,
+  warn_share: float,
+) -> dict[str, Copies]:
+  """The check for copies in pixels and in frozen features; warns of them.
 
-  generated (n, h, w, c) uint8; `name` and `sets` from feature_sets, `train`
-  the rows of its training images. Distances are root mean squares: of pixels
-  as shares of the full range, of features in standard deviations. Returns the
-  results and the nearest training rows of each sample.
+  generated (n, h, w, c) uint8. Distances are root mean squares: of pixels as
+  shares of the full range, of features in standard deviations.
   """
-  n = len(generated)
+  n, sets = len(generated), space.sets
   both = np.concatenate([generated, real.dataset.images[real.val]])
-  pixels = quality.nearest(_pixels(both), _blocks(real))
-  feats = quality.nearest(
-    np.concatenate([sets['generated'], sets['val']]), [sets['train']]
-  )
-  spaces = {
-    'pixels': pixels._replace(row=real.train[pixels.row]),
-    'features': feats._replace(row=train[feats.row]),
-  }
-  results, found = {}, {}
-  for space, near in spaces.items():
-    results[space] = quality.memorisation(
-      near.distance[:n],
-      near.distance[n:],
-      config.percentile,
-      config.warn_share,
-    )
-    found[space] = quality.Nearest(near.distance[:n], near.row[:n])
-    if results[space]['warning']:
+  pixels = nearest(_pixels(both), _blocks(real))
+  feats = nearest(np.concatenate([sets.generated, sets.val]), [sets.train])
+  copies = {}
+  for kind, near, rows, name in (
+    ('pixels', pixels, real.train, ''),
+    ('features', feats, space.train_rows, space.name),
+  ):
+    sample, val = near.distance[:n], near.distance[n:]
+    found = memorisation(sample, val, percentile, warn_share, name)
+    copies[kind] = Copies(found, Nearest(sample, rows[near.row[:n]]))
+    if found.warning:
       log.get_logger().warning(
         'Memorisation, in %s: %.0f %% of the samples lie closer to a training '
         'image than %.0f %% of unseen images do (%.0f %% expected). Look at '
         'nearest.png before giving samples or weights away.',
-        space,
-        100 * results[space]['share_close'],
-        100 - config.percentile,
-        config.percentile,
+        kind,
+        100 * found.share_close,
+        100 - percentile,
+        percentile,
       )
-  results['features']['space'] = name
-  return results, found
+  return copies
 
 
 def nearest_figure(
   generated: np.ndarray,
   dataset: data.Dataset,
-  found: dict[str, quality.Nearest],
-  thresholds: dict[str, float],
+  copies: dict[str, Copies],
   columns: int,
 ) -> np.ndarray:
   """Each sample above its nearest training images; '<' marks the close ones."""
   n = len(generated)
   rows, captions = [('sample', generated)], [[str(i) for i in range(n)]]
-  for space, near in found.items():
-    rows.append((f'by {space}', dataset.images[near.row[:n]]))
+  for kind, (found, near) in copies.items():
+    rows.append((f'by {kind}', dataset.images[near.row[:n]]))
     captions.append(
       [
-        f'{x:.3f}' + (' <' if x < thresholds[space] else '')
+        f'{x:.3f}' + (' <' if x < found.threshold else '')
         for x in near.distance[:n]
       ]
     )
@@ -161,37 +428,39 @@ def nearest_figure(
 
 
 def save_nearest(
-  path: str, dataset: data.Dataset, found: dict[str, quality.Nearest]
+  path: str, dataset: data.Dataset, copies: dict[str, Copies]
 ) -> None:
   """A line per sample: nearest training image by each space, and how near."""
   table = io.StringIO()
   writer = csv.writer(table)
   writer.writerow(
-    ['image', *(f'{s}_{x}' for s in found for x in ('id', 'rms'))]
+    ['image', *(f'{kind}_{x}' for kind in copies for x in ('id', 'rms'))]
   )
   ids = dataset.manifest['id']
-  for i in range(len(next(iter(found.values())).row)):
+  found = [c.nearest for c in copies.values()]
+  for i in range(len(found[0].row)):
     cells = [
-      x for f in found.values() for x in (ids[f.row[i]], f'{f.distance[i]:.5f}')
+      x for near in found for x in (ids[near.row[i]], f'{near.distance[i]:.5f}')
     ]
     writer.writerow([i, *cells])
   epath.Path(path).write_text(table.getvalue())
 
 
-def external_sets(path: str, images: int) -> dict[str, np.ndarray]:
+def external_sets(path: str, images: int) -> FeatureSets:
   """Features of another network from an npz; ValueError if they do not fit."""
   with np.load(path) as file:
-    missing = {'generated', 'val', 'train'} - set(file.files)
+    missing = set(FeatureSets._fields) - set(file.files)
     if missing:
       raise ValueError(
         f'{path} lacks the arrays {sorted(missing)}; it has {file.files}. '
         'Mend it, or set --config.quality.external= to do without.'
       )
-    sets = {k: file[k] for k in ('generated', 'val', 'train')}
-  if len(sets['generated']) != images:
+    sets = FeatureSets(*(file[k] for k in FeatureSets._fields))
+  count = len(sets.generated)
+  if count != images:
     raise ValueError(
-      f'{path} has features of {len(sets["generated"])} generated images, but '
-      f'{images} are drawn. Set --config.images={len(sets["generated"])}.'
+      f'{path} has features of {count} generated images, but {images} are '
+      f'drawn. Set --config.images={count}.'
     )
   return sets
 
@@ -211,10 +480,19 @@ def loss_by_timestep(
   mesh = devices.make_mesh()
   root = stream(jax.random.key(seed), 'loss')
 
+  method = encoder.method
+  assert isinstance(method, Method)  # not a bundle's; sample.check
+
   @jax.jit
-  def evaluate(variables, images, seeds, weights, draw):
+  def evaluate(
+    variables: Any,
+    images: jax.Array,
+    seeds: jax.Array,
+    weights: jax.Array,
+    draw: jax.Array,
+  ) -> dict:
     keys = features.image_keys(jax.random.fold_in(root, draw), seeds)
-    return encoder.method.validate(variables, images, keys, weights)
+    return method.validate(variables, images, keys, weights)
 
   sums: dict[str, np.ndarray] = {}
   for start in range(0, len(rows), batch_size):

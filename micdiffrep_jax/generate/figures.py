@@ -13,7 +13,7 @@ from micdiffrep_jax.draw import grids
 from micdiffrep_jax.encoders import encoder as encoders
 from micdiffrep_jax.generate import assess
 from micdiffrep_jax.methods import ddpm
-from micdiffrep_jax.methods.base import to_float
+from micdiffrep_jax.methods.base import Tree, to_float
 from micdiffrep_jax.run import devices
 from micdiffrep_jax.run.keys import stream
 
@@ -57,8 +57,8 @@ def interpolation(
   """
 
   @jax.jit
-  def between(variables, a, b):
-    def denoise(x_t, t):
+  def between(variables: Tree, a: jax.Array, b: jax.Array) -> jax.Array:
+    def denoise(x_t: jax.Array, t: jax.Array) -> jax.Array:
       return model.apply(variables, x_t, t)[0]
 
     return inversion.interpolate(
@@ -85,8 +85,10 @@ def reconstruction(
   """
 
   @jax.jit
-  def rebuild(variables, x, noise, plan):
-    def denoise(x_t, t):
+  def rebuild(
+    variables: Tree, x: jax.Array, noise: jax.Array, plan: samplers.Plan
+  ) -> tuple[jax.Array, jax.Array, jax.Array]:
+    def denoise(x_t: jax.Array, t: jax.Array) -> jax.Array:
       return model.apply(variables, x_t, t)[0]
 
     return inversion.reconstruct(model.process, denoise, x, noise, plan)

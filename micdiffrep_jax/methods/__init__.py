@@ -1,4 +1,12 @@
-"""Pretraining methods: each is a record of functions behind one shape."""
+"""Pretraining methods: each is a record of functions behind one shape.
+
+A pretraining config and the size of the images enter; what trains and what
+reads features leaves. encoders and the rooms above it import METHODS; a method
+knows models, diffusion and data sets, but no optimizer, file or loop. A new one
+is a file beside this and a line in METHODS.
+"""
+
+from collections.abc import Callable
 
 from micdiffrep_jax.methods import (
   byol,
@@ -9,9 +17,10 @@ from micdiffrep_jax.methods import (
   moco,
   supervised,
 )
-from micdiffrep_jax.methods.base import Method
+from micdiffrep_jax.methods.base import Method, Reader
 
-METHODS = {
+# config, size_px, channels -> a Method, or the Reader of what others trained.
+METHODS: dict[str, Callable[..., Reader]] = {
   'ddpm': ddpm.make,
   'moco': moco.make,
   'byol': byol.make,
@@ -22,4 +31,4 @@ METHODS = {
   'imagenet_supervised': external.make,
 }
 
-__all__ = ['METHODS', 'Method']
+__all__ = ['METHODS', 'Method', 'Reader']

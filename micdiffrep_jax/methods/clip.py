@@ -6,7 +6,10 @@ images without a caption take no part.
 Letters: b batch, l tokens, d features.
 """
 
+from collections.abc import Callable
+import functools
 import math
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -14,11 +17,21 @@ from ml_collections import ConfigDict
 import numpy as np
 
 from micdiffrep_jax.data import dataset as data
-from micdiffrep_jax.methods import augment, captions, tokens
-from micdiffrep_jax.methods.base import Method, to_float, unchanged
-from micdiffrep_jax.models import clip_vision
-from micdiffrep_jax.models.clip_text import TextTransformer
-from micdiffrep_jax.run.checks import lookup
+from micdiffrep_jax.methods import captions, views
+from micdiffrep_jax.methods.base import (
+  Batch,
+  Loss,
+  Method,
+  State,
+  Tree,
+  apply,
+  no_sums,
+  noiseless,
+  to_float,
+  unchanged,
+)
+from micdiffrep_jax.models import vit
+from micdiffrep_jax.run.checks import lookup, one_of
 
 _MAX_SCALE = math.log(100.0)
 _MASKED = -1e9
@@ -44,7 +57,7 @@ def softmax_loss(logits: jax.Array, ids: jax.Array) -> jax.Array:
   same, present = equal_captions(ids)
   count = jnp.maximum(jnp.sum(present), 1.0)
 
-  def one_way(logits):
+  def one_way(logits: jax.Array) -> jax.Array:
     logits = jnp.where(present[None, :] > 0, logits, _MASKED)
     target = same / jnp.maximum(jnp.sum(same, axis=1, keepdims=True), 1.0)
     log_p = jax.nn.log_softmax(logits, axis=1)
@@ -64,26 +77,29 @@ def sigmoid_loss(logits: jax.Array, ids: jax.Array) -> jax.Array:
   return -jnp.sum(pairs * log_p) / jnp.maximum(jnp.sum(present), 1.0)
 
 
-# name -> loss, start of the log scale, start of the shift
-LOSSES = {
-  'softmax': (softmax_loss, math.log(1 / 0.07), 0.0),
-  'sigmoid': (sigmoid_loss, math.log(10.0), -10.0),
+class Contrast(NamedTuple):
+  """A loss of logits (b, b) and ids (b, l), and where its scale starts."""
+
+  loss: Callable[[jax.Array, jax.Array], jax.Array]
+  log_scale: float
+  shift: float
+  shifts: bool  # whether the shift is added to the logits
+
+
+CONTRASTS = {
+  'softmax': Contrast(softmax_loss, math.log(1 / 0.07), 0.0, False),
+  'sigmoid': Contrast(sigmoid_loss, math.log(10.0), -10.0, True),
 }
 
 
 def check(config: ConfigDict, size_px: int) -> None:
   """Raises ValueError for what can be told to be wrong before a compile."""
-  lookup(LOSSES, config.contrast.loss, 'loss', '--config.contrast.loss')
-  lookup(
-    dict.fromkeys(('words', 'clip_bpe')),
-    config.text.tokens,
-    'tokens',
-    '--config.text.tokens',
-  )
   model, text = config.model.to_dict(), config.text
-  clip_vision.check_vit(size_px, **model)
+  lookup(CONTRASTS, config.contrast.loss, 'loss', '--config.contrast.loss')
+  one_of(('words', 'clip_bpe'), text.tokens, 'tokens', '--config.text.tokens')
+  vit.check_vit(size_px, **model)
   captions.check(config.captions)
-  augment.check(config.augment)
+  views.check_augment(config.augment)
   if text.width % text.heads:
     raise ValueError(
       f'text.heads={text.heads} does not divide text.width={text.width}. Set '
@@ -95,10 +111,10 @@ def check(config: ConfigDict, size_px: int) -> None:
       f'{text.vocabulary} at least 5. Set --config.text.length and '
       '--config.text.vocabulary.'
     )
-  if text.tokens == 'clip_bpe' and text.vocabulary != tokens.BPE_SIZE:
+  if text.tokens == 'clip_bpe' and text.vocabulary != captions.BPE_SIZE:
     raise ValueError(
-      f'text.vocabulary={text.vocabulary}, but CLIP has {tokens.BPE_SIZE}. Set '
-      f'--config.text.vocabulary={tokens.BPE_SIZE}.'
+      f'text.vocabulary={text.vocabulary}, but CLIP has {captions.BPE_SIZE}. '
+      f'Set --config.text.vocabulary={captions.BPE_SIZE}.'
     )
   if model['out'] < 1:
     raise ValueError(
@@ -112,74 +128,94 @@ def check(config: ConfigDict, size_px: int) -> None:
     )
 
 
+class _Clip(NamedTuple):
+  """Both towers, and how an image and its caption are compared."""
+
+  image: vit.VisionTransformer
+  text: vit.TextTransformer
+  contrast: Contrast
+
+
+def _init(
+  m: _Clip, shape: tuple[int, int, int], length: int, key: jax.Array
+) -> State:
+  k_image, k_text = jax.random.split(key)
+  ids = jnp.zeros((1, length), jnp.int32)
+  return {
+    'image': m.image.init(k_image, jnp.zeros((1, *shape)))['params'],
+    'text': m.text.init(k_text, ids)['params'],
+    'scale': jnp.float32(m.contrast.log_scale),
+    'shift': jnp.float32(m.contrast.shift),
+  }, {}
+
+
+def _unit(x: jax.Array) -> jax.Array:
+  return x / jnp.maximum(jnp.linalg.norm(x, axis=-1, keepdims=True), 1e-6)
+
+
+def _loss(
+  m: _Clip,
+  augment: ConfigDict,
+  params: Tree,
+  extra: Tree,
+  batch: Batch,
+  key: jax.Array,
+) -> Loss:
+  x = views.augment(key, to_float(batch['image']), augment)
+  ids = batch['tokens']
+  image, _ = apply(m.image, params['image'], x)
+  text, _ = apply(m.text, params['text'], ids)
+  # The whole batch by the whole batch, on however many devices it lies.
+  scale = jnp.exp(jnp.minimum(params['scale'], _MAX_SCALE))
+  logits = scale * _unit(image) @ _unit(text).T
+  if m.contrast.shifts:
+    logits = logits + params['shift']
+  value = m.contrast.loss(logits, ids)
+  return value, (extra, {'loss': value, 'temperature': 1 / scale})
+
+
+def _tokens(
+  texts_of: ConfigDict,
+  text: ConfigDict,
+  rows_of: ConfigDict,
+  dataset: data.Dataset,
+) -> dict[str, np.ndarray]:
+  """Ids of the captions of the training images, (N, l); 0 for all others."""
+  rows = data.pretraining_rows(dataset, rows_of.split, rows_of.spare)
+  texts = captions.read(texts_of, dataset, rows)
+  if text.tokens == 'words':
+    encode = captions.words(texts, text.vocabulary)
+  else:
+    encode = captions.bpe(captions.find_bpe())
+  return {'tokens': captions.pack(encode, texts, text.vocabulary, text.length)}
+
+
 def make(config: ConfigDict, size_px: int, channels: int) -> Method:
   """The method of a pretraining config, for images of one size."""
   check(config, size_px)
-  image_tower = clip_vision.VisionTransformer(**config.model.to_dict())
-  fields = config.text.to_dict()
-  kind = fields.pop('tokens')
-  text_tower = TextTransformer(
-    **fields,
-    out=config.model.out,
-    activation=config.model.activation,
-    dtype=config.model.dtype,
+  model, text = config.model, config.text
+  fields = text.to_dict()
+  fields.pop('tokens')
+  m = _Clip(
+    vit.VisionTransformer(**model.to_dict()),
+    vit.TextTransformer(
+      **fields, out=model.out, activation=model.activation, dtype=model.dtype
+    ),
+    CONTRASTS[config.contrast.loss],
   )
-  loss_of, scale, shift = LOSSES[config.contrast.loss]
-
-  def init(key):
-    k_image, k_text = jax.random.split(key)
-    images = jnp.zeros((1, size_px, size_px, channels))
-    ids = jnp.zeros((1, config.text.length), jnp.int32)
-    return {
-      'image': image_tower.init(k_image, images)['params'],
-      'text': text_tower.init(k_text, ids)['params'],
-      'scale': jnp.float32(scale),
-      'shift': jnp.float32(shift),
-    }, {}
-
-  def unit(x):
-    return x / jnp.maximum(jnp.linalg.norm(x, axis=-1, keepdims=True), 1e-6)
-
-  def loss(params, extra, batch, key):
-    x = augment.augment(key, to_float(batch['image']), config.augment)
-    image, _ = image_tower.apply({'params': params['image']}, x)
-    ids = batch['tokens']
-    text, _ = text_tower.apply({'params': params['text']}, ids)
-    # The whole batch by the whole batch, on however many devices it lies.
-    scale = jnp.exp(jnp.minimum(params['scale'], _MAX_SCALE))
-    logits = scale * unit(image) @ unit(text).T
-    if config.contrast.loss == 'sigmoid':
-      logits = logits + params['shift']
-    value = loss_of(logits, ids)
-    return value, (extra, {'loss': value, 'temperature': 1 / scale})
-
-  def features(variables, images, keys, t):
-    del keys, t  # nothing is drawn
-    return image_tower.apply({'params': variables}, to_float(images))[1]
-
-  def side(dataset: data.Dataset) -> dict[str, np.ndarray]:
-    rows = data.pretraining_rows(dataset, config.data.split, config.data.spare)
-    texts = captions.read(config.captions, dataset, rows)
-    size = config.text.vocabulary
-    if kind == 'words':
-      encode = tokens.words(texts, size)
-    else:
-      encode = tokens.bpe(tokens.find_bpe())
-    return {'tokens': tokens.pack(encode, texts, size, config.text.length)}
-
+  shape = (size_px, size_px, channels)
   return Method(
-    init=init,
-    loss=loss,
+    init=functools.partial(_init, m, shape, text.length),
+    loss=functools.partial(_loss, m, config.augment),
     after=unchanged,
     frozen=lambda params, extra: params['image'],
-    features=features,
-    # Captions of validation images stay unread: probes judge this method.
-    validate=lambda variables, images, keys, weights: {},
-    sample=None,
-    layers=clip_vision.tap_names(config.model.depth, config.model.out),
-    timesteps=1,
+    features=noiseless(
+      lambda variables, images: apply(m.image, variables, to_float(images))[1]
+    ),
+    validate=no_sums,
+    layers=vit.clip_tap_names(model.depth, model.out),
     metrics=('loss', 'temperature'),
-    side=side,
-    row={'tokens': jax.ShapeDtypeStruct((config.text.length,), jnp.int32)},
+    side=functools.partial(_tokens, config.captions, text, config.data),
+    row={'tokens': jax.ShapeDtypeStruct((text.length,), jnp.int32)},
     facts={'supervised_text': bool(config.captions.template)},
   )

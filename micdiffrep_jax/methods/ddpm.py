@@ -2,9 +2,11 @@
 
 Source: Ho et al. 2020; features as in Xiang et al. 2023 (DDAE), from EMA
 weights on images noised to step t, but at any block, not the decoder's only.
+Letters: b batch, h w pixels, c channels, d features.
 """
 
 from collections.abc import Callable
+import functools
 from typing import Any, NamedTuple
 
 import jax
@@ -13,9 +15,23 @@ from ml_collections import ConfigDict
 
 from micdiffrep_jax.diffusion import process as diffusion
 from micdiffrep_jax.diffusion import samplers
-from micdiffrep_jax.methods import augment
-from micdiffrep_jax.methods.base import Method, ema, to_float
-from micdiffrep_jax.models.unet import UNet, check_unet, tap_names
+from micdiffrep_jax.methods import views
+from micdiffrep_jax.methods.base import (
+  Batch,
+  Loss,
+  Method,
+  State,
+  Sums,
+  Taps,
+  Tree,
+  apply,
+  check_share,
+  ema,
+  loss_sums,
+  to_float,
+)
+from micdiffrep_jax.models.backbones import BACKBONES, Backbone
+from micdiffrep_jax.run.checks import lookup
 from micdiffrep_jax.run.keys import stream
 
 LOSS_BINS = 10  # validation loss is reported for each tenth of the timesteps
@@ -28,120 +44,160 @@ class Denoiser(NamedTuple):
   """
 
   process: diffusion.Diffusion
-  apply: Callable
-  model: UNet
+  apply: Callable[..., tuple[jax.Array, Taps]]
+  model: Any  # as models.backbones has it
 
 
-def denoiser(config: ConfigDict, size_px: int) -> Denoiser:
+def _backbone(model: ConfigDict) -> Backbone:
+  return lookup(BACKBONES, model.name, 'backbone', '--config.model.name')
+
+
+def denoiser(config: ConfigDict, size_px: int, channels: int) -> Denoiser:
   """Builds both from a pretraining config; ValueError before a compile."""
-  fields: dict[str, Any] = {
+  fields = {
     k: tuple(v) if isinstance(v, list | tuple) else v
     for k, v in config.model.items()
+    if k != 'name'
   }
-  check_unet(size_px, **fields)
-  model = UNet(**fields)
+  model: Any = _backbone(config.model).make(fields, size_px, channels)
   fields = config.diffusion.to_dict()
   fields.pop('weighting')
   process = diffusion.make_diffusion(**fields)
+  return Denoiser(process, functools.partial(apply, model), model)
 
-  def apply(variables, x_t, t):
-    return model.apply({'params': variables}, x_t, t)
 
-  return Denoiser(process, apply, model)
+def _init(model: Any, shape: tuple[int, int, int], key: jax.Array) -> State:
+  x, t = jnp.zeros((1, *shape)), jnp.zeros((1,), jnp.int32)
+  params = model.init(key, x, t)['params']
+  return params, {'ema': jax.tree.map(jnp.copy, params)}
+
+
+def _squared_error(
+  process: diffusion.Diffusion,
+  output: jax.Array,
+  x0: jax.Array,
+  t: jax.Array,
+  eps: jax.Array,
+) -> jax.Array:
+  """Of the raw output (b, h, w, c) for x0 noised by eps to t (b,); (b,)."""
+  target = diffusion.training_target(process, x0, t, eps)
+  return jnp.mean(jnp.square(output - target), axis=(1, 2, 3))
+
+
+def _loss(
+  d: Denoiser,
+  augment: ConfigDict,
+  weighting: str,
+  params: Tree,
+  extra: Tree,
+  batch: Batch,
+  key: jax.Array,
+) -> Loss:
+  k_augment, k_t, k_eps, k_drop = jax.random.split(key, 4)
+  x0 = views.augment(k_augment, to_float(batch['image']), augment)
+  t = jax.random.randint(k_t, x0.shape[:1], 0, d.process.timesteps)
+  eps = jax.random.normal(k_eps, x0.shape)
+  output, _ = d.model.apply(
+    {'params': params},
+    diffusion.q_sample(d.process, x0, t, eps),
+    t,
+    train=True,
+    rngs={'dropout': k_drop},
+  )
+  weight = diffusion.loss_weight(d.process, t, weighting)
+  value = jnp.mean(weight * _squared_error(d.process, output, x0, t, eps))
+  return value, (extra, {'loss': value})
+
+
+def _average(decay: float, params: Tree, extra: Tree, step: jax.Array) -> Tree:
+  # The warm-up keeps the first averages from being the initial weights.
+  warm = jnp.minimum(decay, (1.0 + step) / (10.0 + step))
+  return {'ema': ema(extra['ema'], params, warm)}
+
+
+def _averaged(params: Tree, extra: Tree) -> Tree:
+  del params
+  return extra['ema']
+
+
+def _noised(
+  process: diffusion.Diffusion,
+  keys: jax.Array,
+  images: jax.Array,
+  t: jax.Array,
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+  """x0, eps and x_t of uint8 images, (b, h, w, c) each; keys, t (b,)."""
+  x0 = to_float(images)
+  eps = jax.vmap(lambda k, x: jax.random.normal(k, x.shape))(keys, x0)
+  return x0, eps, diffusion.q_sample(process, x0, t, eps)
+
+
+def _features(
+  d: Denoiser, variables: Tree, images: jax.Array, keys: jax.Array, t: jax.Array
+) -> Taps:
+  t = jnp.full(images.shape[:1], t, jnp.int32)
+  _, _, x_t = _noised(d.process, keys, images, t)
+  taps = d.apply(variables, x_t, t)[1]
+  return {k: v.astype(jnp.float32) for k, v in taps.items()}
+
+
+def _validate(
+  d: Denoiser,
+  variables: Tree,
+  images: jax.Array,
+  keys: jax.Array,
+  weights: jax.Array,
+) -> Sums:
+  """Draws the same t and noise for an image at every call."""
+  T = d.process.timesteps
+  k_t = jax.vmap(lambda k: stream(k, 't'))(keys)
+  k_eps = jax.vmap(lambda k: stream(k, 'eps'))(keys)
+  t = jax.vmap(lambda k: jax.random.randint(k, (), 0, T))(k_t)
+  x0, eps, x_t = _noised(d.process, k_eps, images, t)
+  output, _ = d.apply(variables, x_t, t)
+  error = _squared_error(d.process, output, x0, t, eps)
+  sums = loss_sums(error, weights)
+  for i in range(LOSS_BINS):
+    low, high = i * T // LOSS_BINS, (i + 1) * T // LOSS_BINS
+    w = weights * ((t >= low) & (t < high))
+    sums[f'loss_t{low:04d}'] = (jnp.sum(w * error), jnp.sum(w))
+  return sums
+
+
+def _sample(
+  d: Denoiser, shape: tuple[int, int, int], variables: Tree, keys: jax.Array
+) -> jax.Array:
+  return samplers.sample(
+    d.process,
+    lambda x_t, t: d.apply(variables, x_t, t)[0],
+    keys,
+    shape,
+    sampler='ddim',
+    steps=min(50, d.process.timesteps),
+  )
 
 
 def make(config: ConfigDict, size_px: int, channels: int) -> Method:
   """The method of a pretraining config, for images of one size."""
-  process, apply, model = denoiser(config, size_px)
-  T = process.timesteps
-  weighting = config.diffusion.weighting
-  diffusion.loss_weight(process, jnp.zeros(1, jnp.int32), weighting)  # the name
-  augment.check(config.augment)
-  if not 0 <= config.ema_decay < 1:
-    raise ValueError(
-      f'ema_decay={config.ema_decay} is outside [0, 1). Set --config.ema_decay.'
-    )
-
-  def init(key):
-    x = jnp.zeros((1, size_px, size_px, channels))
-    params = model.init(key, x, jnp.zeros((1,), jnp.int32))['params']
-    return params, {'ema': jax.tree.map(jnp.copy, params)}
-
-  def squared_error(output, x0, t, eps):
-    target = diffusion.training_target(process, x0, t, eps)
-    return jnp.mean(jnp.square(output - target), axis=(1, 2, 3))
-
-  def loss(params, extra, batch, key):
-    k_augment, k_t, k_eps, k_drop = jax.random.split(key, 4)
-    x0 = to_float(batch['image'])
-    x0 = augment.augment(k_augment, x0, config.augment)
-    t = jax.random.randint(k_t, x0.shape[:1], 0, T)
-    eps = jax.random.normal(k_eps, x0.shape)
-    output, _ = model.apply(
-      {'params': params},
-      diffusion.q_sample(process, x0, t, eps),
-      t,
-      train=True,
-      rngs={'dropout': k_drop},
-    )
-    weight = diffusion.loss_weight(process, t, weighting)
-    value = jnp.mean(weight * squared_error(output, x0, t, eps))
-    return value, (extra, {'loss': value})
-
-  def after(params, extra, step):
-    # The warm-up keeps the first averages from being the initial weights.
-    decay = jnp.minimum(config.ema_decay, (1.0 + step) / (10.0 + step))
-    return {'ema': ema(extra['ema'], params, decay)}
-
-  def frozen(params, extra):
-    del params
-    return extra['ema']
-
-  def noised(keys, images, t):
-    x0 = to_float(images)
-    eps = jax.vmap(lambda k, x: jax.random.normal(k, x.shape))(keys, x0)
-    return x0, eps, diffusion.q_sample(process, x0, t, eps)
-
-  def features(variables, images, keys, t):
-    t = jnp.full(images.shape[:1], t, jnp.int32)
-    _, _, x_t = noised(keys, images, t)
-    return {
-      k: v.astype(jnp.float32) for k, v in apply(variables, x_t, t)[1].items()
-    }
-
-  def validate(variables, images, keys, weights):
-    """Draws the same t and noise for an image at every call."""
-    k_t = jax.vmap(lambda k: stream(k, 't'))(keys)
-    k_eps = jax.vmap(lambda k: stream(k, 'eps'))(keys)
-    t = jax.vmap(lambda k: jax.random.randint(k, (), 0, T))(k_t)
-    x0, eps, x_t = noised(k_eps, images, t)
-    error = squared_error(apply(variables, x_t, t)[0], x0, t, eps)
-    sums = {'loss': (jnp.sum(weights * error), jnp.sum(weights))}
-    for i in range(LOSS_BINS):
-      low, high = i * T // LOSS_BINS, (i + 1) * T // LOSS_BINS
-      w = weights * ((t >= low) & (t < high))
-      sums[f'loss_t{low:04d}'] = (jnp.sum(w * error), jnp.sum(w))
-    return sums
-
-  def sample(variables, keys):
-    return samplers.sample(
-      process,
-      lambda x_t, t: apply(variables, x_t, t)[0],
-      keys,
-      (size_px, size_px, channels),
-      sampler='ddim',
-      steps=min(50, T),
-    )
-
+  d = denoiser(config, size_px, channels)
+  weighting, shape = config.diffusion.weighting, (size_px, size_px, channels)
+  # For the check of the name.
+  diffusion.loss_weight(d.process, jnp.zeros(1, jnp.int32), weighting)
+  views.check_augment(config.augment)
+  check_share('--config.ema_decay', config.ema_decay)
+  backbone = _backbone(config.model)
+  encoder = backbone.encoder_taps(d.model)
+  decoder = backbone.decoder_taps(d.model)
   return Method(
-    init=init,
-    loss=loss,
-    after=after,
-    frozen=frozen,
-    features=features,
-    validate=validate,
-    sample=sample,
-    layers=tap_names(len(model.multipliers), model.blocks),
-    timesteps=T,
-    output='mid',
+    init=functools.partial(_init, d.model, shape),
+    loss=functools.partial(_loss, d, config.augment, weighting),
+    after=functools.partial(_average, config.ema_decay),
+    frozen=_averaged,
+    features=functools.partial(_features, d),
+    validate=functools.partial(_validate, d),
+    sample=functools.partial(_sample, d, shape),
+    layers=(*encoder, *decoder),
+    decoder=decoder,
+    timesteps=d.process.timesteps,
+    output=encoder[-1],
   )

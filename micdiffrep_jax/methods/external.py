@@ -1,4 +1,4 @@
-"""Encoders that others trained, as a method that only has features.
+"""Encoders that others trained: readers, which no method here trains.
 
 `clip_frozen` are image towers of CLIP; `imagenet_supervised` is a network that
 was trained with ImageNet's labels, and is called so in every table. Their
@@ -7,14 +7,21 @@ images they saw nor their number are ours.
 """
 
 from collections.abc import Callable
-from typing import Any
+import functools
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
-from micdiffrep_jax.methods.base import Method, unchanged
-from micdiffrep_jax.models import clip_resnet, clip_vision, efficientnet
+from micdiffrep_jax.methods.base import (
+  Reader,
+  State,
+  Taps,
+  Tree,
+  noiseless,
+)
+from micdiffrep_jax.models import efficientnet, resnet, vit
 from micdiffrep_jax.run.checks import lookup
 
 
@@ -38,69 +45,64 @@ def prepare(
   )
 
 
-def _efficientnet(model: dict[str, Any], size_px: int):
+class Tower(NamedTuple):
+  """A network(x (b, s, s, 3), normalised) -> (vector, taps) and its layers."""
+
+  network: Any
+  layers: tuple[str, ...]
+
+
+def _efficientnet(model: dict[str, Any], size_px: int) -> Tower:
   del size_px  # convolutions take any
-  names = efficientnet.tap_names(model['stages'])
-  return efficientnet.EfficientNetLite(**model), names
+  layers = efficientnet.tap_names(model['stages'])
+  return Tower(efficientnet.EfficientNetLite(**model), layers)
 
 
-def _resnet(model: dict[str, Any], size_px: int):
+def _resnet(model: dict[str, Any], size_px: int) -> Tower:
   del size_px  # what it was trained on, so it fits
-  names = clip_resnet.tap_names(model['blocks'])
-  return clip_resnet.ClipResNet(**model), names
+  layers = resnet.clip_tap_names(model['blocks'])
+  return Tower(resnet.ClipResNet(**model), layers)
 
 
-def _vit(model: dict[str, Any], size_px: int):
-  clip_vision.check_vit(size_px, **model)
-  names = clip_vision.tap_names(model['depth'], model['out'])
-  return clip_vision.VisionTransformer(**model), names
+def _vit(model: dict[str, Any], size_px: int) -> Tower:
+  vit.check_vit(size_px, **model)
+  layers = vit.clip_tap_names(model['depth'], model['out'])
+  return Tower(vit.VisionTransformer(**model), layers)
 
 
-TOWERS: dict[str, Callable] = {
+TOWERS: dict[str, Callable[[dict[str, Any], int], Tower]] = {
   'efficientnet_lite': _efficientnet,
   'resnet': _resnet,
   'vit': _vit,
 }
 
 
-def make(config: ConfigDict, size_px: int, channels: int) -> Method:
-  """The method of a converted checkpoint, for images of one size."""
+def _init(network: Any, size_px: int, key: jax.Array) -> State:
+  return network.init(key, jnp.zeros((1, size_px, size_px, 3))), {}
+
+
+def make(config: ConfigDict, size_px: int, channels: int) -> Reader:
+  """The reader of a converted checkpoint, for images of one size."""
   del size_px  # images of any size are resized
   if channels not in (1, 3):
     raise ValueError(
       f'Images of {channels} channels are neither grey nor RGB. Prepare them '
       'with --config.data.channels=1 or 3.'
     )
-  imagenet = config.method == 'imagenet_supervised'
-  model = config.model.to_dict()
+  model, given = config.model.to_dict(), config.input
   tower = lookup(TOWERS, model.pop('tower'), 'tower', '--config.model.tower')
-  network, layers = tower(model, config.input.size_px)
-  side, mean, std = config.input.size_px, config.input.mean, config.input.std
+  network, layers = tower(model, given.size_px)
 
-  def init(key):
-    return network.init(key, jnp.zeros((1, side, side, 3))), {}
+  def taps(variables: Tree, images: jax.Array) -> Taps:
+    x = prepare(images, given.size_px, given.mean, given.std)
+    return network.apply(variables, x)[1]
 
-  def refuse(*_):
-    raise ValueError(
-      f'{config.method!r} is an encoder that others trained; it is converted '
-      'by configs/convert_clip.py and probed, not pretrained. Set '
-      '--config.method.'
-    )
-
-  def features(variables, images, keys, t):
-    del keys, t  # nothing is drawn
-    return network.apply(variables, prepare(images, side, mean, std))[1]
-
-  return Method(
-    init=init,
-    loss=refuse,
-    after=unchanged,
+  imagenet = config.method == 'imagenet_supervised'
+  return Reader(
+    init=functools.partial(_init, network, given.size_px),
     frozen=lambda params, extra: params,
-    features=features,
-    validate=lambda variables, images, keys, weights: {},
-    sample=None,
+    features=noiseless(taps),
     layers=layers,
-    timesteps=1,
     encoder=lambda variables: variables['params'],
     facts={'external': True}
     | ({'imagenet_supervised': True} if imagenet else {}),

@@ -6,16 +6,44 @@ deviation, they make the noise of JPEG files a target.
 Letters: b batch, l patches, v visible ones, n values of a patch.
 """
 
+import functools
+from typing import NamedTuple
+
 import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
 from micdiffrep_jax.methods import views
-from micdiffrep_jax.methods.base import Method, to_float, unchanged
+from micdiffrep_jax.methods.base import (
+  Batch,
+  Loss,
+  Method,
+  State,
+  Sums,
+  Tree,
+  apply,
+  loss_sums,
+  noiseless,
+  to_float,
+  unchanged,
+)
 from micdiffrep_jax.models import vit
 
 
-def random_mask(key: jax.Array, patches: int, visible: int):
+class Autoencoder(NamedTuple):
+  """Both networks and the task that they are given."""
+
+  encoder: vit.Encoder
+  decoder: vit.Decoder
+  patches: int  # of an image
+  visible: int  # of them
+  normalise: bool
+  floor: float  # of a patch's variance
+
+
+def random_mask(
+  key: jax.Array, patches: int, visible: int
+) -> tuple[jax.Array, jax.Array, jax.Array]:
   """One image's mask: keep (v,), restore (l,) int32 and hidden (l,) float32.
 
   keep: the visible patches; restore: the place of each patch in the sequence
@@ -65,66 +93,82 @@ def visible_patches(config: ConfigDict, size_px: int) -> int:
   return int((size_px // config.model.patch) ** 2 * (1 - config.mae.mask))
 
 
+def _init(
+  nets: Autoencoder, shape: tuple[int, int, int], key: jax.Array
+) -> State:
+  k_encoder, k_decoder = jax.random.split(key)
+  tokens = jnp.zeros((1, 1 + nets.visible, nets.encoder.width))
+  restore = jnp.zeros((1, nets.patches), jnp.int32)
+  return {
+    'encoder': nets.encoder.init(k_encoder, jnp.zeros((1, *shape)))['params'],
+    'decoder': nets.decoder.init(k_decoder, tokens, restore)['params'],
+  }, {}
+
+
+def _errors(
+  nets: Autoencoder, params: Tree, x: jax.Array, keys: jax.Array
+) -> jax.Array:
+  """Mean squared error over the hidden patches of each image, (b,)."""
+  keep, restore, hidden = jax.vmap(
+    lambda k: random_mask(k, nets.patches, nets.visible)
+  )(keys)
+  tokens, _ = apply(nets.encoder, params['encoder'], x, keep)
+  drawn = apply(nets.decoder, params['decoder'], tokens, restore)
+  patches = vit.patches(x, nets.encoder.patch)
+  aim = targets(patches, nets.normalise, nets.floor)
+  of_patch = jnp.mean(jnp.square(drawn - aim), axis=-1)
+  return jnp.sum(of_patch * hidden, axis=-1) / jnp.sum(hidden, axis=-1)
+
+
+def _loss(
+  nets: Autoencoder,
+  view: views.View,
+  params: Tree,
+  extra: Tree,
+  batch: Batch,
+  key: jax.Array,
+) -> Loss:
+  k_view, k_mask = jax.random.split(key)
+  x = views.draw_view(k_view, to_float(batch['image']), view)
+  value = jnp.mean(_errors(nets, params, x, jax.random.split(k_mask, len(x))))
+  return value, (extra, {'loss': value})
+
+
+def _validate(
+  nets: Autoencoder,
+  variables: Tree,
+  images: jax.Array,
+  keys: jax.Array,
+  weights: jax.Array,
+) -> Sums:
+  """Hides the same patches of an image at every call."""
+  return loss_sums(_errors(nets, variables, to_float(images), keys), weights)
+
+
 def make(config: ConfigDict, size_px: int, channels: int) -> Method:
   """The method of a pretraining config, for images of one size."""
   check(config, size_px)
   model, mae = config.model, config.mae
-  encoder = vit.Encoder(**model.to_dict())
-  decoder = vit.Decoder(
-    mae.width, mae.depth, mae.heads, model.patch**2 * channels, model.dtype
+  nets = Autoencoder(
+    vit.Encoder(**model.to_dict()),
+    vit.Decoder(
+      mae.width, mae.depth, mae.heads, model.patch**2 * channels, model.dtype
+    ),
+    (size_px // model.patch) ** 2,
+    visible_patches(config, size_px),
+    mae.normalise,
+    mae.variance_floor,
   )
-  count = (size_px // model.patch) ** 2
-  visible = visible_patches(config, size_px)
   view = views.View(tuple(config.crop), 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, flip=0.5)
-
-  def init(key):
-    k_encoder, k_decoder = jax.random.split(key)
-    x = jnp.zeros((1, size_px, size_px, channels))
-    tokens = jnp.zeros((1, 1 + visible, model.width))
-    restore = jnp.zeros((1, count), jnp.int32)
-    return {
-      'encoder': encoder.init(k_encoder, x)['params'],
-      'decoder': decoder.init(k_decoder, tokens, restore)['params'],
-    }, {}
-
-  def errors(params, x, keys):
-    """Mean squared error over the hidden patches of each image, (b,)."""
-    keep, restore, hidden = jax.vmap(lambda k: random_mask(k, count, visible))(
-      keys
-    )
-    tokens, _ = encoder.apply({'params': params['encoder']}, x, keep)
-    drawn = decoder.apply({'params': params['decoder']}, tokens, restore)
-    aim = targets(
-      vit.patches(x, model.patch), mae.normalise, mae.variance_floor
-    )
-    of_patch = jnp.mean(jnp.square(drawn - aim), axis=-1)
-    return jnp.sum(of_patch * hidden, axis=-1) / jnp.sum(hidden, axis=-1)
-
-  def loss(params, extra, batch, key):
-    k_view, k_mask = jax.random.split(key)
-    x = views.draw_view(k_view, to_float(batch['image']), view)
-    value = jnp.mean(errors(params, x, jax.random.split(k_mask, len(x))))
-    return value, (extra, {'loss': value})
-
-  def features(variables, images, keys, t):
-    del keys, t  # all patches are seen
-    variables = {'params': variables['encoder']}
-    return encoder.apply(variables, to_float(images))[1]
-
-  def validate(variables, images, keys, weights):
-    """Hides the same patches of an image at every call."""
-    error = errors(variables, to_float(images), keys)
-    return {'loss': (jnp.sum(weights * error), jnp.sum(weights))}
-
   return Method(
-    init=init,
-    loss=loss,
+    init=functools.partial(_init, nets, (size_px, size_px, channels)),
+    loss=functools.partial(_loss, nets, view),
     after=unchanged,
     frozen=lambda params, extra: params,
-    features=features,
-    validate=validate,
-    sample=None,
+    features=noiseless(
+      lambda v, images: apply(nets.encoder, v['encoder'], to_float(images))[1]
+    ),
+    validate=functools.partial(_validate, nets),
     layers=vit.tap_names(model.depth),
-    timesteps=1,
     encoder=lambda variables: variables['encoder'],
   )

@@ -6,12 +6,25 @@ already; running averages of the key encoder serve the validation loss only.
 Letters: b batch, d features, K queue.
 """
 
+import functools
+from typing import NamedTuple
+
 import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
 from micdiffrep_jax.methods import two_view, views
-from micdiffrep_jax.methods.base import Method, ema, to_float
+from micdiffrep_jax.methods.base import (
+  Batch,
+  Loss,
+  Method,
+  State,
+  Tree,
+  check_share,
+  ema,
+  to_float,
+)
+from micdiffrep_jax.models.resnet import Embedder
 
 
 def info_nce(
@@ -50,10 +63,8 @@ def gather(x: jax.Array, groups: int) -> jax.Array:
 def check(config: ConfigDict) -> None:
   """Raises ValueError for what can be told to be wrong before a compile."""
   moco = config.moco
-  two_view.check_positive(
-    'moco', {k: moco[k] for k in ('hidden', 'features', 'queue')}
-  )
-  two_view.check_share('moco', 'momentum', moco.momentum)
+  two_view.check_counts(moco, 'moco', 'hidden', 'features', 'queue')
+  check_share('--config.moco.momentum', moco.momentum)
   if moco.temperature <= 0:
     raise ValueError(
       f'moco.temperature={moco.temperature} is not above 0. Set '
@@ -72,81 +83,104 @@ def check(config: ConfigDict) -> None:
     )
 
 
+class _Moco(NamedTuple):
+  """The embedder and what its keys are compared with."""
+
+  model: Embedder
+  shape: tuple[int, int, int]  # of an image
+  features: int
+  queue: int
+  temperature: float
+  groups: int
+  views: str
+
+
+def _init(m: _Moco, key: jax.Array) -> State:
+  k_model, k_queue = jax.random.split(key)
+  params, extra = two_view.init_with_copy(m.model, k_model, m.shape, 'key')
+  queue = jax.random.normal(k_queue, (m.queue, m.features))
+  return params, {
+    **extra,
+    'queue': two_view.unit(queue),
+    'head': jnp.int32(0),
+  }
+
+
+def _loss(
+  m: _Moco, params: Tree, extra: Tree, batch: Batch, key: jax.Array
+) -> Loss:
+  x_q, x_k = views.two_views(key, to_float(batch['image']), m.views)
+  q, stats = two_view.train_pass(m.model, params, extra['stats'], x_q)
+  # A key's group of the batch norm is not that of its query.
+  k, key_stats = two_view.train_pass(
+    m.model, extra['key'], extra['key_stats'], scatter(x_k, m.groups)
+  )
+  q = two_view.unit(q)
+  k = jax.lax.stop_gradient(two_view.unit(gather(k, m.groups)))
+  value = jnp.mean(info_nce(q, k, extra['queue'], m.temperature))
+  queue, head = push(extra['queue'], extra['head'], k)
+  extra = {
+    **extra,
+    'stats': stats,
+    'key_stats': key_stats,
+    'queue': queue,
+    'head': head,
+  }
+  return value, (extra, {'loss': value, **two_view.spread(q)})
+
+
+def _move_keys(
+  momentum: float, params: Tree, extra: Tree, step: jax.Array
+) -> Tree:
+  # At the end of a step instead of the start of the next: the same numbers, as
+  # the key encoder begins as a copy, and one move however many parts.
+  del step
+  return {**extra, 'key': ema(extra['key'], params, momentum)}
+
+
+def _frozen(params: Tree, extra: Tree) -> Tree:
+  kept = ('stats', 'key', 'key_stats', 'queue')
+  return {'online': params, **{k: extra[k] for k in kept}}
+
+
+def _errors(m: _Moco, v: Tree, pair: tuple[jax.Array, jax.Array]) -> jax.Array:
+  q, _ = two_view.eval_pass(m.model, v['online'], v['stats'], pair[0])
+  k, _ = two_view.eval_pass(m.model, v['key'], v['key_stats'], pair[1])
+  return info_nce(two_view.unit(q), two_view.unit(k), v['queue'], m.temperature)
+
+
+def _check_images(queue: int, count: int) -> None:
+  if 4 * queue > count:
+    raise ValueError(
+      f'A queue of {queue} is more than a quarter of {count} training images, '
+      'so it would hold keys of the images it is compared with. Set '
+      '--config.moco.queue.'
+    )
+
+
 def make(config: ConfigDict, size_px: int, channels: int) -> Method:
   """The method of a pretraining config, for images of one size."""
   check(config)
-  moco, groups = config.moco, config.model.groups
+  moco = config.moco
   model = two_view.make_embedder(
     config, size_px, moco.hidden, moco.features, norm=False
   )
-
-  def init(key):
-    k_model, k_queue = jax.random.split(key)
-    x = jnp.zeros((1, size_px, size_px, channels))
-    variables = model.init(k_model, x)
-    params, stats = variables['params'], variables['batch_stats']
-    queue = jax.random.normal(k_queue, (moco.queue, moco.features))
-    return params, {
-      'stats': stats,
-      'key': jax.tree.map(jnp.copy, params),
-      'key_stats': jax.tree.map(jnp.copy, stats),
-      'queue': two_view.unit(queue),
-      'head': jnp.int32(0),
-    }
-
-  def loss(params, extra, batch, key):
-    x_q, x_k = views.two_views(key, to_float(batch['image']), config.views)
-    q, stats = two_view.train_pass(model, params, extra['stats'], x_q)
-    # A key's group of the batch norm is not that of its query.
-    k, key_stats = two_view.train_pass(
-      model, extra['key'], extra['key_stats'], scatter(x_k, groups)
-    )
-    q = two_view.unit(q)
-    k = jax.lax.stop_gradient(two_view.unit(gather(k, groups)))
-    value = jnp.mean(info_nce(q, k, extra['queue'], moco.temperature))
-    queue, head = push(extra['queue'], extra['head'], k)
-    extra = {
-      **extra,
-      'stats': stats,
-      'key_stats': key_stats,
-      'queue': queue,
-      'head': head,
-    }
-    return value, (extra, {'loss': value, **two_view.spread(q)})
-
-  def after(params, extra, step):
-    # At the end of a step instead of the start of the next: the same numbers,
-    # as the key encoder begins as a copy, and one move however many parts.
-    del step
-    return {**extra, 'key': ema(extra['key'], params, moco.momentum)}
-
-  def frozen(params, extra):
-    kept = ('stats', 'key', 'key_stats', 'queue')
-    return {'online': params, **{k: extra[k] for k in kept}}
-
-  def errors(variables, pair):
-    v, (x_q, x_k) = variables, pair
-    q, _ = two_view.eval_pass(model, v['online'], v['stats'], x_q)
-    k, _ = two_view.eval_pass(model, v['key'], v['key_stats'], x_k)
-    return info_nce(
-      two_view.unit(q), two_view.unit(k), v['queue'], moco.temperature
-    )
-
-  def check_images(count):
-    if 4 * moco.queue > count:
-      raise ValueError(
-        f'A queue of {moco.queue} is more than a quarter of {count} training '
-        'images, so it would hold keys of the images it is compared with. Set '
-        '--config.moco.queue.'
-      )
-
+  m = _Moco(
+    model,
+    (size_px, size_px, channels),
+    moco.features,
+    moco.queue,
+    moco.temperature,
+    config.model.groups,
+    config.views,
+  )
   return two_view.make_method(
     config,
     model,
-    init=init,
-    loss=loss,
-    after=after,
-    frozen=frozen,
-    errors=errors,
-    check=check_images,
+    init=functools.partial(_init, m),
+    loss=functools.partial(_loss, m),
+    after=functools.partial(_move_keys, moco.momentum),
+    frozen=_frozen,
+    errors=functools.partial(_errors, m),
+    check=functools.partial(_check_images, moco.queue),
   )

@@ -7,7 +7,8 @@ Letters: b batch, h w pixels, c channels, d features, k classes.
 """
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+import functools
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -16,11 +17,21 @@ import numpy as np
 
 from micdiffrep_jax.data import dataset as data
 from micdiffrep_jax.heads.nets import HEADS
-from micdiffrep_jax.methods import augment, two_view
-from micdiffrep_jax.methods.base import Method, to_float, unchanged
-from micdiffrep_jax.models import vit
-
-Tree = Any
+from micdiffrep_jax.methods import two_view, views
+from micdiffrep_jax.methods.base import (
+  Batch,
+  Loss,
+  Method,
+  State,
+  Taps,
+  Tree,
+  apply,
+  no_sums,
+  noiseless,
+  to_float,
+  unchanged,
+)
+from micdiffrep_jax.models import resnet, vit
 
 
 class Tower(NamedTuple):
@@ -33,22 +44,22 @@ class Tower(NamedTuple):
 
   init: Callable[..., tuple[Tree, Tree]]
   vectors: Callable[..., tuple[jax.Array, Tree]]
-  taps: Callable[..., dict[str, jax.Array]]
+  taps: Callable[..., Taps]
   layers: tuple[str, ...]
 
 
 def _resnet(config: ConfigDict, size_px: int) -> Tower:
   model = two_view.make_encoder(config, size_px)
 
-  def init(key, x):
+  def init(key: jax.Array, x: jax.Array) -> State:
     variables = model.init(key, x)
     return variables['params'], variables['batch_stats']
 
   return Tower(
     init,
-    lambda params, stats, x: two_view.train_pass(model, params, stats, x),
+    functools.partial(two_view.train_pass, model),
     lambda params, stats, x: two_view.eval_pass(model, params, stats, x)[1],
-    two_view.layer_names(config),
+    resnet.tap_names(config.model.blocks),
   )
 
 
@@ -57,13 +68,10 @@ def _vit(config: ConfigDict, size_px: int) -> Tower:
   vit.check_encoder(size_px, **fields)
   model = vit.Encoder(**fields)
 
-  def apply(params, x):
-    return model.apply({'params': params}, x)
-
   return Tower(
     lambda key, x: (model.init(key, x)['params'], {}),
-    lambda params, stats, x: (apply(params, x)[0][:, 0], stats),
-    lambda params, stats, x: apply(params, x)[1],
+    lambda params, stats, x: (apply(model, params, x)[0][:, 0], stats),
+    lambda params, stats, x: apply(model, params, x)[1],
     vit.tap_names(config.model.depth),
   )
 
@@ -79,65 +87,73 @@ def cross_entropy(logits: jax.Array, labels: jax.Array) -> jax.Array:
   return jnp.sum(known * each) / jnp.maximum(jnp.sum(known), 1.0)
 
 
+def _init(
+  tower: Tower, shape: tuple[int, int, int], classes: int, key: jax.Array
+) -> State:
+  k_model, k_head = jax.random.split(key)
+  x = jnp.zeros((1, *shape))
+  encoder, stats = tower.init(k_model, x)
+  vectors, _ = jax.eval_shape(tower.vectors, encoder, stats, x)
+  d = vectors.shape[-1]
+  head = HEADS['linear'].init(k_head, d, d, 0, classes, True)
+  return {'encoder': encoder, 'head': head}, {'stats': stats}
+
+
+def _loss(
+  tower: Tower,
+  augment: ConfigDict,
+  params: Tree,
+  extra: Tree,
+  batch: Batch,
+  key: jax.Array,
+) -> Loss:
+  x = views.augment(key, to_float(batch['image']), augment)
+  vectors, stats = tower.vectors(params['encoder'], extra['stats'], x)
+  logits = HEADS['linear'].apply(params['head'], vectors)
+  value = cross_entropy(logits, batch['label'])
+  return value, ({**extra, 'stats': stats}, {'loss': value})
+
+
+def _frozen(params: Tree, extra: Tree) -> Tree:
+  return {'params': params['encoder'], 'stats': extra['stats']}
+
+
+def _labels(
+  classes: int, rows_of: ConfigDict, dataset: data.Dataset
+) -> dict[str, np.ndarray]:
+  """The labels of the training images, (N,) int32; -1 for all others."""
+  if len(dataset.classes) != classes:
+    raise ValueError(
+      f'{dataset.path} has {len(dataset.classes)} classes, the head '
+      f'{classes}. Set --config.classes={len(dataset.classes)}.'
+    )
+  labels = np.full(len(dataset.images), -1, np.int32)
+  rows = data.pretraining_rows(dataset, rows_of.split, rows_of.spare)
+  labels[rows] = data.labels(dataset)[rows]
+  return {'label': labels}
+
+
 def make(config: ConfigDict, size_px: int, channels: int) -> Method:
   """The method of a pretraining config, for images of one size."""
-  augment.check(config.augment)
+  views.check_augment(config.augment)
   if config.classes < 2:
     raise ValueError(
       f'classes={config.classes}: give at least 2. Set --config.classes.'
     )
   is_vit = 'patch' in config.model
   tower = (_vit if is_vit else _resnet)(config, size_px)
-  head = HEADS['linear']
-
-  def init(key):
-    k_model, k_head = jax.random.split(key)
-    x = jnp.zeros((1, size_px, size_px, channels))
-    encoder, stats = tower.init(k_model, x)
-    shape, _ = jax.eval_shape(tower.vectors, encoder, stats, x)
-    d = shape.shape[-1]
-    params = {
-      'encoder': encoder,
-      'head': head.init(k_head, d, d, 0, config.classes, True),
-    }
-    return params, {'stats': stats}
-
-  def loss(params, extra, batch, key):
-    x = augment.augment(key, to_float(batch['image']), config.augment)
-    vectors, stats = tower.vectors(params['encoder'], extra['stats'], x)
-    value = cross_entropy(head.apply(params['head'], vectors), batch['label'])
-    return value, ({**extra, 'stats': stats}, {'loss': value})
-
-  def features(variables, images, keys, t):
-    del keys, t  # nothing is drawn
-    return tower.taps(variables['params'], variables['stats'], to_float(images))
-
-  def side(dataset: data.Dataset) -> dict[str, np.ndarray]:
-    if len(dataset.classes) != config.classes:
-      raise ValueError(
-        f'{dataset.path} has {len(dataset.classes)} classes, the head '
-        f'{config.classes}. Set --config.classes={len(dataset.classes)}.'
-      )
-    labels = np.full(len(dataset.images), -1, np.int32)
-    rows = data.pretraining_rows(dataset, config.data.split, config.data.spare)
-    labels[rows] = data.labels(dataset)[rows]
-    return {'label': labels}
-
+  shape = (size_px, size_px, channels)
   return Method(
-    init=init,
-    loss=loss,
+    init=functools.partial(_init, tower, shape, config.classes),
+    loss=functools.partial(_loss, tower, config.augment),
     after=unchanged,
-    frozen=lambda params, extra: {
-      'params': params['encoder'],
-      'stats': extra['stats'],
-    },
-    features=features,
-    # Labels of validation images stay unread: probes judge this method.
-    validate=lambda variables, images, keys, weights: {},
-    sample=None,
+    frozen=_frozen,
+    features=noiseless(
+      lambda v, x: tower.taps(v['params'], v['stats'], to_float(x))
+    ),
+    validate=no_sums,
     layers=tower.layers,
-    timesteps=1,
-    side=side,
+    side=functools.partial(_labels, config.classes, config.data),
     row={'label': jax.ShapeDtypeStruct((), jnp.int32)},
     encoder=lambda variables: variables['params'],
     facts={'supervised': True},

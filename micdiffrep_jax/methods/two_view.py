@@ -4,6 +4,8 @@ Letters: b batch, h w pixels, c channels, d features.
 """
 
 from collections.abc import Callable
+import functools
+import math
 from typing import Any
 
 import jax
@@ -11,15 +13,25 @@ import jax.numpy as jnp
 from ml_collections import ConfigDict
 
 from micdiffrep_jax.methods import views
-from micdiffrep_jax.methods.base import Method, to_float
+from micdiffrep_jax.methods.base import (
+  Method,
+  State,
+  Sums,
+  Taps,
+  Tree,
+  loss_sums,
+  noiseless,
+  to_float,
+)
 from micdiffrep_jax.models.resnet import (
   Embedder,
   Projector,
   ResNet,
   check_resnet,
+  tap_names,
 )
+from micdiffrep_jax.run.checks import in_range
 
-Tree = Any
 _POWER_STEPS = 16
 
 
@@ -31,7 +43,7 @@ def make_encoder(config: ConfigDict, size_px: int) -> ResNet:
   """
   model = config.model
   check_resnet(size_px, model.blocks, model.stem)
-  check_positive('model', {'width': model.width, 'groups': model.groups})
+  check_counts(model, 'model', 'width', 'groups')
   part = config.batch_size // max(config.accumulate, 1)
   if part % model.groups or part // model.groups < 2:
     raise ValueError(
@@ -60,6 +72,36 @@ def make_embedder(
   return Embedder(encoder, projector)
 
 
+def init_with_copy(
+  model: Embedder, key: jax.Array, shape: tuple[int, int, int], copy: str
+) -> State:
+  """The embedder that is trained, and a slower one that begins as its copy.
+
+  Returns its parameters and {'stats', copy, f'{copy}_stats'}: the running
+  averages of its batch norms, and the copies of both.
+  """
+  variables = model.init(key, jnp.zeros((1, *shape)))
+  params, stats = variables['params'], variables['batch_stats']
+  return params, {
+    'stats': stats,
+    copy: jax.tree.map(jnp.copy, params),
+    f'{copy}_stats': jax.tree.map(jnp.copy, stats),
+  }
+
+
+def _validate(
+  errors: Callable,
+  policy: str,
+  variables: Tree,
+  images: jax.Array,
+  keys: jax.Array,
+  weights: jax.Array,
+) -> Sums:
+  """Draws the same views of an image at every call."""
+  error = errors(variables, views_of_each(keys, images, policy))
+  return loss_sums(error, weights)
+
+
 def make_method(
   config: ConfigDict,
   model: Embedder,
@@ -73,33 +115,24 @@ def make_method(
 ) -> Method:
   """The method; what is not given here is the same for all of them.
 
-  frozen: as in Method; in its variables 'online' and 'stats' are the embedder
+  frozen: as in Reader; in its variables 'online' and 'stats' are the embedder
   that is trained. errors: variables, two views (b, h, w, c) each -> (b,), what
   validation averages.
   """
 
-  def features(variables, images, keys, t):
-    del keys, t  # nothing is drawn
-    return eval_pass(
-      model, variables['online'], variables['stats'], to_float(images)
-    )[1]
+  def taps(variables: Tree, images: jax.Array) -> Taps:
+    x = to_float(images)
+    return eval_pass(model, variables['online'], variables['stats'], x)[1]
 
-  def validate(variables, images, keys, weights):
-    """Draws the same views of an image at every call."""
-    error = errors(variables, views_of_each(keys, images, config.views))
-    return {'loss': (jnp.sum(weights * error), jnp.sum(weights))}
-
-  layers = layer_names(config)
+  layers = tap_names(config.model.blocks)
   return Method(
     init=init,
     loss=loss,
     after=after,
     frozen=frozen,
-    features=features,
-    validate=validate,
-    sample=None,
+    features=noiseless(taps),
+    validate=functools.partial(_validate, errors, config.views),
     layers=layers,
-    timesteps=1,
     metrics=('loss', 'feature_std', 'top_share'),
     output=layers[-1],
     check=check,
@@ -107,21 +140,10 @@ def make_method(
   )
 
 
-def check_positive(group: str, fields: dict[str, int]) -> None:
-  """Raises ValueError for a count below 1."""
-  for name, value in fields.items():
-    if value < 1:
-      raise ValueError(
-        f'{group}.{name}={value} is below 1. Set --config.{group}.{name}.'
-      )
-
-
-def check_share(group: str, name: str, value: float) -> None:
-  """Raises ValueError for a moving average outside [0, 1)."""
-  if not 0 <= value < 1:
-    raise ValueError(
-      f'{group}.{name}={value} is outside [0, 1). Set --config.{group}.{name}.'
-    )
+def check_counts(config: ConfigDict, group: str, *names: str) -> None:
+  """Raises ValueError for a field of the sub-config `group` below 1."""
+  for name in names:
+    in_range(config[name], 1, math.inf, f'--config.{group}.{name}')
 
 
 def train_pass(
@@ -143,17 +165,12 @@ def eval_pass(model: Any, params: Tree, stats: Tree, x: jax.Array) -> Any:
   return model.apply({'params': params, 'batch_stats': stats}, x)
 
 
-def layer_names(config: ConfigDict) -> tuple[str, ...]:
-  """The taps of the encoder."""
-  return tuple(f'stage{i + 1}' for i in range(len(config.model.blocks)))
-
-
 def views_of_each(
   keys: jax.Array, images: jax.Array, policy: str
 ) -> tuple[jax.Array, jax.Array]:
   """Two views of uint8 images (b, h, w, c), each drawn from its own key."""
 
-  def draw(key, x):
+  def draw(key: jax.Array, x: jax.Array) -> tuple[jax.Array, jax.Array]:
     first, second = views.two_views(key, x[None], policy)
     return first[0], second[0]
 
@@ -177,7 +194,7 @@ def spread(z: jax.Array) -> dict[str, jax.Array]:
   z = z - jnp.mean(z, axis=0, keepdims=True)
   variance = jnp.mean(jnp.square(z), axis=0)
 
-  def power(_, v):
+  def power(_: jax.Array, v: jax.Array) -> jax.Array:
     v = (z @ v) @ z
     return v * jax.lax.rsqrt(jnp.maximum(jnp.sum(jnp.square(v)), 1e-30))
 

@@ -1,7 +1,9 @@
-"""Random views of images for self-supervised pretraining, on the device.
+"""Random changes of images, batched and on the device.
 
-Crops and blurs are two small matrix products per image, one along each axis:
-far cheaper on CPU and accelerators than gathers.
+`augment` changes an image a little: flips, small affine maps, intensity. Views
+change it much, for self-supervised pretraining; their crops and blurs are two
+small matrix products per image, one along each axis: far cheaper on CPU and
+accelerators than gathers.
 Letters: b batch, h w pixels, c channels; i of the output, j of the input.
 """
 
@@ -10,9 +12,90 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from ml_collections import ConfigDict
 
-from micdiffrep_jax.methods.augment import affine
-from micdiffrep_jax.run.checks import lookup
+from micdiffrep_jax.run.checks import in_range, lookup
+
+# Fields of `augment`, half-ranges around the identity: 0 switches one off.
+LIMITS = {
+  'flip': (0.0, 1.0),
+  'rotate_deg': (0.0, 180.0),
+  'scale': (0.0, 0.9),
+  'shift': (0.0, 0.5),
+  'brightness': (0.0, 1.0),
+  'contrast': (0.0, 1.0),
+}
+
+
+def check_augment(config: ConfigDict) -> None:
+  """Raises ValueError for a field outside its range."""
+  for name, (low, high) in LIMITS.items():
+    in_range(config[name], low, high, f'--config.augment.{name}')
+
+
+def affine(x: jax.Array, matrix: jax.Array, offset: jax.Array) -> jax.Array:
+  """Samples x (h, w, c) at matrix @ (pixel - centre) + centre + offset.
+
+  Bilinear; outside is -1, the black of the background.
+  """
+  h, w, _ = x.shape
+  centre = jnp.array([(h - 1) / 2, (w - 1) / 2])
+  grid = jnp.stack(jnp.meshgrid(jnp.arange(h), jnp.arange(w), indexing='ij'))
+  grid = grid - centre[:, None, None]
+  places = jnp.einsum('ij,jhw->ihw', matrix, grid)
+  places = places + (centre + offset)[:, None, None]
+  return jax.vmap(
+    lambda plane: jax.scipy.ndimage.map_coordinates(
+      plane, list(places), order=1, mode='constant', cval=-1.0
+    ),
+    in_axes=-1,
+    out_axes=-1,
+  )(x)
+
+
+def _turned(
+  x: jax.Array, angle: jax.Array, zoom: jax.Array | float, offset: jax.Array
+) -> jax.Array:
+  """Each of x (b, h, w, c) turned by angle (b,) in radians about its centre.
+
+  zoom (b,) or one for all; offset (b, 2) pixels.
+  """
+  cos, sin = jnp.cos(angle) / zoom, jnp.sin(angle) / zoom
+  matrix = jnp.stack([cos, -sin, sin, cos], axis=-1).reshape(-1, 2, 2)
+  return jax.vmap(affine)(x, matrix, offset)
+
+
+def augment(key: jax.Array, x: jax.Array, config: ConfigDict) -> jax.Array:
+  """x (b, h, w, c) float32 in [-1, 1] -> the same, each image on its own.
+
+  flip: probability of a left-right flip; rotate_deg, scale (relative) and shift
+  (share of the side): half-ranges of uniform draws; brightness (of 2, the whole
+  range) and contrast (relative): likewise. Values are cut to [-1, 1].
+  """
+  b, h = x.shape[:2]
+  k_flip, k_rotate, k_scale, k_shift, k_bright, k_contrast = jax.random.split(
+    key, 6
+  )
+
+  def uniform(
+    k: jax.Array, half_range: float, shape: tuple[int, ...] = (b,)
+  ) -> jax.Array:
+    return half_range * jax.random.uniform(k, shape, minval=-1.0, maxval=1.0)
+
+  if config.flip:
+    flip = jax.random.bernoulli(k_flip, config.flip, (b, 1, 1, 1))
+    x = jnp.where(flip, x[:, :, ::-1], x)
+  if config.rotate_deg or config.scale or config.shift:
+    angle = uniform(k_rotate, config.rotate_deg * math.pi / 180)
+    zoom = 1 + uniform(k_scale, config.scale)
+    x = _turned(x, angle, zoom, uniform(k_shift, config.shift * h, (b, 2)))
+  if config.brightness or config.contrast:
+    gain = 1 + uniform(k_contrast, config.contrast, (b, 1, 1, 1))
+    lift = 2 * uniform(k_bright, config.brightness, (b, 1, 1, 1))
+    # Around black, so that the background stays background.
+    x = jnp.where(x > -0.98, (x + 1) * gain - 1 + lift, x)
+    x = jnp.clip(x, -1.0, 1.0)
+  return x
 
 
 class View(NamedTuple):
@@ -110,9 +193,7 @@ def rotate(key: jax.Array, x: jax.Array, half_range_deg: float) -> jax.Array:
   """Turns x (b, h, w, c) about its centre; corners fill with -1."""
   limit = half_range_deg * math.pi / 180
   angle = jax.random.uniform(key, x.shape[:1], minval=-limit, maxval=limit)
-  cos, sin = jnp.cos(angle), jnp.sin(angle)
-  matrix = jnp.stack([cos, -sin, sin, cos], axis=-1).reshape(-1, 2, 2)
-  return jax.vmap(lambda image, m: affine(image, m, jnp.zeros(2)))(x, matrix)
+  return _turned(x, angle, 1.0, jnp.zeros((len(x), 2)))
 
 
 def jitter(
@@ -124,7 +205,7 @@ def jitter(
   """
   k_brightness, k_contrast = jax.random.split(key)
 
-  def factor(k, half_range):
+  def factor(k: jax.Array, half_range: float) -> jax.Array:
     shape = (x.shape[0], 1, 1, 1)
     return 1 + half_range * jax.random.uniform(k, shape, minval=-1.0)
 
@@ -167,7 +248,9 @@ def draw_view(key: jax.Array, x: jax.Array, view: View) -> jax.Array:
     key, 6
   )
 
-  def sometimes(k, probability, changed, x):
+  def sometimes(
+    k: jax.Array, probability: float, changed: jax.Array, x: jax.Array
+  ) -> jax.Array:
     return jnp.where(
       jax.random.bernoulli(k, probability, (x.shape[0], 1, 1, 1)), changed, x
     )

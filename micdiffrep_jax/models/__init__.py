@@ -1,1 +1,5 @@
-"""Network architectures; the only folder that imports flax."""
+"""Network architectures; the only room that imports flax.
+
+Fields and arrays enter; outputs and named taps leave. methods and encoders
+import it; it knows no config, data set or training.
+"""

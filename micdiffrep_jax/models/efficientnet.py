@@ -61,7 +61,7 @@ class Depthwise(nn.Module):
   dtype: str
 
   @nn.compact
-  def __call__(self, x):
+  def __call__(self, x: jax.Array) -> jax.Array:
     k, stride = self.kernel, self.stride
     kernel = self.param('kernel', _before_relu, (k, k, 1, x.shape[-1]))
     x, kernel = (v.astype(self.dtype) for v in (x, kernel))
@@ -97,7 +97,7 @@ class Block(nn.Module):
   dtype: str
 
   @nn.compact
-  def __call__(self, x):
+  def __call__(self, x: jax.Array) -> jax.Array:
     conv = functools.partial(nn.Conv, use_bias=False, dtype=self.dtype)
     h, inner = x, self.expand * x.shape[-1]
     if self.expand != 1:
@@ -122,7 +122,7 @@ class EfficientNetLite(nn.Module):
   dtype: str = 'float32'
 
   @nn.compact
-  def __call__(self, x):
+  def __call__(self, x: jax.Array) -> tuple[jax.Array, dict[str, jax.Array]]:
     conv = functools.partial(
       nn.Conv, use_bias=False, dtype=self.dtype, kernel_init=_before_relu
     )

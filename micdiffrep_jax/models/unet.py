@@ -2,24 +2,170 @@
 
 Source: Ho et al. 2020 (layout, widths, initialisation). Ours: the patchified
 stem, for machines on which full-resolution convolutions are too dear.
-Letters: b batch, h w pixels, c channels, d features.
+Letters: b batch, h w pixels, c channels, d features, p pixels of a patch.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 import functools
+import math
+from typing import Any
 
 from flax import linen as nn
 import jax
+from jax.ad_checkpoint import checkpoint_name
 import jax.numpy as jnp
 
-from micdiffrep_jax.models.unet_blocks import (
-  INIT,
-  PRODUCT,
-  ZEROS,
-  Grow,
-  Stage,
-  time_embedding,
-)
+_INIT = nn.initializers.variance_scaling(1.0, 'fan_avg', 'uniform')
+_ZEROS = nn.initializers.zeros
+_PRODUCT = 'product'  # what is dear to compute again, by name
+
+
+def time_embedding(t: jax.Array, width: int) -> jax.Array:
+  """Sinusoids of the integer timestep: t (b,) -> (b, width) float32.
+
+  t is not divided by T: neighbouring steps would become indistinguishable.
+  """
+  half = width // 2
+  frequencies = jnp.exp(-math.log(10000.0) / (half - 1) * jnp.arange(half))
+  angles = t.astype(jnp.float32)[:, None] * frequencies[None, :]
+  return jnp.concatenate([jnp.sin(angles), jnp.cos(angles)], axis=-1)
+
+
+class ResBlock(nn.Module):
+  """GroupNorm, SiLU, conv, timestep, GroupNorm, SiLU, conv; x (b, h, w, c)."""
+
+  width: int
+  groups: int
+  dropout: float
+  train: bool
+  dtype: str
+
+  @nn.compact
+  def __call__(self, x: jax.Array, temb: jax.Array) -> jax.Array:
+    norm = functools.partial(nn.GroupNorm, self.groups, epsilon=1e-6)
+    conv = functools.partial(
+      nn.Conv, self.width, (3, 3), dtype=self.dtype, kernel_init=_INIT
+    )
+    h = conv(name='conv1')(nn.silu(norm(name='norm1')(x)))
+    h = checkpoint_name(h, _PRODUCT)
+    shift = nn.Dense(
+      self.width, dtype=self.dtype, kernel_init=_INIT, name='time'
+    )(nn.silu(temb))
+    h = h + shift[:, None, None, :]
+    h = nn.silu(norm(name='norm2')(h))
+    h = nn.Dropout(self.dropout, name='dropout')(
+      h, deterministic=not self.train
+    )
+    # Zero initialisation: every block starts as the identity.
+    h = checkpoint_name(conv(name='conv2', kernel_init=_ZEROS)(h), _PRODUCT)
+    if x.shape[-1] != self.width:
+      x = nn.Dense(
+        self.width, dtype=self.dtype, kernel_init=_INIT, name='shortcut'
+      )(x)
+    return x + h
+
+
+class Attention(nn.Module):
+  """Self-attention over the pixels of x (b, h, w, c), with a residual."""
+
+  heads: int
+  groups: int
+  dtype: str
+
+  @nn.compact
+  def __call__(self, x: jax.Array) -> jax.Array:
+    b, h, w, c = x.shape
+    y = nn.GroupNorm(self.groups, epsilon=1e-6, name='norm')(x)
+    qkv = nn.Dense(3 * c, dtype=self.dtype, kernel_init=_INIT, name='qkv')(
+      y.reshape(b, h * w, c)
+    )
+    qkv = checkpoint_name(qkv, _PRODUCT)
+    qkv = qkv.reshape(b, h * w, 3, self.heads, c // self.heads)
+    y = jax.nn.dot_product_attention(qkv[:, :, 0], qkv[:, :, 1], qkv[:, :, 2])
+    y = nn.Dense(c, dtype=self.dtype, kernel_init=_ZEROS, name='out')(
+      y.reshape(b, h * w, c)
+    )
+    return x + y.reshape(b, h, w, c)
+
+
+class Grow(nn.Module):
+  """Doubles x (b, h, w, c) by repeating pixels, then a 3 x 3 convolution.
+
+  Two neighbours that are copies share one product with the sum of their
+  weights: 2 x 2 weights for each of the four places in a doubled pixel, 16
+  products where the literal form has 36.
+  """
+
+  width: int
+  dtype: str
+
+  @nn.compact
+  def __call__(self, x: jax.Array) -> jax.Array:
+    b, h, w, c = x.shape
+    kernel = self.param('kernel', _INIT, (3, 3, c, self.width))
+    bias = self.param('bias', _ZEROS, (self.width,))
+    x, kernel, bias = nn.dtypes.promote_dtype(x, kernel, bias, dtype=self.dtype)
+
+    def fold(k: jax.Array, place: int) -> jax.Array:
+      """Place 0 sees the pixel before its own, 1 the next."""
+      first, middle, last = k
+      pair = (first, middle + last) if place == 0 else (first + middle, last)
+      return jnp.stack(pair)
+
+    places = [
+      jax.lax.conv_general_dilated(
+        x,
+        fold(fold(kernel, i).swapaxes(0, 1), j).swapaxes(0, 1),
+        (1, 1),
+        ((1 - i, i), (1 - j, j)),
+        dimension_numbers=('NHWC', 'HWIO', 'NHWC'),
+      )
+      for i in (0, 1)
+      for j in (0, 1)
+    ]
+    y = jnp.stack(places, axis=3).reshape(b, h, w, 2, 2, self.width)
+    y = y.transpose(0, 1, 3, 2, 4, 5).reshape(b, 2 * h, 2 * w, self.width)
+    return y + bias[None, None, None, :]
+
+
+class Stage(nn.Module):
+  """A residual block and, where the resolution asks for it, attention."""
+
+  width: int
+  attend: bool
+  heads: int
+  groups: int
+  dropout: float
+  train: bool  # a field, not an argument: remat traces arguments
+  dtype: str
+
+  @nn.compact
+  def __call__(self, x: jax.Array, temb: jax.Array) -> jax.Array:
+    x = ResBlock(
+      self.width,
+      self.groups,
+      self.dropout,
+      self.train,
+      self.dtype,
+      name='res',
+    )(x, temb)
+    if self.attend:
+      x = Attention(self.heads, self.groups, self.dtype, name='attention')(x)
+    return x
+
+
+def fold_patches(x: jax.Array, p: int) -> jax.Array:
+  """x (b, h, w, c) -> (b, h/p, w/p, p p c): patches become channels."""
+  b, h, w, c = x.shape
+  x = x.reshape(b, h // p, p, w // p, p, c).transpose(0, 1, 3, 2, 4, 5)
+  return x.reshape(b, h // p, w // p, p * p * c)
+
+
+def unfold_patches(x: jax.Array, p: int) -> jax.Array:
+  """Undoes fold_patches."""
+  b, h, w, d = x.shape
+  x = x.reshape(b, h, w, p, p, d // p**2).transpose(0, 1, 3, 2, 4, 5)
+  return x.reshape(b, h * p, w * p, d // p**2)
 
 
 class UNet(nn.Module):
@@ -57,90 +203,116 @@ class UNet(nn.Module):
   remat: str | bool = ''  # True, in older configs, is 'stages'
 
   @nn.compact
-  def __call__(self, x, t, *, train: bool = False):
-    b, height, width, c = x.shape
-    p, levels = self.patch, len(self.multipliers)
+  def __call__(
+    self, x: jax.Array, t: jax.Array, *, train: bool = False
+  ) -> tuple[jax.Array, dict[str, jax.Array]]:
+    dense = functools.partial(nn.Dense, 4 * self.channels, kernel_init=_INIT)
+    temb = dense(name='time1')(time_embedding(t, self.channels))
+    temb = dense(name='time2')(nn.silu(temb))
+    stage = functools.partial(self._stage, temb=temb, train=train)
+    taps: dict[str, jax.Array] = {}
+
+    skips = self._down(fold_patches(x, self.patch), stage, taps)
+    h = skips[-1]
+    h = stage('mid0', h.shape[-1], h)
+    h = taps['mid'] = stage('mid', h.shape[-1], h)
+    h = self._up(h, skips, stage, taps)
+
+    h = nn.GroupNorm(self.groups, epsilon=1e-6, name='out_norm')(h)
+    out = self.patch**2 * x.shape[-1]
+    h = nn.Conv(out, (3, 3), kernel_init=_ZEROS, name='out')(nn.silu(h))
+    return unfold_patches(h, self.patch).astype(jnp.float32), taps
+
+  def _stage(
+    self, name: str, width: int, h: jax.Array, temb: jax.Array, train: bool
+  ) -> jax.Array:
+    """Applies the stage called `name`; one submodule."""
+    # The middle is block, attention, block at any resolution.
+    attend = name == 'mid0' or (name != 'mid' and h.shape[1] in self.attention)
     stage_class = Stage
     if self.remat == 'norms':
-      kept = jax.checkpoint_policies.save_only_these_names(PRODUCT)
+      kept = jax.checkpoint_policies.save_only_these_names(_PRODUCT)
       stage_class = nn.remat(Stage, policy=kept)
     elif self.remat:
       stage_class = nn.remat(Stage)
-    conv = functools.partial(nn.Conv, dtype=self.dtype, kernel_init=INIT)
-
-    def stage(name, features, h):
-      # The middle is block, attention, block at any resolution.
-      attend = name == 'mid0' or (
-        name != 'mid' and h.shape[1] in self.attention
-      )
-      return stage_class(
-        features,
-        attend,
-        self.heads,
-        self.groups,
-        self.dropout,
-        train,
-        self.dtype,
-        name=name,
-      )(h, temb)
-
-    temb = time_embedding(t, self.channels)
-    temb = nn.Dense(4 * self.channels, kernel_init=INIT, name='time1')(temb)
-    temb = nn.Dense(4 * self.channels, kernel_init=INIT, name='time2')(
-      nn.silu(temb)
+    stage = stage_class(
+      width,
+      attend,
+      self.heads,
+      self.groups,
+      self.dropout,
+      train,
+      self.dtype,
+      name=name,
     )
+    return stage(h, temb)
 
-    taps = {}
-    if p > 1:
-      x = x.reshape(b, height // p, p, width // p, p, c)
-      x = x.transpose(0, 1, 3, 2, 4, 5)
-      x = x.reshape(b, height // p, width // p, p * p * c)
+  def _down(
+    self, x: jax.Array, stage: Callable, taps: dict[str, jax.Array]
+  ) -> list[jax.Array]:
+    """From the stem to the coarsest level; all that the way up joins."""
+    conv = functools.partial(nn.Conv, dtype=self.dtype, kernel_init=_INIT)
     h = conv(self.channels, (3, 3), name='in')(x)
     skips = [h]
     for level, multiplier in enumerate(self.multipliers):
-      features = self.channels * multiplier
+      width = self.channels * multiplier
       for block in range(self.blocks):
         name = f'down{level}_{block}'
-        h = taps[name] = stage(name, features, h)
+        h = taps[name] = stage(name, width, h)
         skips.append(h)
-      if level < levels - 1:
+      if level < len(self.multipliers) - 1:
         # (0, 1): TensorFlow's SAME for stride 2, as in the reference.
         h = conv(
-          features,
+          width,
           (3, 3),
           strides=2,
           padding=((0, 1), (0, 1)),
           name=f'down{level}_pool',
         )(h)
         skips.append(h)
+    return skips
 
-    h = stage('mid0', h.shape[-1], h)
-    h = taps['mid'] = stage('mid', h.shape[-1], h)
-
-    for level in reversed(range(levels)):
-      features = self.channels * self.multipliers[level]
+  def _up(
+    self,
+    h: jax.Array,
+    skips: Sequence[jax.Array],
+    stage: Callable,
+    taps: dict[str, jax.Array],
+  ) -> jax.Array:
+    """From the middle to the finest level; joins the way down, last first."""
+    left = list(skips)
+    for level in reversed(range(len(self.multipliers))):
+      width = self.channels * self.multipliers[level]
       for block in range(self.blocks + 1):
         name = f'up{level}_{block}'
-        h = jnp.concatenate([h, skips.pop()], axis=-1)
-        h = taps[name] = stage(name, features, h)
+        h = jnp.concatenate([h, left.pop()], axis=-1)
+        h = taps[name] = stage(name, width, h)
       if level > 0:
-        h = Grow(features, self.dtype, name=f'up{level}_grow')(h)
-
-    h = nn.silu(nn.GroupNorm(self.groups, epsilon=1e-6, name='out_norm')(h))
-    h = nn.Conv(p * p * c, (3, 3), kernel_init=ZEROS, name='out')(h)
-    if p > 1:
-      h = h.reshape(b, height // p, width // p, p, p, c)
-      h = h.transpose(0, 1, 3, 2, 4, 5).reshape(b, height, width, c)
-    return h.astype(jnp.float32), taps
+        h = Grow(width, self.dtype, name=f'up{level}_grow')(h)
+    return h
 
 
-def tap_names(levels: int, blocks: int) -> tuple[str, ...]:
-  """Names of a UNet's taps, from the input to the output."""
-  down = [f'down{i}_{j}' for i in range(levels) for j in range(blocks)]
-  up = [
-    f'up{i}_{j}' for i in reversed(range(levels)) for j in range(blocks + 1)
-  ]
-  return (*down, 'mid', *up)
+def encoder_taps(model: UNet) -> tuple[str, ...]:
+  """Names of the taps from the input to the middle, which is the last."""
+  levels = range(len(model.multipliers))
+  down = (f'down{i}_{j}' for i in levels for j in range(model.blocks))
+  return (*down, 'mid')
+
+
+def decoder_taps(model: UNet) -> tuple[str, ...]:
+  """Names of the taps after the middle, to the output."""
+  levels = reversed(range(len(model.multipliers)))
+  return tuple(f'up{i}_{j}' for i in levels for j in range(model.blocks + 1))
+
+
+def make(fields: Mapping[str, Any], size_px: int, channels: int) -> UNet:
+  """The UNet with these fields for images (size_px, size_px, channels).
+
+  Raises ValueError where they do not fit such images.
+  """
+  del channels  # taken from the images
+  check_unet(size_px, **fields)
+  return UNet(**fields)
 
 
 def check_unet(
@@ -153,7 +325,7 @@ def check_unet(
   groups: int,
   patch: int,
   remat: str | bool = '',
-  **_,
+  **_: Any,
 ) -> None:
   """Raises ValueError where the fields do not fit images of size_px."""
   divisor = patch * 2 ** (len(multipliers) - 1)

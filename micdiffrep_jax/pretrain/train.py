@@ -17,8 +17,9 @@ import numpy as np
 from micdiffrep_jax.data import dataset as data
 from micdiffrep_jax.data import promises
 from micdiffrep_jax.data.batches import train_stream
-from micdiffrep_jax.encoders.encoder import make_method
+from micdiffrep_jax.encoders.encoder import config_from_json, make_method
 from micdiffrep_jax.methods import Method
+from micdiffrep_jax.methods.base import trainable
 from micdiffrep_jax.pretrain import checks, compiler, monitor
 from micdiffrep_jax.pretrain.optim import make_optimizer, make_schedule
 from micdiffrep_jax.pretrain.state import TrainState, make_state, make_step
@@ -59,7 +60,8 @@ def run(config: ConfigDict, workdir: str) -> dict[str, Any]:
   # A method may follow a schedule over the run; the config is kept as given.
   resolved = config.copy_and_resolve_references()
   resolved.steps = count_steps(config, len(rows))
-  method = make_method(resolved, info['size_px'], info['channels'])
+  reader = make_method(resolved, info['size_px'], info['channels'])
+  method = trainable(reader, config.method)
   info |= method.facts
   if method.check:
     method.check(len(rows))
@@ -116,6 +118,7 @@ def begin(
   if checkpoints.latest is None:
     return program.init(key)
   saved = read_metadata(checkpoints.directory, checkpoints.latest)
+  saved = saved._replace(config=files.plain(config_from_json(saved.config)))
   saved.info.pop('images_seen')
   checks.check_unchanged(saved._asdict(), metadata._asdict(), allow_changes)
   log.get_logger().info('Goes on from step %d.', checkpoints.latest)

@@ -20,7 +20,7 @@ from micdiffrep_jax.encoders import cache as feature_cache
 from micdiffrep_jax.encoders import encoder as encoders
 from micdiffrep_jax.encoders import features
 from micdiffrep_jax.heads import floors
-from micdiffrep_jax.methods import Method
+from micdiffrep_jax.methods import Reader
 from micdiffrep_jax.run import files, log
 from micdiffrep_jax.run.checks import lookup
 from micdiffrep_jax.studies import (
@@ -52,7 +52,7 @@ def check(config: ConfigDict) -> None:
     )
 
 
-def choose_layers(method: Method, config: ConfigDict) -> tuple[str, ...]:
+def choose_layers(method: Reader, config: ConfigDict) -> tuple[str, ...]:
   """The layers to read, of the encoder or decoder alone where taps says so.
 
   Without the decoder the compiler leaves its computation out.
@@ -63,8 +63,8 @@ def choose_layers(method: Method, config: ConfigDict) -> tuple[str, ...]:
   )
   if config.taps == 'all':
     return names
-  up = config.taps == 'decoder'
-  chosen = tuple(n for n in names if n.startswith('up') == up)
+  wanted = config.taps == 'decoder'
+  chosen = tuple(n for n in names if (n in method.decoder) == wanted)
   if not chosen:
     raise ValueError(
       f'None of {names} is of the {config.taps}. Set --config.taps=all.'

@@ -19,7 +19,7 @@ from micdiffrep_jax.encoders import encoder as encoders
 from micdiffrep_jax.encoders import features
 from micdiffrep_jax.heads import floors, head_file
 from micdiffrep_jax.heads.nets import HEADS
-from micdiffrep_jax.methods import augment
+from micdiffrep_jax.methods.views import check_augment
 from micdiffrep_jax.run import files
 from micdiffrep_jax.run.checks import lookup
 from micdiffrep_jax.scores import metrics
@@ -56,7 +56,7 @@ def check(config: ConfigDict) -> None:
       f'online.views={config.online.views} is negative; 0 means none. Set '
       '--config.online.views.'
     )
-  augment.check(config.online.augment)
+  check_augment(config.online.augment)
   if not config.checkpoint:
     raise ValueError(
       'No encoder given. Set --config.checkpoint to a pretraining folder.'

@@ -18,6 +18,7 @@ from micdiffrep_jax.draw import page
 from micdiffrep_jax.draw.page import Section
 from micdiffrep_jax.draw.result import Run
 from micdiffrep_jax.encoders import encoder as encoders
+from micdiffrep_jax.methods.base import trainable
 from micdiffrep_jax.pretrain import monitor, train
 from micdiffrep_jax.run import checkpoint as checkpoints
 from micdiffrep_jax.run import files, log
@@ -92,10 +93,11 @@ def flops_per_image(encoder: encoders.Encoder) -> float | None:
 
   Counted before compilation, so nothing is fused or dropped yet.
   """
-  method, config, info = encoder.method, encoder.config, encoder.info
+  config, info = encoder.config, encoder.info
   if not info.get('images_seen'):
     return None  # nothing was trained here
   b, size, c = config.batch_size, info['size_px'], info['channels']
+  method = trainable(encoders.make_method(config, size, c), config.method)
   params, extra = jax.eval_shape(method.init, jax.random.key(0))
   rows = {'image': jax.ShapeDtypeStruct((size, size, c), jnp.uint8)}
   batch = {
