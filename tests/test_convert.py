@@ -10,7 +10,7 @@ import pytest
 
 from configs import convert_clip, pretrain, probe
 from micdiffrep_jax.data import dataset as data
-from micdiffrep_jax.encoders import clip_weights, convert, encoder
+from micdiffrep_jax.encoders import convert, encoder, weights
 from micdiffrep_jax.methods import METHODS, external
 from micdiffrep_jax.pretrain import train
 from micdiffrep_jax.studies import probe as probing
@@ -123,8 +123,9 @@ def test_a_frozen_encoder_is_not_pretrained(tmp_path):
   run.method = 'clip_frozen'
   dataset = data.open_dataset(run.data.path)
   rows = data.pretraining_rows(dataset, 'grouped')
+  info = encoder.EncoderInfo(16, 1)
   with pytest.raises(ValueError, match='converted by.*--config.method'):
-    train.fit(method, run, dataset, rows, {}, {}, str(tmp_path / 'pretrain'))
+    train.fit(method, run, dataset, rows, info, {}, str(tmp_path / 'pretrain'))
 
 
 def test_both_layouts_give_the_same_variables():
@@ -154,7 +155,7 @@ def test_both_layouts_give_the_same_variables():
         f'{layer}self_attn.out_proj.{kind}'
       ],
     }
-  a = clip_weights.convert(state, 2, 'quick_gelu')
-  b = clip_weights.convert(other, 2, 'quick_gelu')
+  a = weights.clip(state, 2, 'quick_gelu')
+  b = weights.clip(other, 2, 'quick_gelu')
   assert a[:2] == b[:2]
   jax.tree.map(np.testing.assert_array_equal, a[2], b[2])

@@ -1,6 +1,7 @@
 """Encoders side by side on folds of groups, on a fake encoder."""
 
 import csv
+import dataclasses
 import json
 import os
 from types import MappingProxyType
@@ -189,7 +190,7 @@ def test_only_what_pretraining_is_known_to_have_drawn_is_counted(ds):
   train = data.rows(ds, 'grouped', 'train')
   assert folds.drawn(one, ds, train) == len(train)
   assert folds.drawn(one._replace(prefix='random/'), ds, train) == 0
-  info = {**one.encoder.info, 'fingerprint': ''}
+  info = dataclasses.replace(one.encoder.info, fingerprint='')
   other = one._replace(encoder=one.encoder._replace(info=info))
   assert folds.drawn(other, ds, rows) is None
 

@@ -4,7 +4,7 @@ import pytest
 import torch_efficientnet
 
 from configs import convert_clip
-from micdiffrep_jax.encoders import convert, efficientnet_weights
+from micdiffrep_jax.encoders import convert, weights
 from micdiffrep_jax.encoders import encoder as encoders
 from micdiffrep_jax.models.efficientnet import (
   LITE0,
@@ -18,7 +18,7 @@ STAGES = ((3, 1, 1, 6, 1), (5, 2, 3, 8, 2), (3, 2, 3, 10, 1))
 
 def test_the_network_equals_a_torch_one_on_odd_and_even_sizes():
   state = torch_efficientnet.random_state(STAGES, 4, 12)
-  variables = efficientnet_weights.convert(
+  variables = weights.efficientnet(
     {k: v.numpy() for k, v in state.items()}, STAGES
   )
   model = EfficientNetLite(STAGES, 4, 12)
@@ -51,7 +51,7 @@ def test_a_missing_tensor_is_named():
   state = {k: v.numpy() for k, v in state.items()}
   del state['_blocks.1._bn0.weight']
   with pytest.raises(ValueError, match=r'_blocks\.1\._bn0\.weight'):
-    efficientnet_weights.convert(state, STAGES)
+    weights.efficientnet(state, STAGES)
 
 
 def test_the_packaged_weights_become_an_encoder(tmp_path):

@@ -73,12 +73,8 @@ def model(monkeypatch):
   state = {'bank': TRAIN}
   rest = (_features, _validate, lambda *_: None, ('mid',), 100)
   method = Method(*[None] * 4, *rest)
-  info = {
-    'size_px': SIZE,
-    'channels': 1,
-    'split': 'grouped',
-    'split_hash': data.split_hash(ds, 'grouped'),
-  }
+  split_hash = data.split_hash(ds, 'grouped')
+  info = encoders.EncoderInfo(SIZE, 1, split='grouped', split_hash=split_hash)
   config = ConfigDict({'method': 'ddpm', 'data': {'path': 'memory'}})
 
   def load(path, step):
