@@ -95,7 +95,7 @@ def draw(
   seconds: first_batch, with compilation, and per_image of the others; where
   there are none, it is that of the first.
   """
-  size, channels = encoder.info['size_px'], encoder.info['channels']
+  size, channels = encoder.info.size_px, encoder.info.channels
   mesh = devices.make_mesh()
   run_sampler = samplers.make_sampler(
     model.process,

@@ -31,12 +31,12 @@ def run(config: ConfigDict, workdir: str) -> dict[str, Any]:
   encoder = encoders.load_encoder(config.checkpoint, config.step or None)
   plan = check(config, encoder)
   real = open_real(config, encoder)
-  model = ddpm.denoiser(encoder.config, encoder.info['size_px'])
+  model = ddpm.denoiser(encoder.config, encoder.info.size_px)
   folder = epath.Path(workdir)
   folder.mkdir(parents=True, exist_ok=True)
   results: dict[str, Any] = {
     'task': 'sample',
-    'model': encoder.info,
+    'model': encoder.info.as_dict(),
     'steps': len(plan.t),
   }
 
@@ -115,7 +115,7 @@ def check(config: ConfigDict, encoder: encoders.Encoder) -> plans.Plan:
     )
   mesh = devices.make_mesh()
   devices.check_batch_size(config.batch_size, mesh, '--config.batch_size')
-  process = ddpm.denoiser(encoder.config, encoder.info['size_px']).process
+  process = ddpm.denoiser(encoder.config, encoder.info.size_px).process
   plan = plans.make_plan(process, **generate.options(config))
   samplers.frame_steps(len(plan.t), config.figure.trajectory)
   features.check_request(
@@ -142,17 +142,17 @@ def check(config: ConfigDict, encoder: encoders.Encoder) -> plans.Plan:
 def open_real(config: ConfigDict, encoder: encoders.Encoder) -> assess.Real:
   """The training and validation images; warns if they are not the model's."""
   path = config.data.path or encoder.config.data.path
-  split = config.data.split or encoder.info['split']
+  split = config.data.split or encoder.info.split or ''
   dataset = data.open_dataset(path, cache=config.data.cache)
   features.check_images(encoder, dataset)
-  if data.split_hash(dataset, split) != encoder.info['split_hash']:
+  if data.split_hash(dataset, split) != encoder.info.split_hash:
     log.get_logger().warning(
       'The model was not trained on the %r split of %s: whether it copies its '
       'training images cannot be told from these.',
       split,
       path,
     )
-  spared = encoder.info.get('spared', ())
+  spared = tuple(encoder.info.spared or ())
   train = data.pretraining_rows(dataset, split, spared)
   val = data.rows(dataset, split, 'val')
   if not len(train) or not len(val):
