@@ -58,7 +58,7 @@ def make_encoder(args, ds):
   config = pretrain.get_config(args.encoder)
   size, channels = ds.info.size_px, ds.info.channels
   method = encoders.make_method(config, size, channels)
-  info = {'size_px': size, 'channels': channels, 'path': '', 'step': 0}
+  info = encoders.EncoderInfo(size, channels, path='', step=0)
   return encoders.random_encoder(encoders.Encoder(method, None, config, info))
 
 

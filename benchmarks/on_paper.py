@@ -14,7 +14,7 @@ import numpy as np
 from benchmarks import common
 from configs import pretrain
 from micdiffrep_jax.encoders import encoder
-from micdiffrep_jax.pretrain.train import compile_program
+from micdiffrep_jax.pretrain.state import compile_program
 from micdiffrep_jax.run import devices
 
 

@@ -32,7 +32,7 @@ from benchmarks import common
 from benchmarks.on_paper import lower
 from micdiffrep_jax.data import batches, store
 from micdiffrep_jax.data import dataset as data
-from micdiffrep_jax.pretrain import checks
+from micdiffrep_jax.pretrain import train
 
 POINTS = {
   'images': (1_000, 10_000, 100_000, 1_000_000),
@@ -106,7 +106,7 @@ def with_images(count: int) -> dict[str, float]:
     ds = data.open_dataset(folder)
     mark('open_s')
     rows = data.pretraining_rows(ds, 'grouped')
-    checks.prove_unseen(ds, 'grouped', rows)
+    train.prove_unseen(ds, 'grouped', rows)
     mark('prove_unseen_s')
     stream = batches.train_stream(ds, rows, 128, seed=0)
     next(stream)

@@ -23,7 +23,7 @@ from configs import pretrain
 from micdiffrep_jax.data.batches import train_stream
 from micdiffrep_jax.data.dataset import Dataset
 from micdiffrep_jax.encoders import encoder
-from micdiffrep_jax.pretrain.train import compile_program
+from micdiffrep_jax.pretrain.state import compile_program
 from micdiffrep_jax.run import devices
 from micdiffrep_jax.run.checkpoint import Checkpoints
 

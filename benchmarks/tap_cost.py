@@ -34,7 +34,7 @@ def main() -> None:
   config = pretrain.get_config(args.preset)
   size_px, n = common.SIZES_PX[args.preset], args.batch_size
   method = encoders.make_method(config, size_px, 1)
-  info = {'size_px': size_px, 'channels': 1, 'path': '', 'step': 0}
+  info = encoders.EncoderInfo(size_px, 1, path='', step=0)
   encoder = encoders.random_encoder(
     encoders.Encoder(method, None, config, info)
   )

@@ -18,7 +18,7 @@ import torch
 from benchmarks import common, torch_unet
 from configs import pretrain
 from micdiffrep_jax.encoders import encoder
-from micdiffrep_jax.pretrain.train import compile_program
+from micdiffrep_jax.pretrain.state import compile_program
 from micdiffrep_jax.run import devices
 
 

@@ -1,6 +1,7 @@
 """The table of tasks, and the task that runs several in a row."""
 
 from collections.abc import Callable, Mapping
+import functools
 import importlib
 import json
 import os
@@ -20,6 +21,20 @@ def run_task(config: ConfigDict, workdir: str) -> Mapping[str, Any]:
   return lookup(TASKS, config.task, 'task', '--config.task')(config, workdir)
 
 
+def _sharing(task: Task) -> Task:
+  """A task of several stages, which find the features of those before them."""
+
+  @functools.wraps(task)
+  def call(config: ConfigDict, workdir: str) -> Mapping[str, Any]:
+    from micdiffrep_jax.encoders import cache  # on use, as the tasks are
+
+    with cache.shared(os.path.join(workdir, 'features'), config):
+      return task(config, workdir)
+
+  return call
+
+
+@_sharing
 def run(config: ConfigDict, workdir: str) -> Mapping[str, Any]:
   """Task `pipeline`: runs config.stages in order, each in its own folder.
 
@@ -119,8 +134,8 @@ TASKS: dict[str, Task] = {
   'ablate': _task('studies.ablate'),
   'label_efficiency': _task('studies.labels'),
   'cross_validate': _task('studies.folds'),
-  'table1': _task('studies.table1'),
-  'splits': _task('studies.splits'),
+  'table1': _sharing(_task('studies.table1')),
+  'splits': _sharing(_task('studies.splits')),
   'sample': _task('generate.sample'),
   'bundle': _task('bundle.export'),
   'predict': _task('bundle.predict'),

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 from ml_collections import ConfigDict
 import numpy as np
 
+from micdiffrep_jax.bundle import classifier, fingerprints
 from micdiffrep_jax.data import dataset as data
 from micdiffrep_jax.data import prepare
 from micdiffrep_jax.encoders import encoder
@@ -38,16 +39,16 @@ def fake_encoder(ds, split='grouped'):
     layers=('noise', 'mean', 'image'),
     timesteps=100,
   )
-  info = {
-    'size_px': SIZE,
-    'channels': ds.info.channels,
-    'fingerprint': ds.fingerprint,
-    'split': split,
-    'split_hash': data.split_hash(ds, split),
-    'path': 'fake',
-    'step': 1,
-    'images_seen': 8,
-  }
+  info = encoder.EncoderInfo(
+    SIZE,
+    ds.info.channels,
+    path='fake',
+    step=1,
+    images_seen=8,
+    fingerprint=ds.fingerprint,
+    split=split,
+    split_hash=data.split_hash(ds, split),
+  )
   variables = {'eyes': jnp.float32(1)}
   return encoder.Encoder(method, variables, ConfigDict({'model': 1}), info)
 
@@ -68,6 +69,14 @@ def use_fake(patch, ds):
   """Whatever opens a dataset or loads an encoder gets these."""
   patch.setattr(data, 'open_dataset', lambda *_: ds)
   patch.setattr(encoder, 'load_encoder', lambda path, step: fake_encoder(ds))
+
+
+def classify(head, one, ds, rows):
+  """Probabilities (len(rows), k) that a bundle of head and encoder gives."""
+  info = one.info
+  meta = classifier.Meta(ds.classes, info.size_px, info.channels, 0.5, '')
+  model = classifier.assemble(one, head, meta, fingerprints.empty())
+  return classifier.bundle_predict(model, ds.images[rows])
 
 
 def study_config(module, **changes):

@@ -1,8 +1,10 @@
 """Studies a fake encoder whose layers are known to be good, poor or noise."""
 
 import csv
+import dataclasses
 import json
 import os
+import shutil
 
 from fakes import fake_encoder, quadrants, study_config, use_fake
 import jax
@@ -96,11 +98,7 @@ def test_a_head_of_the_grid_equals_one_trained_alone(finished, ds, kind):
   y = parts.labels[parts.val]
   seen = np.concatenate([parts.train, parts.val])
   for h in mine[::3]:
-    pooled = [
-      np.load(f'{cache_of(workdir).folder}/t1/{name}.npy')[seen]
-      for name in h['layers']
-    ]
-    x = np.concatenate([p.reshape(len(p), -1) for p in pooled], axis=1)
+    x = feature_cache.matrix(cache_of(workdir), 1, h['layers'], 4)[seen]
     train = x[parts.train].astype(np.float64)
     std = train.std(0)
     std = np.maximum(std, 1e-3 * np.median(std) + 1e-8)
@@ -225,7 +223,7 @@ def test_scores_of_other_settings_are_not_taken_for_these(finished, ds):
   assert not known(search_seeds=(0,))
   assert not known(draws=2)
   assert not known(weights_seed=1)
-  other = encoder._replace(info={**encoder.info, 'step': 2})
+  other = encoder._replace(info=dataclasses.replace(encoder.info, step=2))
   assert not known(encoder=other)
   with open(path) as f:
     cut = f.read()[:-9]
@@ -238,12 +236,14 @@ def test_scores_of_other_settings_are_not_taken_for_these(finished, ds):
 def test_the_search_does_not_read_test_rows(finished, ds, tmp_path):
   workdir, _ = finished
   parts = probe.labelled_parts(ds, 'grouped')
-  os.makedirs(tmp_path / 't1')
+  folder = str(tmp_path / 'features')
+  shutil.copytree(cache_of(workdir).folder, folder)
+  with np.load(f'{folder}/t1.npz') as selection:
+    entry, test = str(selection['entry']), selection['rows'][parts.test]
   for name in ('noise', 'mean', 'image'):
-    x = np.load(f'{cache_of(workdir).folder}/t1/{name}.npy')
-    x[parts.test] = np.nan
-    np.save(tmp_path / 't1' / f'{name}.npy', x)
-  cache = cache_of(workdir)._replace(folder=str(tmp_path))
+    x = np.load(f'{folder}/{entry}/{name}.npy', mmap_mode='r+')
+    x[test] = np.nan
+  cache = cache_of(workdir)._replace(folder=folder)
   spoilt = ablate_grid.search(cache, parts, len(ds.classes), get_config(), (1,))
   want = [h for h in heads_of(workdir) if h['timestep'] == '1']
   assert [{**h._asdict(), 'layers': list(h.layers)} for h in spoilt] == want

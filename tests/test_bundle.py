@@ -6,13 +6,13 @@ import pytest
 from scipy import special
 import tiny_bundle
 
-from micdiffrep_jax.bundle import classifier, fingerprints, portable_file
+from micdiffrep_jax.bundle import classifier, fingerprints
 from micdiffrep_jax.data import duplicates
 
 
 def write(tmp_path, model, precision='float32'):
   path = str(tmp_path / 'bundle.npz')
-  portable_file.write(path, model, precision)
+  classifier.write(path, model, precision)
   return path
 
 
@@ -25,7 +25,7 @@ def test_a_bundle_read_again_predicts_the_same(tmp_path, kind):
     ('float16', 5e-3),
     ('int8', 0.05),
   ):
-    stored = portable_file.load(write(tmp_path, model, precision))
+    stored = classifier.load_bundle(write(tmp_path, model, precision))
     found = classifier.bundle_predict(stored, images)
     np.testing.assert_allclose(found, want, atol=tolerance)
     assert stored.classes == tiny_bundle.CLASSES
@@ -36,7 +36,7 @@ def test_a_bundle_read_again_predicts_the_same(tmp_path, kind):
 def test_weights_that_are_left_out_have_no_bearing(layer):
   """Poisoned with nan they would show; a sound subset must stay finite."""
   encoder = tiny_bundle.encoder()
-  use = portable_file.needed(encoder, [layer], tiny_bundle.SIZE, 1)
+  use = classifier.needed(encoder, [layer], tiny_bundle.SIZE, 1)
   leaves, tree = jax.tree.flatten(jax.device_get(encoder.variables))
   poisoned = [
     x if used else np.full_like(x, np.nan)
@@ -91,7 +91,7 @@ def test_fingerprints_survive_the_file(tmp_path):
     duplicates.crops(images, np.arange(6)),
   )
   model = tiny_bundle.model()._replace(fingerprints=known)
-  stored = portable_file.load(write(tmp_path, model)).fingerprints
+  stored = classifier.load_bundle(write(tmp_path, model)).fingerprints
   np.testing.assert_array_equal(stored.hashes, known.hashes)
   grey = stored.crops.astype(int) - known.crops
   assert np.abs(grey).max() <= 4
@@ -108,9 +108,9 @@ def test_a_damaged_file_is_refused(tmp_path):
   ):
     (tmp_path / 'bad.npz').write_bytes(damaged)
     with pytest.raises(ValueError, match='damaged'):
-      portable_file.load(str(tmp_path / 'bad.npz'))
+      classifier.load_bundle(str(tmp_path / 'bad.npz'))
   with pytest.raises(ValueError, match=r'--config\.bundle=FILE'):
-    portable_file.load(str(tmp_path / 'absent.npz'))
+    classifier.load_bundle(str(tmp_path / 'absent.npz'))
 
 
 def test_an_unknown_precision_is_refused(tmp_path):

@@ -188,7 +188,7 @@ def test_a_run_is_flagged_and_its_encoder_loads(tmp_path, phantom):
   results = train.run(config.lock(), str(tmp_path))
   assert results['dataset']['supervised_text'] is True
   encoder = encoders.load_encoder(str(tmp_path))
-  assert encoder.info['supervised_text'] is True
+  assert encoder.info.facts['supervised_text'] is True
   taps = features.extract(
     encoder, phantom, np.arange(8), t=0, grid=2, batch_size=8
   )

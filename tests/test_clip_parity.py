@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from configs import convert_clip
-from micdiffrep_jax.encoders import clip_weights, convert
+from micdiffrep_jax.encoders import convert, weights
 from micdiffrep_jax.encoders import encoder as encoders
 from micdiffrep_jax.models.vit import TextTransformer, VisionTransformer
 
@@ -32,7 +32,7 @@ def vision(reference):
 
 
 def run_vision(state, images, activation='quick_gelu'):
-  fields, size, variables = clip_weights.convert(state, 4, activation)
+  fields, size, variables = weights.clip(state, 4, activation)
   fields.pop('tower')
   assert size == images.shape[-1]
   return VisionTransformer(**fields).apply(
@@ -88,7 +88,7 @@ def test_the_text_tower_equals_transformers(reference):
     'project': {'kernel': state['text_projection.weight'].T},
   }
   for i in range(2):
-    params[f'block{i}'] = clip_weights.hugging_face_block(
+    params[f'block{i}'] = weights.hugging_face_block(
       state, f'{prefix}encoder.layers.{i}'
     )
   ids = np.array([[48, 3, 7, 49, 0, 0, 0, 0], [48, 5, 2, 9, 11, 4, 6, 49]])
@@ -106,8 +106,8 @@ def test_a_safetensors_file_becomes_an_encoder(reference, vision, tmp_path):
   results = convert.run(config, str(tmp_path / 'run'))
   assert results['model']['activation'] == 'quick_gelu'
   encoder = encoders.load_encoder(str(tmp_path / 'run'))
-  assert encoder.info['images_seen'] == 0
-  assert encoder.info['fingerprint'] == ''
+  assert encoder.info.images_seen == 0
+  assert encoder.info.fingerprint == ''
   images = np.random.default_rng(1).integers(0, 256, (8, 24, 24, 3), np.uint8)
   taps = encoder.method.features(encoder.variables, images, None, 0)
   mean = np.array([0.48145466, 0.4578275, 0.40821073])
@@ -128,8 +128,8 @@ def test_an_activation_nobody_tells_is_an_error(vision, tmp_path):
   (tmp_path / 'config.json').unlink()
   path = str(tmp_path / 'model.safetensors')
   with pytest.raises(ValueError, match='--config.activation=quick_gelu'):
-    clip_weights.read(path, 'auto')
-  assert clip_weights.read(path, 'gelu')[1] == 'gelu'
+    weights.read(path, 'auto')
+  assert weights.read(path, 'gelu')[1] == 'gelu'
   (tmp_path / 'config.json').write_text(json.dumps({'hidden_act': 'relu'}))
   with pytest.raises(ValueError, match="'relu'"):
-    clip_weights.read(path, 'auto')
+    weights.read(path, 'auto')

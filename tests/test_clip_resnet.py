@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from configs import convert_clip, probe
-from micdiffrep_jax.encoders import clip_weights, convert, torch_file
+from micdiffrep_jax.encoders import convert, torch_file, weights
 from micdiffrep_jax.encoders import encoder as encoders
 from micdiffrep_jax.models.resnet import ClipResNet, clip_tap_names
 from micdiffrep_jax.studies import probe as probing
@@ -53,7 +53,7 @@ def pictures():
 
 @pytest.fixture(scope='module')
 def found(model, pictures):
-  fields, size, variables = clip_weights.convert(
+  fields, size, variables = weights.clip(
     numpy_state(model), HEADS, 'quick_gelu'
   )
   assert fields == {
@@ -100,7 +100,7 @@ def test_a_wrong_detail_does_not_pass(pictures, found, wrong):
 def test_running_statistics_are_read(model, pictures, found):
   state = numpy_state(model)
   state['visual.layer2.1.bn2.running_var'] *= 2
-  fields, _, variables = clip_weights.convert(state, HEADS, 'quick_gelu')
+  fields, _, variables = weights.clip(state, HEADS, 'quick_gelu')
   del fields['tower']
   other = jax.jit(ClipResNet(**fields).apply)(
     variables, pictures.transpose(0, 2, 3, 1)
@@ -144,7 +144,7 @@ def test_an_archive_of_half_precision_becomes_a_probed_encoder(tmp_path):
   assert results['input']['size_px'] == SIZE
   encoder = encoders.load_encoder(str(tmp_path / 'run'))
   assert encoder.method.layers == clip_tap_names(BLOCKS)
-  assert encoder.info['name'] == 'CLIP resnet, external'
+  assert encoder.info.name == 'CLIP resnet, external'
   images = np.random.default_rng(1).integers(0, 256, (8, 16, 16, 1), np.uint8)
   taps = encoder.method.features(encoder.variables, images, None, 0)
   x = jax.image.resize(images / 255.0, (8, SIZE, SIZE, 1), 'cubic').clip(0, 1)
@@ -176,7 +176,7 @@ def test_a_missing_tensor_is_named(model, name):
   state = numpy_state(model)
   del state[f'visual.{name}']
   with pytest.raises(ValueError, match=name):
-    clip_weights.convert(state, HEADS, 'quick_gelu')
+    weights.clip(state, HEADS, 'quick_gelu')
 
 
 @pytest.mark.needs('torch', 'safetensors')
@@ -185,4 +185,4 @@ def test_a_safetensors_file_needs_no_activation(model, tmp_path):
 
   path = str(tmp_path / 'model.safetensors')
   save_file(numpy_state(model), path)
-  assert clip_weights.read(path, 'auto')[1] == ''
+  assert weights.read(path, 'auto')[1] == ''

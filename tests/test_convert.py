@@ -9,7 +9,7 @@ from PIL import Image
 import pytest
 
 from configs import convert_clip, pretrain, probe
-from micdiffrep_jax.encoders import clip_weights, convert, encoder
+from micdiffrep_jax.encoders import convert, encoder, weights
 from micdiffrep_jax.methods import external
 from micdiffrep_jax.pretrain import train
 from micdiffrep_jax.studies import probe as probing
@@ -152,7 +152,7 @@ def test_both_layouts_give_the_same_variables():
         f'{layer}self_attn.out_proj.{kind}'
       ],
     }
-  a = clip_weights.convert(state, 2, 'quick_gelu')
-  b = clip_weights.convert(other, 2, 'quick_gelu')
+  a = weights.clip(state, 2, 'quick_gelu')
+  b = weights.clip(other, 2, 'quick_gelu')
   assert a[:2] == b[:2]
   jax.tree.map(np.testing.assert_array_equal, a[2], b[2])

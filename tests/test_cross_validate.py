@@ -192,7 +192,7 @@ def test_only_what_pretraining_is_known_to_have_drawn_is_counted(ds):
   train = data.rows(ds, 'grouped', 'train')
   assert folds.drawn(one, ds, train) == len(train)
   assert folds.drawn(one._replace(prefix='random/'), ds, train) == 0
-  info = {**one.encoder.info, 'fingerprint': ''}
+  info = dataclasses.replace(one.encoder.info, fingerprint='')
   other = one._replace(encoder=one.encoder._replace(info=info))
   assert folds.drawn(other, ds, rows) is None
 

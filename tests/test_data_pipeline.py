@@ -104,7 +104,7 @@ def test_fewer_rows_than_a_batch_repeat(ds):
 @pytest.mark.parametrize('n', [37, 40, 1])
 def test_evaluation_covers_each_row_once_under_the_mask(ds, n, count):
   shards = [
-    list(batches.eval_batches(ds, ROWS[:n], 8, shard=(k, count)))
+    list(batches.eval_batches(ds.images, ROWS[:n], 8, shard=(k, count)))
     for k in range(count)
   ]
   assert len({len(s) for s in shards}) == 1
@@ -119,7 +119,7 @@ def test_evaluation_covers_each_row_once_under_the_mask(ds, n, count):
 
 def test_empty_part_and_indivisible_batch_are_errors_at_once(ds):
   for make in (
-    batches.eval_batches,
+    lambda ds, *a, **k: batches.eval_batches(ds.images, *a, **k),
     lambda *a, **k: batches.train_stream(*a, 0, **k),
   ):
     with pytest.raises(ValueError, match='No image'):

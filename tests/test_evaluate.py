@@ -9,7 +9,7 @@ import pytest
 from sklearn.metrics import balanced_accuracy_score
 import tiny_bundle
 
-from micdiffrep_jax.bundle import evaluate, fingerprints, portable_file
+from micdiffrep_jax.bundle import classifier, evaluate, fingerprints
 from micdiffrep_jax.data import duplicates, store
 
 
@@ -83,7 +83,7 @@ def config(tmp_path):
     Image.fromarray(image[..., 0]).save(folder / f'q{i // 3}_{i}.png')
   path = str(tmp_path / 'bundle.npz')
   model = tiny_bundle.model()._replace(fingerprints=known_of(images[:2]))
-  portable_file.write(path, model, 'float32')
+  classifier.write(path, model, 'float32')
   return ConfigDict(
     {
       'task': 'evaluate',

@@ -1,3 +1,4 @@
+import dataclasses
 import functools
 
 import jax
@@ -22,7 +23,7 @@ def phantom():
 def encoder():
   config = pretrain.get_config('test')
   method = encoders.make_method(config, 16, 1)
-  info = {'size_px': 16, 'channels': 1, 'path': 'x', 'step': 1}
+  info = encoders.EncoderInfo(16, 1, path='x', step=1)
   blank = encoders.Encoder(method, None, config, info)
   return encoders.random_encoder(blank)
 
@@ -136,7 +137,7 @@ def test_bad_requests_are_refused(encoder, phantom):
     features.extract(encoder, phantom, rows, t=1000)
   with pytest.raises(ValueError, match='--config.batch_size'):
     features.extract(encoder, phantom, rows, batch_size=12)
-  other = encoder._replace(info={**encoder.info, 'size_px': 32})
+  other = encoder._replace(info=dataclasses.replace(encoder.info, size_px=32))
   with pytest.raises(ValueError, match='--config.data.size_px=32'):
     features.extract(other, phantom, rows)
 

@@ -22,6 +22,7 @@ from micdiffrep_jax.encoders import encoder as encoders
 from micdiffrep_jax.encoders import features
 from micdiffrep_jax.methods import METHODS, Method
 from micdiffrep_jax.pretrain import monitor, train
+from micdiffrep_jax.pretrain import state as state_
 from micdiffrep_jax.run import checkpoint
 from micdiffrep_jax.run import devices as sharding
 
@@ -143,9 +144,9 @@ def linear_method():
 def test_parts_of_a_batch_give_the_gradient_of_the_whole(accumulate, devices):
   method, tx, mesh = linear_method(), optax.sgd(0.1), mesh_of(devices)
   x = np.random.default_rng(0).integers(0, 3, (8, 2, 2, 1)).astype(np.uint8)
-  state = train.make_state(method, tx, jax.random.key(0))
+  state = state_.make_state(method, tx, jax.random.key(0))
   state = jax.device_put(state, sharding.replicated(mesh))
-  step = jax.jit(train.make_step(method, tx, accumulate))
+  step = jax.jit(state_.make_step(method, tx, accumulate))
   key = jax.device_put(jax.random.key(0), sharding.replicated(mesh))
   state, found = step(state, sharding.place({'image': x}, mesh), key)
   flat = x.reshape(8, 4).astype(np.float64)

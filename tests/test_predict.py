@@ -8,13 +8,7 @@ from PIL import Image
 import pytest
 import tiny_bundle
 
-from micdiffrep_jax.bundle import (
-  classifier,
-  intake,
-  occlusion,
-  portable_file,
-  predict,
-)
+from micdiffrep_jax.bundle import classifier, occlusion, predict
 
 
 @pytest.fixture
@@ -36,7 +30,7 @@ def folder(tmp_path):
 @pytest.fixture
 def config(tmp_path, folder):
   path = str(tmp_path / 'bundle.npz')
-  portable_file.write(path, tiny_bundle.model(), 'float32')
+  classifier.write(path, tiny_bundle.model(), 'float32')
   return ConfigDict(
     {
       'task': 'predict',
@@ -95,7 +89,9 @@ def test_order_of_files_does_not_matter(config, tmp_path, folder):
 
 def test_a_picture_is_prepared_as_in_training(folder):
   """Oracle: padding and area averages written out."""
-  chunk = next(intake.read(str(folder), ['deep/wide.png'], 16, 1))
+  chunk = next(
+    predict.read(str(folder), ['deep/wide.png'], tiny_bundle.model())
+  )
   with Image.open(folder / 'deep' / 'wide.png') as f:
     pixels = np.asarray(f).astype(float)
   square = np.zeros((40, 40))

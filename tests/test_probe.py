@@ -1,10 +1,11 @@
 """Probes a fake encoder whose layers are known to be good, poor or noise."""
 
+import dataclasses
 import importlib.util
 import json
 import os
 
-from fakes import PHANTOM, fake_encoder, quadrants, use_fake
+from fakes import PHANTOM, classify, fake_encoder, quadrants, use_fake
 import jax
 import numpy as np
 import pytest
@@ -105,7 +106,7 @@ def test_the_bundle_alone_gives_the_same_probabilities(finished, ds):
   head = head_file.load(workdir)
   rows = data.rows(ds, 'grouped', 'test')
   order = np.random.default_rng(0).permutation(len(rows))
-  got = features.predict(head, fake_encoder(ds), ds, rows[order], batch_size=8)
+  got = classify(head, fake_encoder(ds), ds, rows[order])
   with np.load(os.path.join(workdir, 'predictions.npz')) as z:
     want = z['test.probs.mlp_concat'][order]
   # Another batch size sums in another order, and features are float16.
@@ -148,9 +149,11 @@ def test_an_encoder_that_may_have_seen_test_images_is_refused(ds):
   allowed = probe.seen_in_pretraining(info, ds, 'grouped', allow=True)
   assert allowed.startswith('maybe')
   assert probe.seen_in_pretraining(info, ds, 'paper', False) == 'no'
-  other = {**info, 'fingerprint': 'x'}
+  other = dataclasses.replace(info, fingerprint='x')
   assert 'unknown' in probe.seen_in_pretraining(other, ds, 'paper', False)
-  spared = {**info, 'spared': {'grouped': data.split_hash(ds, 'grouped')}}
+  spared = dataclasses.replace(
+    info, spared={'grouped': data.split_hash(ds, 'grouped')}
+  )
   assert probe.seen_in_pretraining(spared, ds, 'grouped', False) == 'no'
 
 
@@ -211,7 +214,7 @@ def test_heads_see_a_fresh_view_each_epoch_and_are_scored_without(
     np.testing.assert_array_equal(one[others], plain[others])
     assert (one[parts.train] != plain[parts.train]).any(1).mean() > 0.9
   assert (x[0, parts.train] != x[1, parts.train]).any(1).mean() > 0.9
-  got = features.predict(
+  got = classify(
     head_file.load(str(tmp_path)), fake_encoder(ds), ds, parts.rows[parts.test]
   )
   with np.load(tmp_path / 'predictions.npz') as z:

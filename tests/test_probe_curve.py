@@ -1,5 +1,6 @@
 """Accuracy against images drawn, on a fake encoder."""
 
+import dataclasses
 import json
 import os
 
@@ -19,7 +20,7 @@ def test_the_curve_goes_over_images_drawn_and_tests_nothing(
 
   def load(path, step):
     one = fake_encoder(ds)
-    info = {**one.info, 'step': step, 'images_seen': 32 * step}
+    info = dataclasses.replace(one.info, step=step, images_seen=32 * step)
     return one._replace(info=info)
 
   monkeypatch.setattr(data, 'open_dataset', lambda *_: ds)

@@ -2,14 +2,13 @@
 
 import os
 
-from fakes import fake_encoder, quadrants, use_fake
+from fakes import classify, fake_encoder, quadrants, use_fake
 import numpy as np
 import pytest
 from test_probe import get_config
 
-from micdiffrep_jax.bundle import refit
+from micdiffrep_jax.bundle import export
 from micdiffrep_jax.data import dataset as data
-from micdiffrep_jax.encoders import features
 from micdiffrep_jax.heads import head_file
 from micdiffrep_jax.studies import probe
 
@@ -29,7 +28,7 @@ def test_it_learns_from_validation_and_test_rows(tmp_path, ds, row):
     probe.run(config, str(tmp_path))
   head = head_file.load(str(tmp_path))
   assert os.path.exists(tmp_path / 'head.npz')
-  rows = refit.labelled_rows(ds, 'grouped')
+  rows = export.labelled_rows(ds, 'grouped')
   # What training did not see gets the name of the next class.
   labels = data.labels(ds).copy()
   new = np.setdiff1d(rows, data.rows(ds, 'grouped', 'train'))
@@ -37,10 +36,12 @@ def test_it_learns_from_validation_and_test_rows(tmp_path, ds, row):
   swapped[new] = (labels[new] + 1) % len(ds.classes)
   with pytest.MonkeyPatch.context() as patch:
     patch.setattr(data, 'labels', lambda _: swapped)
-    again = refit.refit(head, fake_encoder(ds), ds, config)
+    again = export.refit(
+      head, fake_encoder(ds), ds, config, str(tmp_path / 'refit')
+    )
   assert again.info == head.info
   before, after = (
-    features.predict(h, fake_encoder(ds), ds, new) for h in (head, again)
+    classify(h, fake_encoder(ds), ds, new) for h in (head, again)
   )
   assert (before.argmax(1) == labels[new]).mean() > 0.6
   moved = after[np.arange(len(new)), swapped[new]]

@@ -85,12 +85,8 @@ def model(monkeypatch):
     layers=('mid',),
     timesteps=100,
   )
-  info = {
-    'size_px': SIZE,
-    'channels': 1,
-    'split': 'grouped',
-    'split_hash': data.split_hash(ds, 'grouped'),
-  }
+  split_hash = data.split_hash(ds, 'grouped')
+  info = encoders.EncoderInfo(SIZE, 1, split='grouped', split_hash=split_hash)
   config = ConfigDict({'method': 'ddpm', 'data': {'path': 'memory'}})
 
   def load(path, step):

@@ -9,7 +9,7 @@ import tarfile
 import jax
 import pytest
 
-from micdiffrep_jax.bundle import evaluate, portable_file, predict
+from micdiffrep_jax.bundle import classifier, evaluate, predict
 from micdiffrep_jax.encoders import encoder as encoders
 from micdiffrep_jax.encoders import features
 
@@ -42,18 +42,18 @@ def run(task, tmp_path, **settings):
 
 def test_it_is_small_and_says_what_was_measured():
   assert pathlib.Path(BUNDLE).stat().st_size < 5e6
-  meta = portable_file.load(BUNDLE).meta
+  meta = classifier.load_bundle(BUNDLE).meta
   probe = (ROOT / 'results' / 'probe_fine_grouped.json').read_text()
   measured = json.loads(probe)['rows']['kernel']['test']['all']['accuracy']
-  assert meta['test']['all']['accuracy'] == measured
-  assert meta['fitted_on_test_images']
+  assert meta.test['all']['accuracy'] == measured
+  assert meta.fitted_on_test_images
 
 
 def test_as_an_encoder_it_has_five_layers():
   encoder = encoders.load_encoder(BUNDLE)
   layers = features.check_request(encoder.method, (), (1,))
   assert layers == ('down0_0', 'down1_0', 'down2_0', 'down3_0', 'mid')
-  assert encoder.info['images_seen'] == 256_000
+  assert encoder.info.images_seen == 256_000
   params = sum(x.size for x in jax.tree.leaves(encoder.variables))
   assert params > 4e6
 

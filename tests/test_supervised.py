@@ -106,5 +106,5 @@ def test_a_vit_is_pretrained_resumed_and_read_back(tmp_path):
   shutil.rmtree(tmp_path / 'checkpoints' / '2')
   train.run(config, str(tmp_path))
   found = encoder.load_encoder(str(tmp_path))
-  assert found.info['images_seen'] == 2 * config.batch_size
+  assert found.info.images_seen == 2 * config.batch_size
   jax.tree.map(np.testing.assert_array_equal, found.variables, want)

@@ -1,5 +1,7 @@
 """What Table 1 says of a method beside its accuracy."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import pytest
@@ -31,7 +33,7 @@ def encoder_of(name, **changes):
   variables = jax.eval_shape(
     lambda key: method.frozen(*method.init(key)), jax.random.key(0)
   )
-  info = {'images_seen': 64, 'size_px': SIZE, 'channels': 1}
+  info = encoders.EncoderInfo(SIZE, 1, images_seen=64)
   return encoders.Encoder(method, variables, config, info)
 
 
@@ -99,7 +101,9 @@ def test_flags_tell_what_a_method_had_of_the_labels(
   name, flags, tmp_path, monkeypatch
 ):
   encoder = encoder_of(name)
-  encoder.info['path'] = str(tmp_path)
+  encoder = encoder._replace(
+    info=dataclasses.replace(encoder.info, path=str(tmp_path))
+  )
   monkeypatch.setattr(
     table1.checkpoints, 'find', lambda path: (f'{path}/checkpoints', 4)
   )

@@ -16,7 +16,7 @@ from micdiffrep_jax.data import batches
 from micdiffrep_jax.data import dataset as data
 from micdiffrep_jax.encoders.encoder import load_encoder
 from micdiffrep_jax.methods import Method
-from micdiffrep_jax.pretrain import checks, train
+from micdiffrep_jax.pretrain import train
 from micdiffrep_jax.pretrain.state import make_state, make_step
 from micdiffrep_jax.run import checkpoint, files
 
@@ -173,9 +173,9 @@ def test_spared_splits_lose_their_test_images_from_pretraining():
   rows = data.pretraining_rows(ds, 'grouped', ('paper', 'leaky'))
   assert 0 < len(rows) < len(data.rows(ds, 'grouped', 'train'))
   for split in ('grouped', 'paper', 'leaky'):
-    assert checks.prove_unseen(ds, split, rows)['shared_images'] == 0
+    assert train.prove_unseen(ds, split, rows)['shared_images'] == 0
   with pytest.raises(ValueError, match='test images'):
-    checks.prove_unseen(ds, 'leaky', data.rows(ds, 'grouped', 'train'))
+    train.prove_unseen(ds, 'leaky', data.rows(ds, 'grouped', 'train'))
   with pytest.raises(ValueError, match='split'):
     data.pretraining_rows(ds, 'grouped', ('papers',))
 
@@ -229,8 +229,8 @@ def test_changed_data_is_named():
   before = {'config': {'seed': 0}, 'info': {'fingerprint': 'a'}}
   now = {'config': {'seed': 0}, 'info': {'fingerprint': 'b'}}
   with pytest.raises(ValueError, match='info.fingerprint: a -> b'):
-    checks.check_unchanged(before, now, accepted=False)
-  checks.check_unchanged(before, now, accepted=True)
+    train.check_unchanged(before, now, accepted=False)
+  train.check_unchanged(before, now, accepted=True)
 
 
 def test_a_loss_that_is_not_finite_stops_the_run(tmp_path):
@@ -304,7 +304,7 @@ def test_a_tiny_unet_overfits_one_batch():
 
 def test_a_checkpoint_is_an_encoder(uninterrupted):
   encoder = load_encoder(str(uninterrupted[0]))
-  assert encoder.info['images_seen'] == 8 * 16
+  assert encoder.info.images_seen == 8 * 16
   assert isinstance(encoder.config, ml_collections.ConfigDict)
   _, state = final_state(uninterrupted[0])
   jax.tree.map(

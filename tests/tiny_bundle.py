@@ -63,7 +63,7 @@ def encoder() -> encoders.Encoder:
   variables = jax.tree.map(
     lambda x: rng.normal(0, 0.3, x.shape).astype(np.float32), shapes
   )
-  info = {'size_px': SIZE, 'channels': 1, 'step': 0, 'path': '/somewhere'}
+  info = encoders.EncoderInfo(SIZE, 1, path='/somewhere', step=0)
   placed = jax.device_put(variables, devices.replicated(devices.make_mesh()))
   return encoders.Encoder(method, placed, config(), info)
 
@@ -73,7 +73,7 @@ def model(
   known: fingerprints.Fingerprints | None = None,
   layers=('down0_0',),
   kind='mlp',
-) -> classifier.Portable:
+) -> classifier.Classifier:
   rng = np.random.default_rng(1)
   d = 4 * 4 * len(layers)  # 2 x 2 cells of 4 channels
   params = {
@@ -97,13 +97,7 @@ def model(
   }
   shift = rng.normal(0, 0.1, d).astype(np.float32)
   head = head_file.Bundle(params, shift, np.ones(d, np.float32), info)
-  meta = {
-    'classes': list(CLASSES),
-    'size_px': SIZE,
-    'channels': 1,
-    'low_confidence': 0.4,
-    'normal_class': '',
-  }
+  meta = classifier.Meta(CLASSES, SIZE, 1, low_confidence=0.4, normal_class='')
   known = fingerprints.empty() if known is None else known
   return classifier.assemble(encoder(), head, meta, known)
 

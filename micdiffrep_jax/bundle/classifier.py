@@ -1,105 +1,146 @@
-"""A classifier: frozen encoder, head, and what is to be known of both.
+"""A classifier: frozen encoder, head, what is to be known of both; its file.
+
+The file is an npz archive of arrays and one JSON text, without pickle. Of the
+encoder it holds only the weights that the head's layers depend on.
 
 Letters: n images, s their side, c channels, k classes.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
+import dataclasses
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from micdiffrep_jax.bundle.fingerprints import Fingerprints
+from micdiffrep_jax.encoders import encoder as encoders
 from micdiffrep_jax.encoders import features
 from micdiffrep_jax.encoders.encoder import Encoder
 from micdiffrep_jax.heads import head_file
-from micdiffrep_jax.run import devices
-from micdiffrep_jax.run.keys import stream
+from micdiffrep_jax.run import archive, devices
 from micdiffrep_jax.scores import calibration
 
 BATCH = 32  # images at a time, always: results do not depend on how many come
 
 
-class Portable(NamedTuple):
-  """A classifier.
+@dataclasses.dataclass(frozen=True)
+class Meta:
+  """What whoever gets a classifier must know of it; None is not known.
 
-  encoder: frozen, zero where no weight is needed; head: see bundle.Bundle;
-  meta: classes, size_px, channels, preparation, low_confidence, split_hash
-  and more; fingerprints of the images it was trained on.
+  Attributes:
+    classes: names, in the order of the probabilities.
+    size_px: side of the images that it takes.
+    channels: of these images.
+    low_confidence: probability of the best class below which it is unsure.
+    normal_class: the class that scores are given with and without; '' for none.
+    preparation: settings of the data set that it was trained on.
+    dataset: fingerprint of that data set.
+    split: of the data set.
+    split_hash: of that split.
+    same_data_in_pretraining: whether the encoder was pretrained on these data.
+    training_images: that the head was fitted on.
+    fitted_on_test_images: whether the test part was among them.
+    test: scores of the head before that, by set of images and metric.
+  """
+
+  classes: tuple[str, ...]
+  size_px: int
+  channels: int
+  low_confidence: float
+  normal_class: str
+  preparation: Mapping[str, Any] | None = None
+  dataset: str | None = None
+  split: str | None = None
+  split_hash: str | None = None
+  same_data_in_pretraining: bool | None = None
+  training_images: int | None = None
+  fitted_on_test_images: bool | None = None
+  test: Mapping[str, Any] | None = None
+
+  def as_dict(self) -> dict[str, Any]:
+    """What is known, as files hold it."""
+    known = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
+    return {k: v for k, v in known.items() if v is not None}
+
+  @classmethod
+  def from_dict(cls, record: Mapping[str, Any]) -> 'Meta':
+    """The inverse of as_dict."""
+    names = {f.name for f in dataclasses.fields(cls)}
+    known = {k: v for k, v in record.items() if k in names}
+    return cls(**{**known, 'classes': tuple(record['classes'])})
+
+
+class Classifier(NamedTuple):
+  """A frozen encoder, zero where no weight is needed, and a head on it.
+
+  fingerprints: of the images that the head was trained on; feature_fn: of
+  features.make_feature_fn, for the layers that the head reads.
   """
 
   encoder: Encoder
   head: head_file.Bundle
-  meta: dict[str, Any]
+  meta: Meta
   fingerprints: Fingerprints
   feature_fn: Callable
 
   @property
   def classes(self) -> tuple[str, ...]:
     """Class names in the order of the probabilities."""
-    return tuple(self.meta['classes'])
+    return self.meta.classes
 
 
 def assemble(
   encoder: Encoder,
   head: head_file.Bundle,
-  meta: dict[str, Any],
+  meta: Meta,
   fingerprints: Fingerprints,
-) -> Portable:
+) -> Classifier:
   """Puts a classifier together; ValueError for layers that do not exist."""
   layers = tuple(head.info['layers'])
   features.check_request(encoder.method, layers, (head.info['timestep'],))
   feature_fn = features.make_feature_fn(
     encoder.method, layers, head.info['extracted_grid']
   )
-  return Portable(encoder, head, meta, fingerprints, feature_fn)
+  return Classifier(encoder, head, meta, fingerprints, feature_fn)
 
 
 def logits(
-  model: Portable, images: np.ndarray, seeds: np.ndarray | None = None
+  model: Classifier, images: np.ndarray, seeds: np.ndarray | None = None
 ) -> np.ndarray:
   """Logits (n, k) float32 of images (n, s, s, c) uint8, uncalibrated.
 
   seeds (n,) uint32 of the noise; by default those of the images' pixels.
   """
-  size, channels = model.meta['size_px'], model.meta['channels']
+  size, channels = model.meta.size_px, model.meta.channels
   if images.shape[1:] != (size, size, channels) or images.dtype != np.uint8:
     raise ValueError(
       f'Images of shape {images.shape[1:]} and type {images.dtype} given; the '
       f'bundle takes ({size}, {size}, {channels}) uint8.'
     )
-  info = model.head.info
-  seeds = features.image_seeds(images) if seeds is None else seeds
-  mesh = devices.make_mesh()
-  batch = -(-BATCH // mesh.size) * mesh.size
-  everywhere = devices.replicated(mesh)
-  root = stream(jax.random.key(info['feature_seed']), 'features')
-  keys = [
-    jax.device_put(jax.random.fold_in(root, i), everywhere)
-    for i in range(info['draws'])
-  ]
-  t = jax.device_put(np.int32(info['timestep']), everywhere)
+  if not len(images):
+    return np.zeros((0, len(model.classes)))
+  info, mesh = model.head.info, devices.make_mesh()
+  batch_size = -(-BATCH // mesh.size) * mesh.size
+  rows = np.arange(len(images))
   found = []
-  for start in range(0, len(images), batch):
-    at = np.arange(start, min(start + batch, len(images)))
-    padded = np.resize(at, batch)
-    placed = devices.place_whole((images[padded], seeds[padded]), mesh)
-    total: dict[str, np.ndarray] = {}
-    for key in keys:
-      out = devices.fetch(
-        model.feature_fn(model.encoder.variables, *placed, key, t)
-      )
-      total = {k: total[k] + v if total else v for k, v in out.items()}
+  for valid, means in features.passes(
+    model.feature_fn,
+    model.encoder.variables,
+    features.batches(images, rows, batch_size, mesh, seeds),
+    features.noise_keys(info['feature_seed'], info['draws'], mesh),
+    info['timestep'],
+    mesh,
+  ):
     # float16, as the features that the head was trained on.
-    extracted = {
-      k: (v / len(keys)).astype(np.float16) for k, v in total.items()
-    }
-    found.append(head_file.logits(model.head, extracted)[: len(at)])
-  return np.concatenate(found) if found else np.zeros((0, len(model.classes)))
+    extracted = {k: v.astype(np.float16) for k, v in means.items()}
+    found.append(head_file.logits(model.head, extracted)[:valid])
+  return np.concatenate(found)
 
 
 def bundle_predict(
-  model: Portable, images: np.ndarray, seeds: np.ndarray | None = None
+  model: Classifier, images: np.ndarray, seeds: np.ndarray | None = None
 ) -> np.ndarray:
   """Calibrated probabilities (n, k) float64 of images (n, s, s, c) uint8.
 
@@ -109,3 +150,69 @@ def bundle_predict(
   """
   temperature = model.head.info['temperature']
   return calibration.softmax(logits(model, images, seeds), temperature)
+
+
+def needed(
+  encoder: Encoder, layers: Sequence[str], size_px: int, channels: int
+) -> dict[str, bool]:
+  """Whether each leaf of the encoder's variables bears on any of the layers."""
+  leaves, tree = jax.tree.flatten(encoder.variables)
+
+  def taps(leaves: Any, images: Any, keys: Any, t: Any) -> list[jax.Array]:
+    variables = jax.tree.unflatten(tree, leaves)
+    found = encoder.method.features(variables, images, keys, t)
+    return [found[name] for name in layers]
+
+  shapes = [jax.ShapeDtypeStruct(x.shape, x.dtype) for x in leaves]
+  images = jax.ShapeDtypeStruct((1, size_px, size_px, channels), jnp.uint8)
+  keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), 1))
+  t = jax.ShapeDtypeStruct((), jnp.int32)
+  jaxpr = jax.make_jaxpr(taps)(shapes, images, keys, t).jaxpr
+  # Backwards from the outputs: an equation counts if what it makes is used.
+  live = {id(v) for v in jaxpr.outvars}
+  for equation in reversed(jaxpr.eqns):
+    if any(id(v) in live for v in equation.outvars):
+      live |= {id(v) for v in equation.invars}
+  used = [id(v) in live for v in jaxpr.invars[: len(leaves)]]
+  return dict(zip(archive.leaf_names(encoder.variables), used, strict=True))
+
+
+def write(path: str, model: Classifier, precision: str) -> None:
+  """Writes a classifier; the file is whole or absent."""
+  encoder, head, meta = model.encoder, model.head, model.meta
+  use = needed(encoder, head.info['layers'], meta.size_px, meta.channels)
+  leaves = dict(zip(use, jax.device_get(jax.tree.leaves(encoder.variables))))
+  arrays: dict[str, np.ndarray] = {}
+  for name, leaf in leaves.items():
+    if use[name]:
+      arrays |= archive.pack(f'encoder.{name}', leaf, precision)
+  for name, x in head.params.items():
+    # Sums over thousands of training images cancel: too fine for a byte.
+    how = 'float32' if name == 'M' and 'centres' in head.params else precision
+    # Outputs lead in a head; they become the last axis, as in the encoder.
+    arrays |= archive.pack(f'head.{name}', np.moveaxis(x, -1, 1), how)
+  arrays |= {'shift': head.shift, 'scale': head.scale}
+  arrays |= model.fingerprints.arrays()
+  text: dict[str, Any] = {
+    'precision': precision,
+    'meta': meta.as_dict(),
+    'head': head.info,
+    'encoder': {'config': encoder.config, 'info': encoder.info.as_dict()},
+  }
+  archive.write(path, arrays, text)
+
+
+def load_bundle(path: str) -> Classifier:
+  """Reads a classifier; ValueError for a file that is none, or is damaged."""
+  if not path:
+    raise ValueError('No bundle given. Set --config.bundle=FILE.')
+  arrays, text = archive.read(path)
+  encoder = encoders.of_archive(arrays, text, path)
+  params = {
+    k: np.moveaxis(v, 1, -1) for k, v in archive.unpack(arrays, 'head.').items()
+  }
+  head = head_file.Bundle(
+    params, arrays['shift'], arrays['scale'], text['head']
+  )
+  known = Fingerprints.from_arrays(arrays)
+  return assemble(encoder, head, Meta.from_dict(text['meta']), known)

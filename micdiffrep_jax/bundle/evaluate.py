@@ -11,13 +11,12 @@ from typing import Any, NamedTuple
 from ml_collections import ConfigDict
 import numpy as np
 
-from micdiffrep_jax.bundle import fingerprints, intake, predict
-from micdiffrep_jax.bundle.classifier import Portable
-from micdiffrep_jax.bundle.portable_file import load as load_bundle
+from micdiffrep_jax.bundle import fingerprints, predict
+from micdiffrep_jax.bundle.classifier import Classifier, load_bundle
 from micdiffrep_jax.data import duplicates, groups, store
 from micdiffrep_jax.draw import plots
 from micdiffrep_jax.run import log
-from micdiffrep_jax.run.checks import lookup
+from micdiffrep_jax.run.checks import one_of
 from micdiffrep_jax.run.files import write_results
 from micdiffrep_jax.scores import bootstrap
 
@@ -27,7 +26,7 @@ POLICIES = ('error', 'drop', 'keep')
 class External(NamedTuple):
   """What was read: items that failed have probs None in `rows` of the table."""
 
-  items: list[intake.Item]  # without their pixels
+  items: list[predict.Item]  # without their pixels
   probs: list[np.ndarray | None]
   equal: np.ndarray  # (n,) bool: pixels of a training image
   near: np.ndarray  # (n,) bool: nearly a training image
@@ -38,6 +37,16 @@ class External(NamedTuple):
     """(n,) bool: equal or near."""
     return self.equal | self.near
 
+  def overlap(self, model: Classifier, policy: str) -> dict[str, Any]:
+    """How many images were recognised, by how many fingerprints."""
+    return {
+      'policy': policy,
+      'hashes': len(model.fingerprints.hashes),
+      'pictures': len(model.fingerprints.crops),
+      'equal': int(self.equal.sum()),
+      'near': int((self.near & ~self.equal).sum()),
+    }
+
 
 def run(config: ConfigDict, workdir: str) -> dict[str, Any]:
   """Scores config.bundle on config.data.source; writes results, predictions.
@@ -46,11 +55,10 @@ def run(config: ConfigDict, workdir: str) -> dict[str, Any]:
   it was trained on unless config.overlap says what to do with them. SystemExit
   (3) where some file could not be read; the others are scored.
   """
-  policies = dict.fromkeys(POLICIES)
-  lookup(policies, config.overlap, 'policy', '--config.overlap')
+  one_of(POLICIES, config.overlap, 'policy', '--config.overlap')
   model = load_bundle(config.bundle)
   where = config.data
-  root, files = intake.list_files(where.source, '--config.data.source')
+  root, files = predict.list_files(where.source, '--config.data.source')
   renames = groups.parse_class_map(where.class_map)
   labels = match_classes(files, model.classes, renames)
   units = groups.assign(
@@ -76,16 +84,9 @@ def run(config: ConfigDict, workdir: str) -> dict[str, Any]:
       'bundle': 'bundle',
       'normal_class': normal,
       'data': {'path': os.path.abspath(root or '.')},
-      'overlap': {
-        'policy': config.overlap,
-        'hashes': len(model.fingerprints.hashes),
-        'pictures': len(model.fingerprints.crops),
-        'equal': int(found.equal.sum()),
-        'near': int((found.near & ~found.equal).sum()),
-        'scored': len(at),
-      },
+      'overlap': found.overlap(model, config.overlap) | {'scored': len(at)},
       'failed': failed,
-      'bundle_meta': model.meta,
+      'bundle_meta': model.meta.as_dict(),
     },
     config,
   )
@@ -106,7 +107,7 @@ def run(config: ConfigDict, workdir: str) -> dict[str, Any]:
 
 
 def choose(
-  found: External, files: Sequence[str], model: Portable, policy: str
+  found: External, files: Sequence[str], model: Classifier, policy: str
 ) -> np.ndarray:
   """Numbers of the images to score; ValueError where the policy forbids it."""
   if not len(model.fingerprints.hashes):
@@ -133,7 +134,7 @@ def choose(
 
 
 def score(
-  model: Portable,
+  model: Classifier,
   found: External,
   labels: Sequence[str],
   units: groups.Units,
@@ -143,7 +144,7 @@ def score(
   """The summary of the images `at`, and the class reported with and without."""
   normal = config.normal_class
   if normal == 'bundle':
-    normal = model.meta['normal_class']
+    normal = model.meta.normal_class
   test = bootstrap.summarise(
     np.array([model.classes.index(labels[i]) for i in at]),
     np.stack([found.probs[i] for i in at]),  # type: ignore[misc]
@@ -190,17 +191,16 @@ def match_classes(
 
 
 def read(
-  model: Portable, root: str, files: Sequence[str], workers: int
+  model: Classifier, root: str, files: Sequence[str], workers: int
 ) -> External:
   """Decodes, predicts and compares with training images, chunk by chunk."""
-  items: list[intake.Item] = []
+  items: list[predict.Item] = []
   probs: list[np.ndarray | None] = []
-  size, channels = model.meta['size_px'], model.meta['channels']
   equal = np.zeros(len(files), bool)
   crops = np.zeros(
     (len(files), *fingerprints.empty().crops.shape[1:]), np.uint8
   )
-  for chunk in intake.read(root, files, size, channels, workers, 'evaluate'):
+  for chunk in predict.read(root, files, model, workers, 'evaluate'):
     first = len(items)
     good = [i for i, item in enumerate(chunk) if item.image is not None]
     if good:
@@ -237,12 +237,12 @@ def write_leaks(workdir: str, names: Sequence[str], found: External) -> None:
 
 def write_predictions(
   workdir: str,
-  model: Portable,
+  model: Classifier,
   found: External,
   labels: Sequence[str],
 ) -> None:
   """predictions.csv, with the true class and whether training saw the image."""
-  threshold = model.meta['low_confidence']
+  threshold = model.meta.low_confidence
   rows = [
     [
       *predict.table_row(model.classes, item, probs, threshold),

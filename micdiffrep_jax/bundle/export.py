@@ -1,38 +1,50 @@
 """Task `bundle`: a probe's head and its encoder as one file."""
 
+import dataclasses
 import json
 import os
+import shutil
 from typing import Any, NamedTuple
 
 import jax
 from ml_collections import ConfigDict
 import numpy as np
 
-from micdiffrep_jax.bundle import fingerprints, portable_file, refit
-from micdiffrep_jax.bundle.classifier import Portable, assemble, bundle_predict
-from micdiffrep_jax.bundle.portable_file import load as load_bundle
+from micdiffrep_jax.bundle import classifier, fingerprints
+from micdiffrep_jax.bundle.classifier import Classifier, Meta
 from micdiffrep_jax.data import dataset as data
+from micdiffrep_jax.encoders import cache as feature_cache
 from micdiffrep_jax.encoders import encoder as encoders
-from micdiffrep_jax.heads import head_file
+from micdiffrep_jax.heads import (
+  classic,
+  head_file,
+  kernel,
+  matrix,
+  trained,
+)
 from micdiffrep_jax.run import archive, files, log
-from micdiffrep_jax.run.checks import lookup
-
-__all__ = ['bundle_predict', 'load_bundle', 'run']
+from micdiffrep_jax.run.checks import one_of
 
 _COMPARED = 512  # validation images on which the file is compared with the run
+_SCORES = ('accuracy', 'balanced_accuracy')  # that a bundle tells of its head
 _UNSURE = 0.1  # share of validation images that are called low in confidence
 
 
 class Probe(NamedTuple):
-  """What a probe left: its bundled head, results.json, and `known`.
+  """What a probe left.
 
-  known: index (n,) of the validation images, val (n, k) the head's
-  probabilities of them.
+  head: that it bundles, with test scores by set of images and metric; config:
+  its own; path: of its data set; rows (n,) of the validation images, val
+  (n, k) the head's probabilities of them.
   """
 
   head: head_file.Bundle
-  results: dict[str, Any]
-  known: dict[str, np.ndarray]
+  test: dict[str, dict[str, Any]]
+  normal_class: str
+  config: ConfigDict
+  path: str
+  rows: np.ndarray
+  val: np.ndarray
 
 
 def run(config: ConfigDict, workdir: str) -> dict[str, Any]:
@@ -42,36 +54,82 @@ def run(config: ConfigDict, workdir: str) -> dict[str, Any]:
   predictions, or, fitted again, with the head before rounding. Raises
   ValueError where parts do not belong together.
   """
-  kinds = dict.fromkeys(fingerprints.KINDS)
-  lookup(kinds, config.fingerprints, 'kind', '--config.fingerprints')
+  one_of(
+    fingerprints.KINDS, config.fingerprints, 'kind', '--config.fingerprints'
+  )
   archive.check_precision(config.precision)
   out = config.out or os.path.join(workdir, 'bundle.npz')
-  probe = _probe(config.probe)
+  probe = read_probe(config.probe)
   encoder, dataset = _open(config, probe)
-  model = _model(config, encoder, dataset, probe)
-  portable_file.write(out, model, config.precision)
-  found = {
-    'bundle': os.path.abspath(out),
-    'bytes': os.path.getsize(out),
-    'precision': config.precision,
-    'fingerprints': config.fingerprints,
-    **_compare(model, load_bundle(out), dataset, probe.known, config.refit),
-    'encoder': model.encoder.info,
-    'data': {
-      'fingerprint': dataset.fingerprint,
-      'split': model.meta['split'],
-      'split_hash': model.meta['split_hash'],
-    },
-    'parameters': _count(model),
-  }
+  head, rows = probe.head, _rows(dataset, probe, config.refit)
+  if config.refit:
+    folder = os.path.join(workdir, 'features')
+    head = refit(head, encoder, dataset, probe.config, folder)
+    shutil.rmtree(folder, ignore_errors=True)
+  seen = fingerprints.make(dataset, rows, config.fingerprints)
+  meta = _meta(probe, encoder, len(rows), config.refit)
+  model = classifier.assemble(*_without_paths(encoder, head), meta, seen)
+  classifier.write(out, model, config.precision)
+  stored = classifier.load_bundle(out)
+  compared = _compare(model, stored, dataset, probe, config.refit)
+  size = os.path.getsize(out)
   log.get_logger().info(
     'Bundle %s: %.2f MB, %.1f %% of validation images get the same class as '
     'from the probe.',
     out,
-    found['bytes'] / 1e6,
-    100 * found['same_class'],
+    size / 1e6,
+    100 * compared['same_class'],
   )
-  return files.write_results(workdir, {'task': 'bundle', **found}, config)
+  return files.write_results(
+    workdir,
+    {
+      'task': 'bundle',
+      'bundle': os.path.abspath(out),
+      'bytes': size,
+      'precision': config.precision,
+      'fingerprints': config.fingerprints,
+      **compared,
+      'encoder': model.encoder.info.as_dict(),
+      'data': {
+        'fingerprint': dataset.fingerprint,
+        'split': meta.split,
+        'split_hash': meta.split_hash,
+      },
+      'parameters': _count(model),
+    },
+    config,
+  )
+
+
+def read_probe(folder: str) -> Probe:
+  """Reads a finished probe; ValueError where there is none."""
+  head = head_file.load(folder)
+  try:
+    with open(os.path.join(folder, 'results.json')) as f:
+      results = json.load(f)
+    name = results['bundle']
+    test = results['rows'][name]['test']
+    path = os.path.join(folder, 'predictions.npz')
+    with np.load(path, allow_pickle=False) as z:
+      index, val = z['val.index'], z[f'val.probs.{name}']
+    return Probe(
+      head,
+      {
+        part: {metric: test[part][metric] for metric in _SCORES}
+        for part in ('all', 'sources')
+        if part in test
+      },
+      results.get('normal_class', ''),
+      encoders.config_from_json(results['config']),
+      results['data']['path'],
+      index,
+      val,
+    )
+  except (OSError, KeyError, ValueError) as e:
+    raise ValueError(
+      f'{folder!r} is no finished probe ({e}). Set --config.probe to a folder '
+      'that configs/probe.py wrote.'
+    ) from e
 
 
 def _open(
@@ -80,13 +138,14 @@ def _open(
   """What the probe was fitted on, where it is now; ValueError for others."""
   info = probe.head.info
   place = config.checkpoint or info['checkpoint']
-  encoder = encoders.load_encoder(place, info['encoder']['step'])
-  if encoder.info['fingerprint'] != info['encoder']['fingerprint']:
+  known = encoders.EncoderInfo.from_dict(info['encoder'])
+  encoder = encoders.load_encoder(place, known.step)
+  if encoder.info.fingerprint != known.fingerprint:
     raise ValueError(
       f'{place} is not the encoder that {config.probe} probed. Set '
       '--config.checkpoint.'
     )
-  dataset = data.open_dataset(config.data.path or probe.results['data']['path'])
+  dataset = data.open_dataset(config.data.path or probe.path)
   if dataset.fingerprint != info['dataset']:
     raise ValueError(
       f'{dataset.path} is not the dataset that {config.probe} was fitted on. '
@@ -95,87 +154,142 @@ def _open(
   return encoder, dataset
 
 
-def _model(
-  config: ConfigDict,
+def _rows(ds: data.Dataset, probe: Probe, refitted: bool) -> np.ndarray:
+  """The rows of the data set that the head has seen."""
+  split = probe.head.info['split']
+  if refitted:
+    return labelled_rows(ds, split)
+  return np.concatenate([data.rows(ds, split, p) for p in ('train', 'val')])
+
+
+def labelled_rows(ds: data.Dataset, split: str) -> np.ndarray:
+  """Labelled rows of all parts of a split; what it excludes stays out."""
+  rows = np.concatenate(
+    [data.rows(ds, split, part) for part in ('train', 'val', 'test')]
+  )
+  return rows[data.labels(ds)[rows] >= 0]
+
+
+def refit(
+  head: head_file.Bundle,
   encoder: encoders.Encoder,
-  dataset: data.Dataset,
-  probe: Probe,
-) -> Portable:
-  """The classifier; with config.refit its head has seen all labelled images."""
-  head, results = probe.head, probe.results
-  info, split = head.info, head.info['split']
-  if config.refit:
-    rows = refit.labelled_rows(dataset, split)
-    settings = encoders.config_from_json(results['config'])
-    head = refit.refit(head, encoder, dataset, settings)
-  else:
-    parts = [data.rows(dataset, split, p) for p in ('train', 'val')]
-    rows = np.concatenate(parts)
-  meta = {
-    'classes': list(info['classes']),
-    'size_px': encoder.info['size_px'],
-    'channels': encoder.info['channels'],
-    'preparation': info.get('preparation', {}),
-    'dataset': info['dataset'],
-    'split': split,
-    'split_hash': info['split_hash'],
-    'same_data_in_pretraining': encoder.info['fingerprint'] == info['dataset'],
-    'low_confidence': float(np.quantile(probe.known['val'].max(1), _UNSURE)),
-    'normal_class': results.get('normal_class', ''),
-    'training_images': len(rows),
-    'fitted_on_test_images': config.refit,
-    'test': _scores(results),
-  }
-  # Paths of this machine are no part of a file that is given away.
-  encoder = encoder._replace(info={**encoder.info, 'path': ''})
+  ds: data.Dataset,
+  config: ConfigDict,
+  folder: str,
+) -> head_file.Bundle:
+  """The same kind of head with the same settings, fitted on every part.
+
+  config: of the probe that chose it; folder: for the features. Its temperature
+  stays, as no image is left to fit one on. Nothing can be measured on this
+  dataset any more.
+  """
+  info = head.info
+  rows = labelled_rows(ds, config.data.split)
+  labels = data.labels(ds)[rows].astype(np.int64)
+  log.get_logger().info('Head fitted again on all %d images.', len(rows))
+  layers = tuple(info['layers'])
+  cache = feature_cache.fill(
+    folder,
+    encoder,
+    ds,
+    rows,
+    layers,
+    (info['timestep'],),
+    info['extracted_grid'],
+    info['draws'],
+    info['feature_seed'],
+    config.batch_size,
+  )
+  x = feature_cache.matrix(cache, info['timestep'], layers, info['grid'])
+  found = matrix.standardise(x) if info['standardise'] else matrix.literal(x)
+  params = _fit(info, found, labels, config)
+  return head_file.Bundle(params, found.shift, found.scale, info)
+
+
+def _fit(
+  info: dict[str, Any],
+  found: matrix.Features,
+  labels: np.ndarray,
+  config: ConfigDict,
+) -> dict[str, np.ndarray]:
+  """Parameters of a head of the kind and settings in `info`, on all rows."""
+  k, every = len(info['classes']), np.arange(len(labels))
+  if info['kind'] == 'kernel':
+    tried = ((info['gamma'],), (info['strength'],))
+    return kernel.kernel_ridge(
+      found, labels, k, every, every[:1], *tried
+    ).params
+  if 'strength' in info:
+    return classic.logistic_regression(
+      found, labels, k, every, every[:1], (info['strength'],)
+    ).params
+  options = trained.options_of(config.heads, info['kind'])
+  (fitted,) = trained.fit(
+    [found],
+    labels,
+    k,
+    [trained.Cell(0, every, config.seeds[0])],
+    [trained.Setting(**info['setting'])],
+    every[:1],
+    options._replace(best_epoch=False),
+    trained.class_weights(config.heads.balanced, labels, k),
+    keep_params=True,
+    memory_mb=config.heads.memory_mb,
+  )
+  assert fitted.params is not None
+  return fitted.params
+
+
+def _meta(
+  probe: Probe, encoder: encoders.Encoder, images: int, refitted: bool
+) -> Meta:
+  """What is to be known; images: that the head has seen."""
+  info = probe.head.info
+  return Meta(
+    classes=tuple(info['classes']),
+    size_px=encoder.info.size_px,
+    channels=encoder.info.channels,
+    preparation=info.get('preparation', {}),
+    dataset=info['dataset'],
+    split=info['split'],
+    split_hash=info['split_hash'],
+    same_data_in_pretraining=encoder.info.fingerprint == info['dataset'],
+    low_confidence=float(np.quantile(probe.val.max(1), _UNSURE)),
+    normal_class=probe.normal_class,
+    training_images=images,
+    fitted_on_test_images=refitted,
+    test=probe.test,
+  )
+
+
+def _without_paths(
+  encoder: encoders.Encoder, head: head_file.Bundle
+) -> tuple[encoders.Encoder, head_file.Bundle]:
+  """Paths of this machine are no part of a file that is given away."""
+  info = dataclasses.replace(encoder.info, path='')
   private = ('checkpoint', 'encoder', 'preparation')
-  head = head._replace(info={k: v for k, v in info.items() if k not in private})
-  seen = fingerprints.make(dataset, rows, config.fingerprints)
-  return assemble(encoder, head, meta, seen)
-
-
-def _probe(folder: str) -> Probe:
-  """Reads a finished probe; ValueError where there is none."""
-  head = head_file.load(folder)
-  try:
-    with open(os.path.join(folder, 'results.json')) as f:
-      results = json.load(f)
-    name = results['bundle']
-    path = os.path.join(folder, 'predictions.npz')
-    with np.load(path, allow_pickle=False) as z:
-      known = {'index': z['val.index'], 'val': z[f'val.probs.{name}']}
-  except (OSError, KeyError, ValueError) as e:
-    raise ValueError(
-      f'{folder!r} is no finished probe ({e}). Set --config.probe to a folder '
-      'that configs/probe.py wrote.'
-    ) from e
-  return Probe(head, results, known)
-
-
-def _scores(results: dict[str, Any]) -> dict[str, Any]:
-  """Test scores of the bundled head, for whoever gets the file alone."""
-  test = results['rows'][results['bundle']]['test']
-  return {
-    part: {name: test[part][name] for name in ('accuracy', 'balanced_accuracy')}
-    for part in ('all', 'sources')
-    if part in test
-  }
+  public = {k: v for k, v in head.info.items() if k not in private}
+  return encoder._replace(info=info), head._replace(info=public)
 
 
 def _compare(
-  model: Portable,
-  stored: Portable,
+  model: Classifier,
+  stored: Classifier,
   dataset: data.Dataset,
-  known: dict[str, np.ndarray],
-  again: bool,
+  probe: Probe,
+  refitted: bool,
 ) -> dict[str, Any]:
-  """How far the file's predictions are from the probe's, on validation rows."""
-  n = len(known['index'])
+  """Predicts validation images as users will; ValueError if they are far off.
+
+  Far from the probe's own predictions: its head and encoder do not belong
+  together.
+  """
+  n = len(probe.rows)
   at = np.linspace(0, n - 1, min(n, _COMPARED)).astype(int)
-  images = dataset.images[known['index'][at]]
-  full = bundle_predict(model, images)
-  want = full if again else known['val'][at]
-  have = bundle_predict(stored, images)
+  images = dataset.images[probe.rows[at]]
+  full = classifier.bundle_predict(model, images)
+  want = full if refitted else probe.val[at]
+  have = classifier.bundle_predict(stored, images)
   drift = float(np.abs(full - want).max())
   if drift > 0.05:
     raise ValueError(
@@ -190,13 +304,13 @@ def _compare(
   }
 
 
-def _count(model: Portable) -> dict[str, int]:
+def _count(model: Classifier) -> dict[str, int]:
   """Parameters of the head, of the whole encoder and of what is stored."""
-  use = portable_file.needed(
+  use = classifier.needed(
     model.encoder,
     model.head.info['layers'],
-    model.meta['size_px'],
-    model.meta['channels'],
+    model.meta.size_px,
+    model.meta.channels,
   )
   sizes = [x.size for x in jax.tree.leaves(model.encoder.variables)]
   return {

@@ -11,7 +11,7 @@ Letters: s side of the image, c channels, g windows per side.
 import cv2
 import numpy as np
 
-from micdiffrep_jax.bundle.classifier import Portable, bundle_predict
+from micdiffrep_jax.bundle.classifier import Classifier, bundle_predict
 from micdiffrep_jax.encoders import features
 
 _BLUR = 1 / 8  # standard deviation as a share of the side
@@ -49,7 +49,7 @@ def window_starts(side: int, window: float, stride: float) -> np.ndarray:
 
 
 def drop_map(
-  model: Portable,
+  model: Classifier,
   image: np.ndarray,
   label: int,
   window: float = 0.25,

@@ -8,11 +8,14 @@ h w c as stored.
 from collections.abc import Callable, Iterator
 import functools
 import sys
+from typing import TYPE_CHECKING, Any
 
-import grain
 import numpy as np
 
-from micdiffrep_jax.data.dataset import Dataset
+from micdiffrep_jax.data.dataset import Dataset, Records
+
+if TYPE_CHECKING:
+  import grain  # whoever only reads in order needs no Grain
 
 Batch = dict[str, np.ndarray]
 
@@ -24,7 +27,9 @@ class TrainStream:
   allocated and never written again.
   """
 
-  def __init__(self, dataset: grain.MapDataset, start_step: int = 0):
+  def __init__(self, dataset: 'grain.MapDataset', start_step: int = 0):
+    import grain
+
     # One thread: the gather is memory-bound, and more only fight for it.
     self._iterator = iter(
       dataset.to_iter_dataset(
@@ -76,6 +81,8 @@ def train_stream(
   global batch: the concatenation is the same for any number of processes.
   Raises ValueError where rows are empty or the batch does not divide.
   """
+  import grain
+
   rows = _checked(rows, 'train')
   index, count = shard or _this_process()
   local = _local_size(batch_size, count)
@@ -83,7 +90,7 @@ def train_stream(
 
   def batch(step: int) -> Batch:
     start = step * batch_size + index * local
-    return _gather(ds, draw(start, local))
+    return _gather(ds.images, draw(start, local))
 
   # One element is one batch: a shuffle by Grain draws images one by one, in
   # Python, which takes longer than the gather.
@@ -116,7 +123,7 @@ def _endless_order(
 
 
 def eval_batches(
-  ds: Dataset,
+  images: np.ndarray | Records,
   rows: np.ndarray,
   batch_size: int,
   shard: tuple[int, int] | None = None,
@@ -134,13 +141,13 @@ def eval_batches(
     for start in range(0, len(rows), batch_size):
       at = start + index * local + np.arange(local)
       mask = at < len(rows)
-      yield _gather(ds, rows[np.minimum(at, len(rows) - 1)]), mask
+      yield _gather(images, rows[np.minimum(at, len(rows) - 1)]), mask
 
   return batches()
 
 
-def _gather(ds: Dataset, rows: np.ndarray) -> Batch:
-  return {'image': np.asarray(ds.images[rows]), 'index': rows.astype(np.int32)}
+def _gather(images: Any, rows: np.ndarray) -> Batch:
+  return {'image': np.asarray(images[rows]), 'index': rows.astype(np.int32)}
 
 
 def _checked(rows: np.ndarray, what: str) -> np.ndarray:
@@ -154,6 +161,8 @@ def _checked(rows: np.ndarray, what: str) -> np.ndarray:
 
 
 def _this_process() -> tuple[int, int]:
+  import grain
+
   shard = grain.sharding.ShardByJaxProcess(drop_remainder=True)
   return shard.shard_index, shard.shard_count
 

@@ -1,5 +1,7 @@
 """Frozen encoders: of a pretraining run, of a bundle, or of random weights."""
 
+from collections.abc import Mapping
+import dataclasses
 import functools
 import hashlib
 import os
@@ -15,17 +17,67 @@ from micdiffrep_jax.run.checks import lookup
 from micdiffrep_jax.run.keys import stream
 
 
-class Encoder(NamedTuple):
-  """Frozen weights, and how features are read from them.
+@dataclasses.dataclass(frozen=True)
+class EncoderInfo:
+  """What is known of frozen weights; None is not known.
 
-  info: path, step, images_seen, size_px, channels, fingerprint (of the data it
-  was trained on), split, split_hash; path is '' for random weights.
+  Attributes:
+    size_px: side of the images that the encoder takes.
+    channels: of these images.
+    path: where the weights were read; '' for random ones.
+    step: updates done; 0 for random weights and those that others trained.
+    images_seen: images drawn in pretraining, repeats counted.
+    fingerprint: of the data set it was pretrained on; '' for none of ours.
+    split: of that data set, whose train part it was pretrained on.
+    split_hash: of that split.
+    spared: hashes, by name, of the splits whose test images were left out too.
+    name: of weights that others trained.
+    note: on these weights.
+    source_sha256: of the file that these weights came in.
+    sha256: of the bundle that the encoder was read from.
+    facts: what else its method tells, such as whether it had labels.
   """
+
+  size_px: int
+  channels: int
+  path: str | None = None
+  step: int | None = None
+  images_seen: int | None = None
+  fingerprint: str | None = None
+  split: str | None = None
+  split_hash: str | None = None
+  spared: Mapping[str, str] | None = None
+  name: str | None = None
+  note: str | None = None
+  source_sha256: str | None = None
+  sha256: str | None = None
+  facts: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+  def as_dict(self) -> dict[str, Any]:
+    """What is known, as results, checkpoints and bundles hold it: facts too."""
+    known = {
+      field.name: getattr(self, field.name)
+      for field in dataclasses.fields(self)
+      if field.name != 'facts'
+    }
+    return {k: v for k, v in known.items() if v is not None} | dict(self.facts)
+
+  @classmethod
+  def from_dict(cls, record: Mapping[str, Any]) -> 'EncoderInfo':
+    """The inverse of as_dict."""
+    names = {field.name for field in dataclasses.fields(cls)} - {'facts'}
+    known = {k: v for k, v in record.items() if k in names}
+    facts = {k: v for k, v in record.items() if k not in names}
+    return cls(**known, facts=facts)
+
+
+class Encoder(NamedTuple):
+  """Frozen weights, how features are read from them, and their config."""
 
   method: Reader
   variables: Any
   config: ConfigDict
-  info: dict
+  info: EncoderInfo
 
 
 def make_method(config: ConfigDict, size_px: int, channels: int) -> Reader:
@@ -43,7 +95,7 @@ def config_from_json(record: dict) -> ConfigDict:
   Denoisers from before there was a choice of networks are UNets.
   """
 
-  def plain(x):
+  def plain(x: Any) -> Any:
     if isinstance(x, dict):
       return {k: plain(v) for k, v in x.items()}
     return tuple(plain(v) for v in x) if isinstance(x, list) else x
@@ -71,21 +123,24 @@ def load_encoder(path: str, step: int | None = None) -> Encoder:
   encoder = of_archive(*archive.read(path), path)
   # Another file may come to lie under this name.
   with open(os.path.expanduser(path), 'rb') as f:
-    encoder.info['sha256'] = hashlib.file_digest(f, 'sha256').hexdigest()
-  held = encoder.info['step']
+    digest = hashlib.file_digest(f, 'sha256').hexdigest()
+  info = dataclasses.replace(encoder.info, sha256=digest)
+  held = info.step
   if step not in (None, held):
     raise ValueError(
       f'{path!r} holds step {held}, not {step}. Leave out --config.step.'
     )
-  return encoder
+  return encoder._replace(info=info)
 
 
 def _of_run(path: str, step: int | None) -> Encoder:
   directory, step = checkpoint.find(path, step)
   metadata = checkpoint.read_metadata(directory, step)
   config = config_from_json(metadata.config)
-  info = {**metadata.info, 'path': str(path), 'step': step}
-  method = make_method(config, info['size_px'], info['channels'])
+  info = dataclasses.replace(
+    EncoderInfo.from_dict(metadata.info), path=str(path), step=step
+  )
+  method = make_method(config, info.size_px, info.channels)
   mesh = devices.make_mesh()
   params, extra = jax.eval_shape(method.init, jax.random.key(0))
   shapes = {'params': params, 'extra': extra}
@@ -108,9 +163,11 @@ def of_archive(
   Weights that no layer of its head depends on are not there: they are zero, and
   what needs them is left out of the method.
   """
-  info = {**text['encoder']['info'], 'path': str(path)}
+  info = dataclasses.replace(
+    EncoderInfo.from_dict(text['encoder']['info']), path=str(path)
+  )
   config = config_from_json(text['encoder']['config'])
-  method = make_method(config, info['size_px'], info['channels'])
+  method = make_method(config, info.size_px, info.channels)
   shapes = jax.eval_shape(
     lambda key: method.frozen(*method.init(key)), jax.random.key(0)
   )
@@ -143,11 +200,11 @@ def random_encoder(encoder: Encoder, seed: int = 0) -> Encoder:
   mesh = devices.make_mesh()
 
   @functools.partial(jax.jit, out_shardings=devices.replicated(mesh))
-  def init(key):
+  def init(key: jax.Array) -> Any:
     return encoder.method.frozen(*encoder.method.init(key))
 
   variables = init(stream(jax.random.key(seed), 'init'))
-  info = {**encoder.info, 'path': '', 'step': 0, 'images_seen': 0}
+  info = dataclasses.replace(encoder.info, path='', step=0, images_seen=0)
   return encoder._replace(variables=variables, info=info)
 
 

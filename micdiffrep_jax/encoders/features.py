@@ -3,27 +3,28 @@
 One forward pass gives every layer; what is not asked for the compiler drops.
 The noise of an image is seeded by its own pixels, so its features are a
 function of the image alone: the same for any order, batch or number of devices.
+Whoever shows images to an encoder takes `batches` and `passes` from here, so
+that training and deployment cannot drift apart.
 Letters: b batch, n images, h w pixels, g grid cells per side, d features.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 import functools
-from typing import Any
+from typing import Any, NamedTuple
 import zlib
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from micdiffrep_jax.data.dataset import Dataset
+from micdiffrep_jax.data.batches import eval_batches
+from micdiffrep_jax.data.dataset import Dataset, Records
 from micdiffrep_jax.diffusion.process import check_timesteps
 from micdiffrep_jax.encoders.encoder import Encoder
-from micdiffrep_jax.heads import head_file
 from micdiffrep_jax.methods import Reader
 from micdiffrep_jax.run import devices, log
 from micdiffrep_jax.run.checks import lookup
 from micdiffrep_jax.run.keys import stream
-from micdiffrep_jax.scores import calibration
 
 
 def check_request(
@@ -84,11 +85,96 @@ def make_feature_fn(
   """
 
   @jax.jit
-  def feature_fn(variables, images, seeds, key, t):
+  def feature_fn(
+    variables: Any, images: Any, seeds: Any, key: Any, t: Any
+  ) -> dict[str, jax.Array]:
     taps = method.features(variables, images, image_keys(key, seeds), t)
     return {name: pool_map(taps[name], grid) for name in layers}
 
   return feature_fn
+
+
+class Batch(NamedTuple):
+  """Images on the devices, always b of them.
+
+  images (b, h, w, c) uint8, seeds (b,) uint32, weights (b,) float32: 1 for the
+  first `valid` images, 0 for those that fill up the batch.
+  """
+
+  images: jax.Array
+  seeds: jax.Array
+  weights: jax.Array
+  valid: int
+
+
+def batches(
+  images: np.ndarray | Records,
+  rows: np.ndarray,
+  batch_size: int,
+  mesh: jax.sharding.Mesh,
+  seeds: np.ndarray | None = None,
+) -> Iterator[Batch]:
+  """Places images[rows] on the devices, in order, in batches of one shape.
+
+  seeds (N,) uint32 of the images' noise; by default those of their pixels.
+  """
+  shard = jax.process_index(), jax.process_count()
+  left = len(rows)
+  for batch, mask in eval_batches(images, rows, batch_size, shard):
+    pixels = batch['image']
+    own = image_seeds(pixels) if seeds is None else seeds[batch['index']]
+    placed = devices.place((pixels, own, mask.astype(np.float32)), mesh)
+    yield Batch(placed[0], placed[1], placed[2], min(left, batch_size))
+    left -= batch_size
+
+
+def noise_keys(
+  seed: int, draws: int, mesh: jax.sharding.Mesh, first: int = 0
+) -> list[jax.Array]:
+  """Keys of the noise draws numbered first, first + 1, ..., on all devices."""
+  root = stream(jax.random.key(seed), 'features')
+  return [
+    devices.replicate(jax.random.fold_in(root, first + i), mesh)
+    for i in range(draws)
+  ]
+
+
+def passes(
+  feature_fn: Callable,
+  variables: Any,
+  shown: Iterable[Batch],
+  keys: Sequence[jax.Array],
+  t: int,
+  mesh: jax.sharding.Mesh,
+  layers: Sequence[str] | None = None,
+) -> Iterator[tuple[int, dict[str, np.ndarray]]]:
+  """Yields (valid, {layer: (b, g, g, d) float32}) of each batch.
+
+  Averaged over the noise of `keys`; `valid` as in Batch. feature_fn: of
+  make_feature_fn; layers: those to fetch of its output, None for all.
+  """
+  level = devices.replicate(np.int32(t), mesh)
+  for batch in shown:
+    total: dict[str, np.ndarray] = {}
+    for key in keys:
+      out = feature_fn(variables, batch.images, batch.seeds, key, level)
+      found = devices.fetch({k: out[k] for k in layers or out})
+      total = {k: total[k] + v if total else v for k, v in found.items()}
+    yield batch.valid, {k: v / len(keys) for k, v in total.items()}
+
+
+def weighted_means(
+  found: Iterable[dict[str, tuple[jax.Array, jax.Array]]],
+) -> dict[str, float]:
+  """Means over batches of what Method.validate gives: {name: (sum, count)}.
+
+  What was never counted is left out.
+  """
+  sums: dict[str, np.ndarray] = {}
+  for batch in found:
+    for name, pair in devices.fetch(batch).items():
+      sums[name] = sums.get(name, np.zeros(2)) + np.array(pair)
+  return {k: float(s[0] / s[1]) for k, s in sums.items() if s[1] > 0}
 
 
 def extract(
@@ -109,46 +195,34 @@ def extract(
 
   Averaged over `draws` noise draws, numbered from `first_draw`. Pass the
   `feature_fn` of make_feature_fn to share its compilation. Raises
-  ValueError for images of another size than the encoder's, an unknown layer or
-  a timestep out of range.
+  ValueError for images of another size than the encoder's, an unknown layer, a
+  timestep out of range or no rows.
   """
   names = check_request(encoder.method, layers, (t,))
   check_images(encoder, dataset)
   mesh = devices.make_mesh()
   devices.check_batch_size(batch_size, mesh, '--config.batch_size')
   feature_fn = feature_fn or make_feature_fn(encoder.method, names, grid)
-  root = stream(jax.random.key(seed), 'features')
-  keys = [
-    devices.replicate(jax.random.fold_in(root, first_draw + i), mesh)
-    for i in range(draws)
-  ]
-  level = devices.replicate(np.int32(t), mesh)
+  keys = noise_keys(seed, draws, mesh, first_draw)
+  shown = batches(dataset.images, rows, batch_size, mesh)
   found: dict[str, np.ndarray] = {}
-  bar = log.progress(total=len(rows) * draws, desc=desc, unit='img')
-  for start in range(0, len(rows), batch_size):
-    part = rows[start : start + batch_size]
-    images = dataset.images[part]
-    padding = batch_size - len(part)
-    if padding:  # one shape, one compilation; padded rows are dropped below
-      images = np.concatenate([images, np.repeat(images[:1], padding, axis=0)])
-    batch = devices.place_whole((images, image_seeds(images)), mesh)
-    total: dict[str, np.ndarray] = {}
-    for key in keys:
-      out = devices.fetch(feature_fn(encoder.variables, *batch, key, level))
-      total = {k: total[k] + out[k] if total else out[k] for k in names}
-      bar.update(len(part))
-    for name in names:
-      mean = total[name][: len(part)] / draws
-      if name not in found:
-        found[name] = np.empty((len(rows), *mean.shape[1:]), np.float16)
-      found[name][start : start + len(part)] = mean
-  bar.close()
+  start = 0
+  with log.progress(total=len(rows) * draws, desc=desc, unit='img') as bar:
+    for valid, means in passes(
+      feature_fn, encoder.variables, shown, keys, t, mesh, names
+    ):
+      for name, mean in means.items():
+        if name not in found:
+          found[name] = np.empty((len(rows), *mean.shape[1:]), np.float16)
+        found[name][start : start + valid] = mean[:valid]
+      start += valid
+      bar.update(valid * draws)
   return found
 
 
 def check_images(encoder: Encoder, dataset: Dataset) -> None:
   """Raises ValueError where images are not of the encoder's format."""
-  want = (encoder.info['size_px'], encoder.info['channels'])
+  want = (encoder.info.size_px, encoder.info.channels)
   have = (dataset.info.size_px, dataset.info.channels)
   if want != have:
     raise ValueError(
@@ -157,39 +231,3 @@ def check_images(encoder: Encoder, dataset: Dataset) -> None:
       'with '
       f'--config.data.size_px={want[0]} --config.data.channels={want[1]}.'
     )
-
-
-def extract_for_head(
-  info: dict[str, Any],
-  encoder: Encoder,
-  dataset: Dataset,
-  rows: np.ndarray,
-  batch_size: int = 128,
-) -> dict[str, np.ndarray]:
-  """The features of images that a head with this info was made for."""
-  return extract(
-    encoder,
-    dataset,
-    rows,
-    tuple(info['layers']),
-    info['timestep'],
-    info['extracted_grid'],
-    info['draws'],
-    info['feature_seed'],
-    batch_size,
-  )
-
-
-def predict(
-  head: head_file.Bundle,
-  encoder: Encoder,
-  dataset: Dataset,
-  rows: np.ndarray,
-  batch_size: int = 128,
-) -> np.ndarray:
-  """Calibrated probabilities (len(rows), k) of images."""
-  info = head.info
-  extracted = extract_for_head(info, encoder, dataset, rows, batch_size)
-  return calibration.softmax(
-    head_file.logits(head, extracted), info['temperature']
-  )

@@ -164,7 +164,7 @@ def _read_zip(path: str) -> dict[str, np.ndarray]:
 def _read_old(path: str) -> dict[str, np.ndarray]:
   with open(path, 'rb') as f:
 
-    def load():
+    def load() -> Any:
       return _Unpickler(f, path).load()
 
     if load() != _MAGIC:

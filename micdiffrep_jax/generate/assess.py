@@ -494,15 +494,8 @@ def loss_by_timestep(
     keys = features.image_keys(jax.random.fold_in(root, draw), seeds)
     return method.validate(variables, images, keys, weights)
 
-  sums: dict[str, np.ndarray] = {}
-  for start in range(0, len(rows), batch_size):
-    part = rows[start : start + batch_size]
-    weights = (np.arange(batch_size) < len(part)).astype(np.float32)
-    images = dataset.images[np.resize(part, batch_size)]
-    seeds = features.image_seeds(images)
-    batch = devices.place_whole((images, seeds, weights), mesh)
-    for draw in range(draws):
-      found = evaluate(encoder.variables, *batch, draw)
-      for name, pair in devices.fetch(found).items():
-        sums[name] = sums.get(name, np.zeros(2)) + np.array(pair)
-  return {k: float(s[0] / s[1]) for k, s in sums.items() if s[1] > 0}
+  return features.weighted_means(
+    evaluate(encoder.variables, x.images, x.seeds, x.weights, draw)
+    for x in features.batches(dataset.images, rows, batch_size, mesh)
+    for draw in range(draws)
+  )

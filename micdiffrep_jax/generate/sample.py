@@ -83,7 +83,7 @@ def run(config: ConfigDict, workdir: str) -> dict[str, Any]:
 
   results: dict[str, Any] = {
     'task': 'sample',
-    'model': encoder.info,
+    'model': encoder.info.as_dict(),
     'steps': len(plan.t),
     'seconds': drawn.seconds._asdict(),
   }
@@ -177,17 +177,17 @@ def check(config: ConfigDict, encoder: encoders.Encoder) -> samplers.Plan:
 def open_real(config: ConfigDict, encoder: encoders.Encoder) -> assess.Real:
   """The training and validation images; warns if they are not the model's."""
   path = config.data.path or encoder.config.data.path
-  split = config.data.split or encoder.info['split']
+  split = config.data.split or encoder.info.split or ''
   dataset = data.open_dataset(prepare.resolve(path), cache=config.data.cache)
   features.check_images(encoder, dataset)
-  if data.split_hash(dataset, split) != encoder.info['split_hash']:
+  if data.split_hash(dataset, split) != encoder.info.split_hash:
     log.get_logger().warning(
       'The model was not trained on the %r split of %s: whether it copies its '
       'training images cannot be told from these.',
       split,
       path,
     )
-  spared = encoder.info.get('spared', ())
+  spared = tuple(encoder.info.spared or ())
   train = data.pretraining_rows(dataset, split, spared)
   val = data.rows(dataset, split, 'val')
   if not len(train) or not len(val):
@@ -202,7 +202,7 @@ def open_real(config: ConfigDict, encoder: encoders.Encoder) -> assess.Real:
 def denoiser_of(encoder: encoders.Encoder) -> ddpm.Denoiser:
   """The network and the process of a ddpm encoder."""
   info = encoder.info
-  return ddpm.denoiser(encoder.config, info['size_px'], info['channels'])
+  return ddpm.denoiser(encoder.config, info.size_px, info.channels)
 
 
 def request(config: ConfigDict) -> Request:
@@ -285,7 +285,7 @@ def draw(
   steps: int,
 ) -> Drawn:
   """Draws in batches over all devices; rows that fill up the last one go."""
-  size, channels = encoder.info['size_px'], encoder.info['channels']
+  size, channels = encoder.info.size_px, encoder.info.channels
   mesh = devices.make_mesh()
   run_sampler = samplers.make_sampler(
     model.process,

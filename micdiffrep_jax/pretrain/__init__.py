@@ -1,1 +1,6 @@
-"""Pretraining: the loop, its optimizers, its monitor."""
+"""Pretraining: the loop, the state that it moves, optimizers, the monitor.
+
+A method and a prepared data set come in; sealed checkpoints, metrics and
+results.json go out. Images of the test part may not be touched. Only tasks and
+studies, which start runs and read their records, import from here.
+"""

@@ -1,13 +1,13 @@
 """What a pretraining run shows of itself while it trains.
 
-Validation images only: the test part is never touched here.
+Three evaluators and a picture. Validation images only: the test part is never
+touched here.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 import functools
 import itertools
-import time
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 from ml_collections import ConfigDict
@@ -28,31 +28,37 @@ from micdiffrep_jax.scores.metrics import effective_rank
 
 COLLAPSE = 0.9  # share of the first rank below which a warning is given
 
+Evaluator = Callable[[Any], dict[str, float]]  # frozen variables -> metrics
 
-class Clock:
-  """Images per second between readings, without what stops the clock."""
 
-  def __init__(self, batch_size: int):
-    self._batch_size = batch_size
-    self._mark: tuple[int, float] | None = None
-    self._speeds: list[float] = []
+class Subject(NamedTuple):
+  """What is watched: a method in training, its images, where it is computed.
 
-  def restart(self, step: int) -> None:
-    """Starts to count at `step`."""
-    self._mark = (step, time.perf_counter())
+  info: of the encoder that it is to be; split: of the data set; seed: of the
+  run; batch_size: that the devices share.
+  """
 
-  def images_per_s(self, step: int) -> float:
-    """Since the last reading; the first covers compilation and is 0."""
-    now, mark = time.perf_counter(), self._mark
-    self._mark = (step, now)
-    if mark is None or step <= mark[0]:
-      return 0.0
-    self._speeds.append((step - mark[0]) * self._batch_size / (now - mark[1]))
-    return self._speeds[-1]
+  method: Method
+  info: encoders.EncoderInfo
+  dataset: data.Dataset
+  split: str
+  seed: int
+  mesh: jax.sharding.Mesh
+  batch_size: int
 
-  def median(self) -> float:
-    """Median of all readings; 0 without any."""
-    return float(np.median(self._speeds)) if self._speeds else 0.0
+  def key(self) -> jax.Array:
+    """The monitor's own key, on all devices."""
+    root = jax.random.key(self.seed)
+    return devices.replicate(stream(root, 'monitor'), self.mesh)
+
+  def batches(self, rows: np.ndarray) -> Iterator[features.Batch]:
+    """Rows of the data set, on the devices."""
+    images = self.dataset.images
+    return features.batches(images, rows, self.batch_size, self.mesh)
+
+  def encoder(self, variables: Any) -> encoders.Encoder:
+    """The method as it is now."""
+    return encoders.Encoder(self.method, variables, ConfigDict(), self.info)
 
 
 def _spread(rows: np.ndarray, count: int) -> np.ndarray:
@@ -62,141 +68,165 @@ def _spread(rows: np.ndarray, count: int) -> np.ndarray:
   return rows[np.linspace(0, len(rows) - 1, count).astype(np.int64)]
 
 
+def validation_loss(subject: Subject, rows: np.ndarray) -> Evaluator:
+  """val_loss and val_loss_t*: fixed images, timesteps and noise."""
+  key = subject.key()
+
+  @jax.jit
+  def validate(variables: Any, images: Any, seeds: Any, weights: Any) -> Any:
+    keys = features.image_keys(key, seeds)
+    return subject.method.validate(variables, images, keys, weights)
+
+  def evaluate(variables: Any) -> dict[str, float]:
+    found = features.weighted_means(
+      validate(variables, batch.images, batch.seeds, batch.weights)
+      for batch in subject.batches(rows)
+    )
+    return {f'val_{name}': value for name, value in found.items()}
+
+  return evaluate
+
+
+def feature_rank(subject: Subject, rows: np.ndarray, t: int) -> Evaluator:
+  """feature_rank of the averaged output layer, and with initial weights.
+
+  Effective ranks: a loss may fall while features collapse.
+  """
+  method, mesh, key = subject.method, subject.mesh, subject.key()
+  layer = method.output or method.layers[-1]
+  feature_fn = features.make_feature_fn(method, (layer,), 1)
+
+  def rank(variables: Any) -> float:
+    shown = subject.batches(rows)
+    found = [
+      means[layer][:valid]
+      for valid, means in features.passes(
+        feature_fn, variables, shown, [key], t, mesh
+      )
+    ]
+    return effective_rank(np.concatenate(found).reshape(len(rows), -1))
+
+  @functools.cache
+  def first_rank() -> float:
+    # Computed, not stored: a resumed run has it too.
+    first = encoders.random_encoder(subject.encoder(None), subject.seed)
+    return rank(first.variables)
+
+  def evaluate(variables: Any) -> dict[str, float]:
+    now, first = rank(variables), first_rank()
+    warn_of_collapse(now, first)
+    return {'feature_rank': now, 'feature_rank_init': first}
+
+  return evaluate
+
+
+def warn_of_collapse(now: float, first: float) -> None:
+  """Warns where the rank has fallen too far below that of initial weights."""
+  if now < COLLAPSE * first:
+    log.get_logger().warning(
+      'Features may be collapsing: their effective rank is %.1f, %.1f with '
+      'initial weights.',
+      now,
+      first,
+    )
+
+
+def quick_probe(subject: Subject, images: int, t: int) -> Evaluator:
+  """probe_accuracy, balanced: of a ridge classifier on a few frozen features.
+
+  Features peak before samples do. images: how many of each part.
+  """
+  ds, method = subject.dataset, subject.method
+  labels = data.labels(ds)
+  rows = {}
+  for part in ('train', 'val'):
+    whole = data.rows(ds, subject.split, part)
+    rows[part] = _spread(whole[labels[whole] >= 0], images)
+  feature_fn = features.make_feature_fn(method, method.layers, 2)
+
+  def matrix(variables: Any, part: str) -> np.ndarray:
+    found = features.extract(
+      subject.encoder(variables),
+      ds,
+      rows[part],
+      t=t,
+      grid=2,
+      batch_size=subject.batch_size,
+      feature_fn=feature_fn,
+      desc='quick probe',
+    )
+    pooled = [pool(x, 2) for x in found.values()]
+    return np.concatenate(pooled, axis=1).astype(np.float32)
+
+  def evaluate(variables: Any) -> dict[str, float]:
+    if not all(map(len, rows.values())):
+      return {}
+    x = matrix(variables, 'train')
+    scaler = StandardScaler().fit(x)
+    probe = RidgeClassifierCV(
+      alphas=np.logspace(1, 5, 5), class_weight='balanced'
+    )
+    probe.fit(scaler.transform(x), labels[rows['train']])
+    guess = probe.predict(scaler.transform(matrix(variables, 'val')))
+    truth = labels[rows['val']]
+    return {'probe_accuracy': balanced_accuracy_score(truth, guess)}
+
+  return evaluate
+
+
+def samples(subject: Subject, count: int) -> Callable[[Any], np.ndarray]:
+  """frozen variables -> a picture (h, w, c) uint8 of `count` samples."""
+  method, key = subject.method, subject.key()
+  assert method.sample is not None
+  sample = method.sample
+
+  @jax.jit
+  def draw(variables: Any) -> jax.Array:
+    return sample(variables, jax.random.split(stream(key, 'samples'), count))
+
+  def picture(variables: Any) -> np.ndarray:
+    return grids.make_grid(grids.to_uint8(devices.fetch(draw(variables))))
+
+  return picture
+
+
 def make(
   method: Method,
   config: ConfigDict,
   dataset: data.Dataset,
-  info: dict,
+  info: encoders.EncoderInfo,
   mesh: jax.sharding.Mesh,
   writer: log.Writer,
 ) -> Callable[[Any, int], dict[str, float]]:
   """Returns watch(state, step) -> metrics, which it also logs.
 
-  val_loss and val_loss_t* (fixed images, timesteps and noise), probe_accuracy
-  (balanced, of a ridge classifier on a few frozen features: features peak
-  before samples do), feature_rank (effective, of the averaged output layer, and
-  feature_rank_init with initial weights: a loss may fall while features
-  collapse), and a picture of samples.
+  config: of the run. What is measured, config.monitor says.
   """
+  settings = config.monitor
+  batch_size = -(-settings.batch_size // mesh.size) * mesh.size
   split = config.data.split
-  val = data.rows(dataset, split, 'val')
-  labels = data.labels(dataset)
-  everywhere = devices.replicated(mesh)
-  key = devices.replicate(stream(jax.random.key(config.seed), 'monitor'), mesh)
-  frozen = jax.jit(method.frozen, out_shardings=everywhere)
-  batch_size = -(-config.monitor.batch_size // mesh.size) * mesh.size
+  subject = Subject(method, info, dataset, split, config.seed, mesh, batch_size)
+  rows = _spread(data.rows(dataset, split, 'val'), settings.images)
+  t = min(settings.probe_timestep, method.timesteps - 1)
+  evaluators = []
+  if len(rows):
+    evaluators.append(validation_loss(subject, rows))
+  if len(rows) > 1 and method.layers:
+    evaluators.append(feature_rank(subject, rows, t))
+  if settings.probe_images:
+    evaluators.append(quick_probe(subject, settings.probe_images, t))
+  picture = None
+  if settings.samples and method.sample is not None:
+    picture = samples(subject, settings.samples)
+  frozen = jax.jit(method.frozen, out_shardings=devices.replicated(mesh))
 
-  @jax.jit
-  def validate(variables, images, seeds, weights):
-    keys = features.image_keys(key, seeds)
-    return method.validate(variables, images, keys, weights)
-
-  @jax.jit
-  def draw(variables):
-    keys = jax.random.split(stream(key, 'samples'), config.monitor.samples)
-    return method.sample(variables, keys)
-
-  feature_fn = features.make_feature_fn(method, method.layers, 2)
-  level = min(config.monitor.probe_timestep, method.timesteps - 1)
-  watched = _spread(val, config.monitor.images)
-
-  def batches_of(rows):
-    for start in range(0, len(rows), batch_size):
-      part = rows[start : start + batch_size]
-      weights = (np.arange(batch_size) < len(part)).astype(np.float32)
-      images = dataset.images[np.resize(part, batch_size)]
-      yield (
-        len(part),
-        devices.place_whole(
-          (images, features.image_seeds(images), weights), mesh
-        ),
-      )
-
-  @jax.jit
-  def outputs(variables, images, seeds, t):
-    keys = features.image_keys(key, seeds)
-    taps = method.features(variables, images, keys, t)
-    return features.pool_map(taps[method.output or method.layers[-1]], 1)
-
-  def rank(variables):
-    t = devices.replicate(np.int32(level), mesh)
-    found = [
-      devices.fetch(outputs(variables, *batch[:2], t))[:count]
-      for count, batch in batches_of(watched)
-    ]
-    return effective_rank(np.concatenate(found).reshape(len(watched), -1))
-
-  @functools.cache
-  def first_rank():
-    # Computed, not stored: a resumed run has it too.
-    encoder = encoders.Encoder(method, None, config, info)
-    return rank(encoders.random_encoder(encoder, config.seed).variables)
-
-  def ranks(variables):
-    now, first = rank(variables), first_rank()
-    if now < COLLAPSE * first:
-      log.get_logger().warning(
-        'Features may be collapsing: their effective rank is %.1f, %.1f with '
-        'initial weights.',
-        now,
-        first,
-      )
-    return {'feature_rank': now, 'feature_rank_init': first}
-
-  def validation_loss(variables):
-    sums: dict[str, np.ndarray] = {}
-    for _, batch in batches_of(watched):
-      found = devices.fetch(validate(variables, *batch))
-      for name, pair in found.items():
-        sums[name] = sums.get(name, np.zeros(2)) + np.array(pair)
-    return {f'val_{k}': s[0] / s[1] for k, s in sums.items() if s[1] > 0}
-
-  def quick_probe(variables):
-    encoder = encoders.Encoder(method, variables, config, info)
-    fit_rows = data.rows(dataset, split, 'train')
-    fit_rows = _spread(
-      fit_rows[labels[fit_rows] >= 0], config.monitor.probe_images
-    )
-    test_rows = _spread(val[labels[val] >= 0], config.monitor.probe_images)
-    if not len(fit_rows) or not len(test_rows):
-      return {}
-    x = [
-      np.concatenate(
-        [
-          pool(f, 2)
-          for f in features.extract(
-            encoder,
-            dataset,
-            rows,
-            t=level,
-            grid=2,
-            batch_size=batch_size,
-            feature_fn=feature_fn,
-            desc='quick probe',
-          ).values()
-        ],
-        axis=1,
-      ).astype(np.float32)
-      for rows in (fit_rows, test_rows)
-    ]
-    scaler = StandardScaler().fit(x[0])
-    probe = RidgeClassifierCV(
-      alphas=np.logspace(1, 5, 5), class_weight='balanced'
-    )
-    probe.fit(scaler.transform(x[0]), labels[fit_rows])
-    guess = probe.predict(scaler.transform(x[1]))
-    return {'probe_accuracy': balanced_accuracy_score(labels[test_rows], guess)}
-
-  def watch(state, step):
+  def watch(state: Any, step: int) -> dict[str, float]:
     variables = frozen(state.params, state.extra)
-    metrics = validation_loss(variables) if len(val) else {}
-    if len(watched) > 1 and method.layers:
-      metrics |= ranks(variables)
-    if config.monitor.probe_images:
-      metrics |= quick_probe(variables)
-    if config.monitor.samples and method.sample is not None:
-      images = devices.fetch(draw(variables))
-      writer.image(step, 'samples', grids.make_grid(grids.to_uint8(images)))
+    metrics: dict[str, float] = {}
+    for evaluate in evaluators:
+      metrics |= evaluate(variables)
+    if picture:
+      writer.image(step, 'samples', picture(variables))
     writer.scalars(step, metrics)
     log.get_logger().info(
       'step %d: %s',

@@ -4,10 +4,10 @@ A resumed run computes exactly what the uninterrupted one would have: all
 randomness comes from the seed and the step, the data order from the step.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 import contextlib
-import functools
 import os
+import time
 from typing import Any, NamedTuple
 
 import jax
@@ -17,25 +17,25 @@ import numpy as np
 from micdiffrep_jax.data import dataset as data
 from micdiffrep_jax.data import promises
 from micdiffrep_jax.data.batches import train_stream
-from micdiffrep_jax.encoders.encoder import config_from_json, make_method
+from micdiffrep_jax.encoders.encoder import (
+  EncoderInfo,
+  config_from_json,
+  make_method,
+)
 from micdiffrep_jax.methods import Method
 from micdiffrep_jax.methods.base import trainable
-from micdiffrep_jax.pretrain import checks, compiler, monitor
-from micdiffrep_jax.pretrain.optim import make_optimizer, make_schedule
-from micdiffrep_jax.pretrain.state import TrainState, make_state, make_step
+from micdiffrep_jax.pretrain import monitor
+from micdiffrep_jax.pretrain.optim import make_schedule
+from micdiffrep_jax.pretrain.state import Program, TrainState, compile_program
 from micdiffrep_jax.run import debug, devices, files, guard, log
 from micdiffrep_jax.run.checkpoint import Checkpoints, Metadata, read_metadata
 from micdiffrep_jax.run.keys import stream
 
-Tree = Any
-
-
-class Program(NamedTuple):
-  """What a run compiles, and the shapes and shardings of its state."""
-
-  init: Callable  # key -> state
-  step: Callable  # state, batch, key -> state, metrics
-  abstract: TrainState  # of jax.ShapeDtypeStruct
+# Fields that change what is seen of a run, not what it computes.
+HARMLESS = (
+  'log_every save_every keep_every eval_every monitor allow_changes '
+  'allow_failed_audit debug profile fsdp'
+).split()
 
 
 def count_steps(config: ConfigDict, images: int) -> int:
@@ -46,33 +46,30 @@ def count_steps(config: ConfigDict, images: int) -> int:
 def run(config: ConfigDict, workdir: str) -> dict[str, Any]:
   """Task `pretrain`: trains config.method on the train part of a split."""
   dataset = data.open_dataset(config.data.path, cache=config.data.cache)
-  info = {
-    'size_px': dataset.info.size_px,
-    'channels': dataset.info.channels,
-    'fingerprint': dataset.fingerprint,
-    'split': config.data.split,
-    'split_hash': data.split_hash(dataset, config.data.split),
-    'spared': {
-      name: data.split_hash(dataset, name) for name in config.data.spare
-    },
-  }
-  rows = data.pretraining_rows(dataset, config.data.split, config.data.spare)
+  split, spare = config.data.split, config.data.spare
+  rows = data.pretraining_rows(dataset, split, spare)
+  size_px, channels = dataset.info.size_px, dataset.info.channels
   # A method may follow a schedule over the run; the config is kept as given.
   resolved = config.copy_and_resolve_references()
   resolved.steps = count_steps(config, len(rows))
-  reader = make_method(resolved, info['size_px'], info['channels'])
+  reader = make_method(resolved, size_px, channels)
   method = trainable(reader, config.method)
-  info |= method.facts
+  info = EncoderInfo(
+    size_px=size_px,
+    channels=channels,
+    fingerprint=dataset.fingerprint,
+    split=split,
+    split_hash=data.split_hash(dataset, split),
+    spared={name: data.split_hash(dataset, name) for name in spare},
+    facts=method.facts,
+  )
   if method.check:
     method.check(len(rows))
   proof = {
-    'audit_reasons': promises.refuse(
-      dataset, config.data.split, config.allow_failed_audit
-    ),
-    'unseen': checks.prove_unseen(dataset, config.data.split, rows),
+    'audit_reasons': promises.refuse(dataset, split, config.allow_failed_audit),
+    'unseen': prove_unseen(dataset, split, rows),
     'unseen_of_spared': {
-      name: checks.prove_unseen(dataset, name, rows)
-      for name in config.data.spare
+      name: prove_unseen(dataset, name, rows) for name in spare
     },
   }
   debug.parse_window(config.profile)
@@ -80,27 +77,96 @@ def run(config: ConfigDict, workdir: str) -> dict[str, Any]:
     return fit(method, config, dataset, rows, info, proof, workdir)
 
 
-def compile_program(
-  method: Method, config: ConfigDict, steps: int, mesh: Any
-) -> Program:
-  """Prepares the jitted functions of a run; they compile on first use."""
-  tx = make_optimizer(config.optim, steps)
-  init = functools.partial(make_state, method, tx)
-  shapes = jax.eval_shape(init, jax.random.key(0))
-  shardings = devices.state_sharding(shapes, mesh, config.fsdp)
-  step = jax.jit(
-    make_step(method, tx, config.accumulate),
-    # What was donated cannot be run again in search of a NaN.
-    donate_argnums=() if config.debug else 0,
-    out_shardings=(shardings, devices.replicated(mesh)),
-    compiler_options=compiler.options(),
+def check_batches(config: ConfigDict, images: int, mesh: Any) -> None:
+  """Raises ValueError where images, devices and parts do not fit the batch."""
+  devices.check_batch_size(config.batch_size, mesh, '--config.batch_size')
+  share = config.batch_size // mesh.shape['data']
+  if config.accumulate < 1 or share % config.accumulate:
+    raise ValueError(
+      f'accumulate={config.accumulate} does not divide the {share} images of a '
+      'device. Set --config.accumulate or --config.batch_size.'
+    )
+  if images < config.batch_size:
+    raise ValueError(
+      f'{images} training images are fewer than a batch of '
+      f'{config.batch_size}. Set --config.batch_size.'
+    )
+
+
+def prove_unseen(
+  dataset: data.Dataset, split: str, rows: np.ndarray
+) -> dict[str, int]:
+  """What the manifest says of training rows against the test part.
+
+  Raises ValueError where a test image is among them. Pixel twins and shared
+  groups are counted: by construction 0 under `grouped`, not under others.
+  """
+  manifest = dataset.manifest
+  test = data.rows(dataset, split, 'test')
+
+  def shared(column: str) -> int:
+    # A set, not np.isin, which sorts: text of a million rows takes a minute.
+    trained = set(manifest[column][rows].tolist())
+    return sum(name in trained for name in manifest[column][test].tolist())
+
+  counts = {
+    'shared_images': shared('id'),
+    'shared_pixels': shared('sha256'),
+    'shared_groups': shared('group'),
+  }
+  if counts['shared_images']:
+    raise ValueError(
+      f'{counts["shared_images"]} test images of split {split!r} are among the '
+      f'pretraining images of {dataset.path}. Prepare the dataset again.'
+    )
+  return {'train_images': len(rows), 'test_images': len(test), **counts}
+
+
+def _flat(config: Mapping[str, Any], prefix: str = '') -> dict[str, Any]:
+  out: dict[str, Any] = {}
+  for k, v in config.items():
+    if isinstance(v, dict):
+      out |= _flat(v, f'{prefix}{k}.')
+    else:
+      out[f'{prefix}{k}'] = list(v) if isinstance(v, tuple) else v
+  return out
+
+
+def check_unchanged(
+  before: Mapping[str, Any], now: Mapping[str, Any], accepted: bool
+) -> None:
+  """Raises ValueError that names what differs from the run being resumed."""
+  old, new = _flat(before), _flat(now)
+  changes = [
+    f'{k}: {old.get(k, "absent")} -> {new.get(k, "absent")}'
+    for k in sorted(old.keys() | new.keys())
+    if old.get(k, '\0') != new.get(k, '\0')
+    and k.removeprefix('config.').split('.')[0] not in HARMLESS
+  ]
+  if not changes:
+    return
+  text = 'This folder holds a run with other settings:\n  ' + '\n  '.join(
+    changes
   )
-  abstract = jax.tree.map(
-    lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s),
-    shapes,
-    shardings,
+  if not accepted:
+    raise ValueError(
+      f'{text}\nGive another --workdir for a new run, the old settings to go '
+      'on, or --config.allow_changes=True to go on with the new ones.'
+    )
+  log.get_logger().warning('%s\nAccepted by --config.allow_changes.', text)
+
+
+def require_finite(step: int, metrics: dict[str, Any], saved: int) -> None:
+  """Raises FloatingPointError that names the step and what to try."""
+  if np.isfinite(metrics['loss']) and np.isfinite(metrics['grad_norm']):
+    return
+  raise FloatingPointError(
+    f'The loss is not finite at step {step} (loss {metrics["loss"]}, gradient '
+    f'norm {metrics["grad_norm"]}); nothing was saved after step {saved}. '
+    'Lower --config.optim.lr, set --config.optim.clip_norm, or use '
+    '--config.model.dtype=float32; --config.debug=True names the operation '
+    'that fails.'
   )
-  return Program(jax.jit(init, out_shardings=shardings), step, abstract)
 
 
 def begin(
@@ -120,9 +186,169 @@ def begin(
   saved = read_metadata(checkpoints.directory, checkpoints.latest)
   saved = saved._replace(config=files.plain(config_from_json(saved.config)))
   saved.info.pop('images_seen')
-  checks.check_unchanged(saved._asdict(), metadata._asdict(), allow_changes)
+  check_unchanged(saved._asdict(), metadata._asdict(), allow_changes)
   log.get_logger().info('Goes on from step %d.', checkpoints.latest)
   return checkpoints.restore(program.abstract)
+
+
+class Meter:
+  """Reads the metrics of a step once the device is past it, and logs them.
+
+  So the device never waits for Python. saved: -> the newest step on disk.
+  Close it after use.
+  """
+
+  def __init__(
+    self,
+    config: ConfigDict,
+    steps: int,
+    start: int,
+    writer: log.Writer,
+    saved: Callable[[], int],
+  ):
+    self._config, self._steps = config, steps
+    self._writer, self._saved = writer, saved
+    self._schedule = make_schedule(config.optim, steps)
+    self._pending: tuple[int, dict[str, Any]] | None = None
+    self._mark: tuple[int, float] | None = None  # step and time of a reading
+    self._speeds: list[float] = []
+    size = config.batch_size
+    self._bar = log.progress(
+      total=steps * size, initial=start * size, desc='pretrain', unit='img'
+    )
+
+  def push(self, step: int, metrics: dict[str, Any]) -> None:
+    """Takes the metrics of a step that was just dispatched."""
+    self.settle()
+    self._pending = (step, metrics)
+
+  def settle(self) -> None:
+    """Reads what was pushed last; FloatingPointError if it is not finite."""
+    if self._pending is None:
+      return
+    (step, metrics), self._pending = self._pending, None
+    metrics = jax.device_get(metrics)
+    require_finite(step, metrics, self._saved())
+    size = self._config.batch_size
+    self._bar.update(size)
+    if step % self._config.log_every == 0 or step == self._steps:
+      self._bar.set_postfix(loss=f'{metrics["averages"]["loss"]:.4f}')
+      self._writer.scalars(
+        step,
+        {
+          **metrics['averages'],
+          'lr': float(self._schedule(step - 1)),
+          'images_seen': step * size,
+          'images_per_s': self._images_per_s(step),
+        },
+      )
+
+  def _images_per_s(self, step: int) -> float:
+    """Since the last reading; the first covers compilation and is 0."""
+    mark = self._mark
+    self.restart_clock(step)
+    if mark is None or step <= mark[0]:
+      return 0.0
+    assert self._mark is not None
+    images = (step - mark[0]) * self._config.batch_size
+    self._speeds.append(images / (self._mark[1] - mark[1]))
+    return self._speeds[-1]
+
+  def restart_clock(self, step: int) -> None:
+    """Leaves what was done since the last reading out of the speed."""
+    self._mark = (step, time.perf_counter())
+
+  def images_per_s(self) -> float:
+    """Median of all readings; 0 without any."""
+    return float(np.median(self._speeds)) if self._speeds else 0.0
+
+  def close(self) -> None:
+    """Ends the bar."""
+    self._bar.close()
+
+
+def _batches(
+  method: Method,
+  dataset: data.Dataset,
+  rows: np.ndarray,
+  config: ConfigDict,
+  start: int,
+  mesh: Any,
+) -> Iterator[dict[str, jax.Array]]:
+  """Batches on the devices, from that of step `start` on."""
+  drawn_batches = train_stream(
+    dataset, rows, config.batch_size, seed=config.seed, start_step=start
+  )
+  side = method.side(dataset) if method.side else {}
+  for drawn in drawn_batches:
+    beside = {k: rows_of[drawn['index']] for k, rows_of in side.items()}
+    yield devices.place({'image': drawn['image'], **beside}, mesh)
+
+
+class Loop(NamedTuple):
+  """The steps of a run and what is done between them.
+
+  metadata: of its checkpoints; watch: of monitor.make.
+  """
+
+  config: ConfigDict
+  program: Program
+  metadata: Metadata
+  checkpoints: Checkpoints
+  meter: Meter
+  watch: Callable[[TrainState, int], dict[str, float]]
+  mesh: Any
+
+  def run(
+    self,
+    state: TrainState,
+    batches: Iterator[dict[str, jax.Array]],
+    key: jax.Array,
+    steps: range,
+    trace: Callable[[int, TrainState], None],
+  ) -> None:
+    """Does `steps`; SystemExit once a signal was answered by a save."""
+    config, last = self.config, steps.stop - 1
+    # A check that reruns operations one by one moves constants to the device.
+    transfers = 'allow' if config.debug else 'disallow'
+    with guard.StopSignal() as stop:
+      for step in steps:
+        trace(step, state)
+        batch = next(batches)
+        with jax.transfer_guard(transfers):
+          state, metrics = self.program.step(state, batch, key)
+        self.meter.push(step, metrics)
+        # Asked once: a signal may come at any line.
+        stopped = stop.agreed(step, self.mesh)
+        watched: dict[str, float] = {}
+        if step % config.eval_every == 0 or step == last:
+          self.meter.settle()
+          watched = self.watch(state, step)
+          self.meter.restart_clock(step)
+        if step % config.save_every == 0 or step == last or stopped:
+          self.save(step, state, watched)
+        if stopped:
+          self.checkpoints.wait()
+          log.get_logger().warning(
+            'Stopped by signal %d at step %d of %d; saved. '
+            'The same command goes on from here.',
+            stopped,
+            step,
+            last,
+          )
+          raise SystemExit(128 + stopped)
+      self.checkpoints.wait()
+
+  def save(
+    self, step: int, state: TrainState, watched: dict[str, float]
+  ) -> None:
+    """Starts to save the state; watched: what was measured of it."""
+    self.meter.settle()
+    images_seen = step * self.config.batch_size
+    info = {**self.metadata.info, 'images_seen': images_seen}
+    metrics = {k: v for k, v in watched.items() if k == 'val_loss'}
+    metadata = self.metadata._replace(info=info)
+    self.checkpoints.save(step, state, metadata, metrics or None)
 
 
 def fit(
@@ -130,19 +356,18 @@ def fit(
   config: ConfigDict,
   dataset: data.Dataset,
   rows: np.ndarray,
-  info: dict,
-  proof: dict,
+  info: EncoderInfo,
+  proof: dict[str, Any],
   workdir: str,
 ) -> dict[str, Any]:
   """Trains, or goes on from the newest sound checkpoint, to the results."""
   mesh = devices.make_mesh()
-  checks.check_batches(config, len(rows), mesh)
+  check_batches(config, len(rows), mesh)
   steps, size = count_steps(config, len(rows)), config.batch_size
-  schedule = make_schedule(config.optim, steps)
   root = jax.random.key(config.seed)
   program = compile_program(method, config, steps, mesh)
   parameters = sum(x.size for x in jax.tree.leaves(program.abstract.params))
-  metadata = Metadata(files.plain(config), info)
+  metadata = Metadata(files.plain(config), info.as_dict())
   checkpoints = Checkpoints(
     os.path.join(files.absolute(workdir), 'checkpoints'),
     config.keep_every,
@@ -165,91 +390,25 @@ def fit(
     files.write_json(os.path.join(workdir, 'config.json'), config)
   writer = log.Writer(workdir, start)
   watch = monitor.make(method, config, dataset, info, mesh, writer)
-  train_key = devices.replicate(stream(root, 'train'), mesh)
-  batches = train_stream(
-    dataset, rows, size, seed=config.seed, start_step=start
-  )
-  side = method.side(dataset) if method.side else {}
-  bar = log.progress(
-    total=steps * size, initial=start * size, desc='pretrain', unit='img'
-  )
-  clock = monitor.Clock(size)
-  pending: tuple[int, dict] | None = None
-
-  def settle():
-    """Reads the metrics of the step before; the device is past it."""
-    nonlocal pending
-    if pending is None:
-      return
-    (step, metrics), pending = pending, None
-    metrics = jax.device_get(metrics)
-    checks.require_finite(step, metrics, checkpoints.latest or 0)
-    bar.update(size)
-    if step % config.log_every == 0 or step == steps:
-      bar.set_postfix(loss=f'{metrics["averages"]["loss"]:.4f}')
-      writer.scalars(
-        step,
-        {
-          **metrics['averages'],
-          'lr': float(schedule(step - 1)),
-          'images_seen': step * size,
-          'images_per_s': clock.images_per_s(step),
-        },
-      )
-
-  # A check that reruns operations one by one moves constants to the device.
-  transfers = 'allow' if config.debug else 'disallow'
+  meter = Meter(config, steps, start, writer, lambda: checkpoints.latest or 0)
   with (
     contextlib.closing(checkpoints),  # each is closed though others fail
     contextlib.closing(writer),
-    contextlib.closing(bar),
-    guard.StopSignal() as stop,
+    contextlib.closing(meter),
     debug.profiler(config.profile, workdir) as trace,
   ):
-    for step in range(start + 1, steps + 1):
-      trace(step, state)
-      drawn = next(batches)
-      beside = {k: rows_of[drawn['index']] for k, rows_of in side.items()}
-      batch = devices.place({'image': drawn['image'], **beside}, mesh)
-      with jax.transfer_guard(transfers):
-        state, metrics = program.step(state, batch, train_key)
-      settle()
-      pending = (step, metrics)
-      # Asked once: a signal may come at any line.
-      stopped = stop.agreed(step, mesh)
-      watched: dict[str, float] = {}
-      if step % config.eval_every == 0 or step == steps:
-        settle()
-        watched = watch(state, step)
-        clock.restart(step)
-      if step % config.save_every == 0 or step == steps or stopped:
-        settle()
-        seen = {**info, 'images_seen': step * size}
-        checkpoints.save(
-          step,
-          state,
-          metadata._replace(info=seen),
-          {k: v for k, v in watched.items() if k == 'val_loss'} or None,
-        )
-      if stopped:
-        checkpoints.wait()
-        log.get_logger().warning(
-          'Stopped by signal %d at step %d of %d; saved. '
-          'The same command goes on from here.',
-          stopped,
-          step,
-          steps,
-        )
-        raise SystemExit(128 + stopped)
-    checkpoints.wait()
+    batches = _batches(method, dataset, rows, config, start, mesh)
+    train_key = devices.replicate(stream(root, 'train'), mesh)
+    loop = Loop(config, program, metadata, checkpoints, meter, watch, mesh)
+    loop.run(state, batches, train_key, range(start + 1, steps + 1), trace)
   results = {
     'task': 'pretrain',
     'steps': steps,
     'images_seen': steps * size,
     'parameters': parameters,
-    'dataset': info,
+    'dataset': info.as_dict(),
     **proof,
-    'images_per_s': clock.median(),
+    'images_per_s': meter.images_per_s(),
     'training_s': monitor.training_s(workdir, steps * size),
     **monitor.last_metrics(workdir),
   }

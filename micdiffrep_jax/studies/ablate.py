@@ -160,7 +160,7 @@ def run(config: ConfigDict, workdir: str) -> dict[str, Any]:
       ]
       for name, heads in grids.items()
     },
-    'encoder': encoder.info,
+    'encoder': encoder.info.as_dict(),
     'pretraining_saw_test_images': seen,
     'data': probe.describe(ds, split, parts),
     'elapsed_s': round(time.monotonic() - started, 1),

@@ -75,7 +75,7 @@ def key(
   fields = ('grids', 'draws', 'seed', 'standardise', 'search_seeds', 'online')
   return files.plain(
     {
-      'encoder': encoder.info,
+      'encoder': encoder.info.as_dict(),
       'encoder_config': encoder.config,
       'weights_seed': weights_seed,
       'dataset': ds.fingerprint,

@@ -33,7 +33,7 @@ def levels_of(config: ConfigDict) -> list[Level]:
 def size_bytes(feature_fn: Any, encoder: encoders.Encoder, images: int) -> int:
   """Bytes on disk of the features of one timestep."""
   info = encoder.info
-  shape = (1, info['size_px'], info['size_px'], info['channels'])
+  shape = (1, info.size_px, info.size_px, info.channels)
   maps = jax.eval_shape(
     feature_fn,
     encoder.variables,

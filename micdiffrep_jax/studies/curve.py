@@ -125,7 +125,7 @@ def run(config: ConfigDict, workdir: str) -> dict[str, Any]:
       if step
       else encoders.random_encoder(newest, config.seed)
     )
-    images = int(encoder.info['images_seen'])
+    images = int(encoder.info.images_seen or 0)
     log.get_logger().info('Step %d, %d images drawn.', step, images)
     folder = os.path.join(workdir, 'steps', str(step))
     heads, cache = ablate_pass.fill(
@@ -145,7 +145,7 @@ def run(config: ConfigDict, workdir: str) -> dict[str, Any]:
       'scores': 'validation rows; nothing here is a test score',
       'points': found,
       'floors': baselines,
-      'encoder': newest.info,
+      'encoder': newest.info.as_dict(),
       'pretraining_saw_test_images': seen,
       'data': probe.describe(ds, split, parts),
       'elapsed_s': round(time.monotonic() - started, 1),

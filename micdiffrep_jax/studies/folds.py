@@ -119,9 +119,9 @@ def drawn(one: Candidate, ds: data.Dataset, rows: np.ndarray) -> int | None:
   info = one.encoder.info
   if one.prefix:
     return 0
-  if info.get('fingerprint') != ds.fingerprint:
+  if info.fingerprint != ds.fingerprint:
     return None
-  seen = data.pretraining_rows(ds, info['split'], info.get('spared', ()))
+  seen = data.pretraining_rows(ds, info.split or '', tuple(info.spared or ()))
   return int(np.isin(rows, seen).sum())
 
 
@@ -218,7 +218,7 @@ def run(config: ConfigDict, workdir: str) -> dict[str, Any]:
       probs[key] = found[head]
       told[key] = {
         'chosen': choices[head],
-        'images_seen': one.encoder.info.get('images_seen'),
+        'images_seen': one.encoder.info.images_seen,
         'drawn_in_pretraining': drawn(one, ds, rows),
       }
   probs |= _floors(ds, rotated, k, config)

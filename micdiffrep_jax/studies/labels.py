@@ -135,7 +135,7 @@ def run(config: ConfigDict, workdir: str) -> dict[str, Any]:
       ],
       'chosen_on': 'validation groups, '
       + ('all' if config.validation == 'all' else 'the same share of them'),
-      'encoder': encoder.info,
+      'encoder': encoder.info.as_dict(),
       'pretraining_saw_test_images': seen,
       'data': probe.describe(ds, split, parts),
       'elapsed_s': round(time.monotonic() - started, 1),

@@ -88,26 +88,26 @@ def normal_class(name: str, classes: tuple[str, ...]) -> str:
 
 
 def seen_in_pretraining(
-  info: dict[str, Any], ds: data.Dataset, split: str, allow: bool
+  info: encoders.EncoderInfo, ds: data.Dataset, split: str, allow: bool
 ) -> str:
   """Whether the encoder's pretraining drew test images: no, maybe or unknown.
 
   Raises ValueError where it was pretrained under another split of these data,
   unless `allow`.
   """
-  if info.get('fingerprint') != ds.fingerprint:
+  if info.fingerprint != ds.fingerprint:
     return 'unknown: the encoder was pretrained on another dataset'
-  known = (info.get('split_hash'), *info.get('spared', {}).values())
+  known = (info.split_hash, *(info.spared or {}).values())
   if data.split_hash(ds, split) in known:
     return 'no'
   if not allow:
     raise ValueError(
       f'The encoder was pretrained on the train part of split '
-      f'{info.get("split")!r}, so it may have seen test images of split '
-      f'{split!r}. Set --config.data.split={info.get("split")}, or '
+      f'{info.split!r}, so it may have seen test images of split '
+      f'{split!r}. Set --config.data.split={info.split}, or '
       '--config.allow_seen_test=True, which the results will say.'
     )
-  return f'maybe: pretrained on split {info.get("split")!r}'
+  return f'maybe: pretrained on split {info.split!r}'
 
 
 def labelled_parts(ds: data.Dataset, split: str) -> probe_rows.Parts:
@@ -197,7 +197,7 @@ def run(config: ConfigDict, workdir: str) -> dict[str, Any]:
           info=head.info
           | {
             'classes': ds.classes,
-            'encoder': one.info,
+            'encoder': one.info.as_dict(),
             'checkpoint': config.checkpoint,
             'dataset': ds.fingerprint,
             'preparation': ds.info.settings,
@@ -218,7 +218,7 @@ def run(config: ConfigDict, workdir: str) -> dict[str, Any]:
   results |= {
     'task': 'probe',
     'trials': trials,
-    'encoder': encoder.info,
+    'encoder': encoder.info.as_dict(),
     'pretraining_saw_test_images': seen,
     'audit_reasons': doubts,
     'data': describe(ds, config.data.split, parts),

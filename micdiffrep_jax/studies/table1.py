@@ -94,9 +94,9 @@ def flops_per_image(encoder: encoders.Encoder) -> float | None:
   Counted before compilation, so nothing is fused or dropped yet.
   """
   config, info = encoder.config, encoder.info
-  if not info.get('images_seen'):
+  if not info.images_seen:
     return None  # nothing was trained here
-  b, size, c = config.batch_size, info['size_px'], info['channels']
+  b, size, c = config.batch_size, info.size_px, info.channels
   method = trainable(encoders.make_method(config, size, c), config.method)
   params, extra = jax.eval_shape(method.init, jax.random.key(0))
   rows = {'image': jax.ShapeDtypeStruct((size, size, c), jnp.uint8)}
@@ -116,10 +116,10 @@ def cost(encoder: encoders.Encoder) -> dict[str, Any]:
   training_s is None where no run's folder tells: external weights, a bundle.
   """
   method, info = encoder.method, encoder.info
-  drawn = info.get('images_seen', 0)
+  drawn = info.images_seen or 0
   trained_s = None
-  if not encoders.is_bundle(info['path']):
-    directory, _ = checkpoints.find(info['path'])
+  if not encoders.is_bundle(info.path or ''):
+    directory, _ = checkpoints.find(info.path or '')
     trained_s = monitor.training_s(os.path.dirname(directory), drawn)
   weights = jax.tree.leaves(method.encoder(encoder.variables))
   return {
@@ -128,7 +128,7 @@ def cost(encoder: encoders.Encoder) -> dict[str, Any]:
     'flops_per_image': flops_per_image(encoder),
     'parameters': sum(x.size for x in weights),
     'flags': [name for name, told in method.facts.items() if told is True],
-    'checkpoint': info['path'],
+    'checkpoint': info.path,
   }
 
 
