@@ -58,8 +58,3 @@ def test_flax_stays_in_models_and_jax_out_of_data(path):
   if unit(path) == 'data':
     assert 'jax' not in outside
   assert not outside & {'torch', 'tensorflow'}
-
-
-@pytest.mark.parametrize('path', FILES, ids=lambda p: str(p.name))
-def test_a_file_holds_one_thing(path):
-  assert len(path.read_text().splitlines()) <= 270

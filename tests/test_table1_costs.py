@@ -10,7 +10,7 @@ from micdiffrep_jax.draw.result import Run
 from micdiffrep_jax.encoders import encoder as encoders
 from micdiffrep_jax.methods import METHODS
 from micdiffrep_jax.models import resnet, vit
-from micdiffrep_jax.studies import report_table1, table1, table1_rows
+from micdiffrep_jax.studies import report_table1, table1
 
 SIZE = 16
 
@@ -132,9 +132,9 @@ def results():
       'parameters': 40_000,
     },
   }
-  cells = {name: {'grouped': {'rows': rows}} for name in costs}
+  cells = {name: {'grouped': table1.Cell({'rows': rows}, '')} for name in costs}
   return {
-    'table': table1_rows.rows_of(cells, costs, 'knn'),
+    'table': table1.rows_of(cells, costs, 'knn'),
     'costs': costs,
     'comparisons': [],
     'splits': ['grouped'],
@@ -166,9 +166,9 @@ def test_the_text_names_flags_and_costs():
 def test_the_picture_names_flags(monkeypatch):
   drawn = []
   monkeypatch.setattr(
-    table1_rows.report_plots, 'intervals', lambda *a: drawn.append(a)
+    table1.report_plots, 'intervals', lambda *a: drawn.append(a)
   )
-  table1_rows.draw('', results())
+  table1.draw('', results())
   _, rows, main, _ = drawn[0]
   assert main == 'knn'
   assert [title for title, _, _ in rows] == [

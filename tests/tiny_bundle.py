@@ -95,7 +95,7 @@ def model(
     'temperature': 2.5,
   }
   shift = rng.normal(0, 0.1, d).astype(np.float32)
-  head = head_file.Bundle(params, shift, np.ones(d, np.float32), info)
+  head = head_file.SavedHead(params, shift, np.ones(d, np.float32), info)
   meta = {
     'classes': list(CLASSES),
     'size_px': SIZE,

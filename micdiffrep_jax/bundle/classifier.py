@@ -23,13 +23,13 @@ BATCH = 32  # images at a time, always: results do not depend on how many come
 class Portable(NamedTuple):
   """A classifier.
 
-  encoder: frozen, zero where no weight is needed; head: see bundle.Bundle;
+  encoder: frozen, zero where no weight is needed; head: see SavedHead;
   meta: classes, size_px, channels, preparation, low_confidence, split_hash
   and more; fingerprints of the images it was trained on.
   """
 
   encoder: Encoder
-  head: head_file.Bundle
+  head: head_file.SavedHead
   meta: dict[str, Any]
   fingerprints: Fingerprints
   feature_fn: Callable
@@ -42,7 +42,7 @@ class Portable(NamedTuple):
 
 def assemble(
   encoder: Encoder,
-  head: head_file.Bundle,
+  head: head_file.SavedHead,
   meta: dict[str, Any],
   fingerprints: Fingerprints,
 ) -> Portable:

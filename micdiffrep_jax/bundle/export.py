@@ -30,7 +30,7 @@ class Probe(NamedTuple):
   probabilities of them.
   """
 
-  head: head_file.Bundle
+  head: head_file.SavedHead
   results: dict[str, Any]
   known: dict[str, np.ndarray]
 

@@ -78,7 +78,7 @@ def load(path: str) -> Portable:
   params = {
     k: np.moveaxis(v, 1, -1) for k, v in archive.unpack(arrays, 'head.').items()
   }
-  head = head_file.Bundle(
+  head = head_file.SavedHead(
     params, arrays['shift'], arrays['scale'], text['head']
   )
   return assemble(encoder, head, text['meta'], Fingerprints.from_arrays(arrays))

@@ -6,8 +6,9 @@ import numpy as np
 from micdiffrep_jax.data import dataset as data
 from micdiffrep_jax.encoders import encoder as encoders
 from micdiffrep_jax.encoders import features
-from micdiffrep_jax.heads import classic, head_file, kernel, matrix, trained
-from micdiffrep_jax.heads.head_file import Bundle
+from micdiffrep_jax.heads import head_file, matrix, table
+from micdiffrep_jax.heads.base import Problem
+from micdiffrep_jax.heads.head_file import SavedHead
 from micdiffrep_jax.run import log
 
 
@@ -20,8 +21,11 @@ def labelled_rows(ds: data.Dataset, split: str) -> np.ndarray:
 
 
 def refit(
-  head: Bundle, encoder: encoders.Encoder, ds: data.Dataset, config: ConfigDict
-) -> Bundle:
+  head: SavedHead,
+  encoder: encoders.Encoder,
+  ds: data.Dataset,
+  config: ConfigDict,
+) -> SavedHead:
   """The same kind of head with the same settings, fitted on every part.
 
   config: of the probe that chose it. Its temperature stays, as no image is
@@ -39,28 +43,10 @@ def refit(
   found = matrix.literal(x)
   if info['standardise']:
     found = matrix.standardise(x)
-  if info['kind'] == 'kernel':
-    tried = ((info['gamma'],), (info['strength'],))
-    params = kernel.kernel_ridge(
-      found, labels, k, every, every[:1], *tried
-    ).params
-  elif 'strength' in info:
-    params = classic.logistic_regression(
-      found, labels, k, every, every[:1], (info['strength'],)
-    ).params
-  else:
-    (fitted,) = trained.fit(
-      [found],
-      labels,
-      k,
-      [trained.Cell(0, every, config.seeds[0])],
-      [trained.Setting(**info['setting'])],
-      every[:1],
-      trained.options_of(config.heads, info['kind'])._replace(best_epoch=False),
-      trained.class_weights(config.heads.balanced, labels, k),
-      keep_params=True,
-      memory_mb=config.heads.memory_mb,
-    )
-    assert fitted.params is not None
-    params = fitted.params
-  return Bundle(params, found.shift, found.scale, info)
+  name = table.name_of(info)
+  chosen = {setting: info[setting] for setting in table.HEADS[name].chooses}
+  heads = config.heads.copy_and_resolve_references().unlock()
+  heads.best_epoch = False  # no image is left to choose it on
+  problem = Problem(found, labels, k, every, every[:1])
+  (fitted,) = table.fit(name, problem, heads, config.seeds[:1], chosen)
+  return SavedHead(fitted.params, found.shift, found.scale, info)

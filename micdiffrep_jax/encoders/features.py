@@ -181,7 +181,7 @@ def extract_for_head(
 
 
 def predict(
-  head: head_file.Bundle,
+  head: head_file.SavedHead,
   encoder: Encoder,
   dataset: Dataset,
   rows: np.ndarray,
