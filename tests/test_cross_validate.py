@@ -15,7 +15,7 @@ from micdiffrep_jax.draw import page
 from micdiffrep_jax.draw.result import Run
 from micdiffrep_jax.encoders import cache
 from micdiffrep_jax.encoders import encoder as encoders
-from micdiffrep_jax.studies import folds, grid, report, report_studies
+from micdiffrep_jax.studies import folds, grid, page_folds, report
 from micdiffrep_jax.studies.folds import Key
 from micdiffrep_jax.studies.grid import Row
 
@@ -107,7 +107,7 @@ def test_what_is_written_says_the_same(finished, ds):
       assert right == pytest.approx(row['all']['accuracy']['value'])
   with open(os.path.join(workdir, 'results.json')) as f:
     record = json.load(f)
-  blocks = report_studies.cross_validation(Run('x', workdir, record))
+  blocks = page_folds.blocks(Run('x', workdir, record))
   text = page.markdown('', '', [page.Section('', blocks)])
   assert '| sees image, t = 1, ' in text
   assert 'floor: 1-NN on pixels' in text

@@ -23,10 +23,15 @@ def simulate(seed=0, groups=60, size=5, k=4, spread=1.0, signal=1.0):
   return labels, special.softmax(logits, axis=1), group
 
 
+def scores(y, p):
+  rows = metrics.once(y, p)
+  return {name: m.of(rows)[0] for name, m in metrics.METRICS.items()}
+
+
 def test_scores_equal_sklearn():
   y, p, _ = simulate()
   said = p.argmax(1)
-  got = metrics.scores(y, p)
+  got = scores(y, p)
   truth = np.eye(4)[y]
   want = {
     'accuracy': skm.accuracy_score(y, said),
@@ -84,7 +89,7 @@ def test_a_resample_scores_as_the_rows_written_out():
   got = {name: m.of(drawn)[1:] for name, m in metrics.METRICS.items()}
   for i, w in enumerate(weights):
     rows = np.repeat(np.arange(len(y)), w[index].astype(int))
-    want = metrics.scores(y[rows], p[rows])
+    want = scores(y[rows], p[rows])
     for name, value in want.items():
       np.testing.assert_allclose(
         got[name][i], value, rtol=1e-6, equal_nan=True, err_msg=name
@@ -234,7 +239,7 @@ def test_a_class_without_rows_is_null_not_zero():
 )
 def test_bad_input_is_refused(y, p, words):
   with pytest.raises(ValueError, match=words):
-    metrics.scores(np.array(y, np.int64), p)
+    bootstrap.summarise_rows(np.array(y, np.int64), p, y, CLASSES)
 
 
 def test_temperature_recovers_the_one_that_spoilt_the_logits():

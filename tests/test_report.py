@@ -131,6 +131,7 @@ def test_what_cannot_be_reported_is_said(tmp_path, runs):
   (tmp_path / 'probe' / 'results.json').write_text(json.dumps(record))
   html, _ = written(tmp_path, runs)
   assert 'its results lack something' in html
+  assert 'probe/results.json: rows: mlp_concat: test has no' in html
 
 
 def test_curves_of_an_unfinished_run_are_drawn(tmp_path):

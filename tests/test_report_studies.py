@@ -2,7 +2,7 @@
 
 from micdiffrep_jax.draw import page
 from micdiffrep_jax.draw.result import Run
-from micdiffrep_jax.studies import report_studies
+from micdiffrep_jax.studies import page_labels, page_splits
 
 
 def scored(value):
@@ -42,7 +42,7 @@ def label_record(images=('all', 'sources')):
 
 
 def test_few_labels_are_a_row_a_method_and_a_column_a_share():
-  text = markdown(report_studies.labels(Run('x', '', label_record())))
+  text = markdown(page_labels.blocks(Run('x', '', label_record())))
   assert '| method | 25 % | 50 % |' in text
   assert (
     '| MSFA (MLP, all layers) | 45.0 (35.0 to 55.0) | 70.0 (60.0 to 80.0) |'
@@ -60,7 +60,7 @@ def test_few_labels_are_a_row_a_method_and_a_column_a_share():
 def test_a_record_without_sources_or_comparisons_is_shown_too():
   record = label_record(('all',))
   del record['comparisons']
-  text = markdown(report_studies.labels(Run('x', '', record)))
+  text = markdown(page_labels.blocks(Run('x', '', record)))
   assert 'all variants' in text
   assert '25.0 (15.0 to 35.0)' in text
   assert 'minus' not in text
@@ -85,7 +85,7 @@ def test_splits_stand_side_by_side_with_what_pretraining_saw():
     | {'relatives': 0},
   }
   record = {'table': table, 'test_images_in_pretraining': seen}
-  blocks = report_studies.splits(Run('x', '', record))
+  blocks = page_splits.blocks(Run('x', '', record))
   text = markdown(blocks)
   assert '| method | leaky | grouped |' in text
   assert '| 90.0 (80.0 to 100.0) | 80.0 (70.0 to 90.0) |' in text

@@ -9,7 +9,7 @@ import pytest
 from configs import splits as splits_config
 from micdiffrep_jax.data import dataset as data
 from micdiffrep_jax.run import log
-from micdiffrep_jax.studies import probe, report_studies, splits
+from micdiffrep_jax.studies import page_splits, probe, splits
 
 PHANTOM = 'phantom:size_px=16,patients=40,slices=3'
 
@@ -61,13 +61,13 @@ def test_test_images_that_pretraining_drew_are_counted(ds, split):
   assert found['images'] == len(test)
   assert found['seen'] == len(test & drawn)
   assert found['relatives'] == sum(ds.manifest['group'][i] in kin for i in test)
-  said = report_studies.drawn_in_words(found)
+  said = page_splits.drawn_in_words(found)
   assert (
     said == 'none' if split == 'grouped' else str(len(test & drawn)) in said
   )
   other = splits.drawn_in_pretraining({**info, 'fingerprint': ''}, ds, split)
   assert other['seen'] is None
-  assert 'unknown' in report_studies.drawn_in_words(other)
+  assert 'unknown' in page_splits.drawn_in_words(other)
 
 
 def test_each_split_is_probed_once_with_its_encoder_and_the_table_says_it(

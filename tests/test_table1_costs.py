@@ -10,7 +10,7 @@ from micdiffrep_jax.draw.result import Run
 from micdiffrep_jax.encoders import encoder as encoders
 from micdiffrep_jax.methods import METHODS
 from micdiffrep_jax.models import resnet, vit
-from micdiffrep_jax.studies import report_table1, table1
+from micdiffrep_jax.studies import page_table1, table1
 
 SIZE = 16
 
@@ -153,7 +153,7 @@ def test_costs_and_flags_stand_beside_trained_rows_only():
 
 
 def test_the_text_names_flags_and_costs():
-  blocks = report_table1.blocks(Run('table1', '', results()))
+  blocks = page_table1.blocks(Run('table1', '', results()))
   text = page.markdown('', '', [page.Section('', blocks)])
   assert '| supervised | - | 50.0 (40.0 to 60.0) |' in text
   assert '| supervised, random weights | - | 50.0 (40.0 to 60.0) |' in text
@@ -165,11 +165,10 @@ def test_the_text_names_flags_and_costs():
 
 def test_the_picture_names_flags(monkeypatch):
   drawn = []
-  monkeypatch.setattr(
-    table1.report_plots, 'intervals', lambda *a: drawn.append(a)
-  )
+  monkeypatch.setattr(table1.plots, 'intervals', lambda *a: drawn.append(a))
+  monkeypatch.setattr(table1.plots, 'save', lambda *_: None)
   table1.draw('', results())
-  _, rows, main, _ = drawn[0]
+  rows, main, _ = drawn[0]
   assert main == 'knn'
   assert [title for title, _, _ in rows] == [
     'supervised, nearest neighbours, all layers',

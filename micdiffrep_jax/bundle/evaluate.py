@@ -159,15 +159,14 @@ def score(
 
 def draw(workdir: str, test: dict[str, Any]) -> None:
   """confusion.png and reliability.png."""
-  plots.confusion(
+  scored = test['all']
+  plots.save(
     os.path.join(workdir, 'confusion.png'),
-    test['all']['confusion'],
-    test['all']['classes'],
-    'external images',
+    plots.confusion(scored['confusion'], scored['classes'], 'external images'),
   )
-  plots.reliability(
+  plots.save(
     os.path.join(workdir, 'reliability.png'),
-    {'bundle': test['all']['reliability']},
+    plots.reliability({'bundle': scored['reliability']}),
   )
 
 

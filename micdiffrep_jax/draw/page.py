@@ -1,4 +1,4 @@
-"""Pages made of few kinds of blocks: one HTML file, or Markdown.
+"""Pages made of few kinds of blocks: one HTML file, or Markdown; CSV tables.
 
 The HTML is self-contained: style and pictures are inside, nothing is fetched.
 """
@@ -10,6 +10,9 @@ import os
 from typing import Any, NamedTuple
 
 import jinja2
+import pandas as pd
+
+from micdiffrep_jax.run import log
 
 TEMPLATE = 'templates/page.html'
 DISCLAIMER = 'Research use only. Not for clinical use.'
@@ -87,19 +90,21 @@ def uri(data: bytes, media: str = 'image/png') -> str:
   return f'data:{media};base64,{base64.b64encode(data).decode()}'
 
 
-def picture(path: str | os.PathLike, caption: str = '', **kwargs) -> Picture:
+def picture(
+  path: str | os.PathLike, caption: str = '', width_px: int = 0
+) -> Picture:
   """Reads a PNG or SVG file into a block."""
   media = 'image/svg+xml' if str(path).endswith('.svg') else 'image/png'
   stem = os.path.splitext(os.path.basename(path))[0]
   with open(path, 'rb') as f:
-    return Picture(uri(f.read(), media), caption, stem=stem, **kwargs)
+    return Picture(uri(f.read(), media), caption, width_px, stem)
 
 
 def render(
   title: str, subtitle: str, sections: Sequence[Section], footer: str = ''
 ) -> str:
   """The page as HTML; all text is escaped."""
-  package = importlib.resources.files('micdiffrep_jax.reporting')
+  package = importlib.resources.files('micdiffrep_jax.draw')
   source = package.joinpath(TEMPLATE).read_text()
   environment = jinja2.Environment(
     autoescape=True,
@@ -162,18 +167,20 @@ def _halves(cell: Any) -> tuple[str, str]:
   return value, sign.strip() + rest
 
 
-def interval(x: Any, scale: float = 100, digits: int = 1) -> str:
+def interval(
+  x: Mapping[str, float | None] | None, scale: float = 100, digits: int = 1
+) -> str:
   """'value (low to high)' of a dict with these keys; '' for no value."""
-  if not x or x.get('value') is None:
+  value, low, high = ((x or {}).get(k) for k in ('value', 'low', 'high'))
+  if value is None:
     return ''
-  value, low, high = (x.get(k) for k in ('value', 'low', 'high'))
   text = f'{scale * value:.{digits}f}'
   if low is None or high is None:
     return text
   return f'{text} ({scale * low:.{digits}f} to {scale * high:.{digits}f})'
 
 
-def brackets(x: Mapping[str, Any], sign: str = '') -> str:
+def brackets(x: Mapping[str, float], sign: str = '') -> str:
   """'value [low, high]' in percent, as plain text; sign '+' shows it always."""
   value, low, high = (
     f'{100 * x[k]:{sign}.1f}' for k in ('value', 'low', 'high')
@@ -181,19 +188,43 @@ def brackets(x: Mapping[str, Any], sign: str = '') -> str:
   return f'{value} [{low}, {high}]'
 
 
-def difference(x: Any) -> str:
+def difference(x: Mapping[str, float], value: str = 'difference') -> str:
   """'+value (+low to +high)' in points of a paired comparison."""
-  value, low, high = (100 * x[k] for k in ('difference', 'low', 'high'))
-  return f'{value:+.1f} ({low:+.1f} to {high:+.1f})'
+  middle, low, high = (100 * x[k] for k in (value, 'low', 'high'))
+  return f'{middle:+.1f} ({low:+.1f} to {high:+.1f})'
 
 
 def pivot(
-  cells: Iterable[tuple[tuple[str, ...], Any, str]], columns: Sequence[Any]
-) -> list[list[str]]:
-  """(head of a row, column, text) -> rows of a table; '-' where nothing is."""
-  rows: dict[tuple[str, ...], dict[Any, str]] = {}
-  for head, column, text in cells:
-    rows.setdefault(head, {})[column] = text
-  return [
-    [*head, *(row.get(c, '-') for c in columns)] for head, row in rows.items()
-  ]
+  cells: Iterable[Sequence[Any]],
+  head: Sequence[str],
+  columns: Mapping[Any, str],
+  caption: str = '',
+  text: bool = False,
+) -> Table:
+  """A table of one column for each of `columns`, {value: title}.
+
+  A cell is what stands under `head`, the value of its column, and its text.
+  Rows stand in the order of their first cells; '-' is where nothing is.
+  """
+  names = [*head, 'value', 'text']
+  frame = pd.DataFrame(cells, columns=names, dtype=object)
+  first = frame.drop_duplicates(head).set_index(list(head)).index
+  frame = frame.drop_duplicates(names[:-1], keep='last')
+  table = frame.pivot(index=list(head), columns='value', values='text')
+  table = table.reindex(index=first, columns=list(columns)).astype(object)
+  rows = table.where(table.notna(), '-').reset_index().to_numpy().tolist()
+  return Table([*head, *columns.values()], rows, caption, text=text)
+
+
+def write_csv(
+  path: str | os.PathLike,
+  columns: Sequence[str],
+  rows: Sequence[Sequence[Any]] | Sequence[Mapping[str, Any]],
+) -> None:
+  """Writes a table that is either whole or absent; None is an empty cell.
+
+  Of rows that name their cells the columns are picked out.
+  """
+  frame = pd.DataFrame(rows, columns=list(columns), dtype=object)
+  text = frame.to_csv(index=False, lineterminator='\n')
+  log.write_whole(path, text.encode())

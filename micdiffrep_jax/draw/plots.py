@@ -1,48 +1,72 @@
-"""Pictures of results: confusion matrix, reliability diagram, curves."""
+"""Plots of results, as Figures: confusion, reliability, curves, intervals."""
 
 from collections.abc import Mapping, Sequence
+import io
 import os
 from typing import Any
 
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure  # without pyplot: Agg, and no display
+from matplotlib.ticker import EngFormatter
 import numpy as np
 
-_INK, _FAINT = '#1f3b63', '#9aa5b1'
+from micdiffrep_jax.run import log
+
+_INK, _FAINT, _RANDOM, _FLOOR = '#1f3b63', '#9aa5b1', '#b07d2b', '#8a8f96'
 
 
-def _save(figure: Figure, path: str | os.PathLike) -> None:
-  os.makedirs(os.path.dirname(os.path.abspath(path)), exist_ok=True)
-  figure.savefig(path, dpi=130, bbox_inches='tight')
+def encode(figure: Figure, kind: str) -> bytes:
+  """A figure as a file: png or svg."""
+  content = io.BytesIO()
+  figure.savefig(content, format=kind, dpi=130, bbox_inches='tight')
+  return content.getvalue()
+
+
+def save(path: str | os.PathLike, figure: Figure) -> None:
+  """Writes a .png or .svg that is either whole or absent."""
+  kind = os.path.splitext(path)[1].removeprefix('.')
+  log.write_whole(path, encode(figure, kind))
+
+
+def _axes(width: float, height: float) -> tuple[Figure, Axes]:
+  """A figure of that many inches with one plot."""
+  figure = Figure(figsize=(width, height))
+  return figure, figure.add_subplot()
+
+
+def _write_in_cells(
+  axes: Axes, texts: np.ndarray, white: np.ndarray, size: int
+) -> None:
+  """Writes texts (i, j) in the cells of an image, white where it is dark."""
+  for (i, j), text in np.ndenumerate(texts):
+    color = 'white' if white[i, j] else 'black'
+    axes.text(j, i, text, ha='center', va='center', color=color, fontsize=size)
 
 
 def confusion(
-  path: str | os.PathLike,
   matrix: Sequence[Sequence[int]] | np.ndarray,
   classes: Sequence[str],
   title: str = '',
-) -> None:
-  """Draws counts (k, k), rows the true class, shaded by share of the row."""
+) -> Figure:
+  """Counts (k, k), rows the true class, shaded by share of the row."""
   counts = np.asarray(matrix)
   share = counts / np.maximum(counts.sum(1, keepdims=True), 1)
   side = 2.0 + 0.8 * len(classes)
-  figure = Figure(figsize=(side, side))
-  axes = figure.add_subplot()
+  figure, axes = _axes(side, side)
   axes.imshow(share, cmap='Blues', vmin=0, vmax=1)
-  for (i, j), count in np.ndenumerate(counts):
-    color = 'white' if share[i, j] > 0.6 else 'black'
-    text = f'{count}\n{100 * share[i, j]:.0f} %'
-    axes.text(j, i, text, ha='center', va='center', color=color, fontsize=9)
+  texts = np.empty(counts.shape, object)
+  for at, count in np.ndenumerate(counts):
+    texts[at] = f'{count}\n{100 * share[at]:.0f} %'
+  _write_in_cells(axes, texts, share > 0.6, 9)
   ticks = range(len(classes))
   axes.set_xticks(ticks, classes, rotation=30, ha='right')
   axes.set_yticks(ticks, classes)
   axes.set(xlabel='predicted', ylabel='true', title=title)
-  _save(figure, path)
+  return figure
 
 
-def reliability(
-  path: str | os.PathLike, curves: Mapping[str, Mapping[str, Any]]
-) -> None:
-  """Draws accuracy against confidence, one line per named curve.
+def reliability(curves: Mapping[str, Mapping[str, Any]]) -> Figure:
+  """Accuracy against confidence, one line per named curve.
 
   A curve is the `reliability` of a summary: edges, rows, confidence, accuracy
   (None for an empty bin). The lower panel shows the rows of each bin.
@@ -61,11 +85,10 @@ def reliability(
   top.set(ylabel='accuracy', xlim=(0, 1), ylim=(0, 1))
   top.legend(fontsize=8)
   bottom.set(xlabel='confidence', ylabel='images')
-  _save(figure, path)
+  return figure
 
 
 def curves(
-  path: str | os.PathLike,
   series: Mapping[str, Mapping[str, Sequence[float]]],
   xlabel: str,
   ylabel: str,
@@ -73,14 +96,13 @@ def curves(
   bold: str = '',
   dotted: Sequence[str] = (),
   log_x: bool = False,
-) -> None:
-  """Draws lines with optional bands: {name: {x, y[, low, high]}}.
+) -> Figure:
+  """Lines with optional bands: {name: {x, y[, low, high]}}.
 
   The line named `bold` is drawn thick, for the one that the figure is about;
   those in `dotted` are what it is compared with.
   """
-  figure = Figure(figsize=(6.4, 4.2))
-  axes = figure.add_subplot()
+  figure, axes = _axes(6.4, 4.2)
   for name, line in series.items():
     strong = name == bold
     (drawn,) = axes.plot(
@@ -114,4 +136,86 @@ def curves(
   axes.legend(
     fontsize=7, ncols=2, loc='upper center', bbox_to_anchor=(0.5, -0.15)
   )
-  _save(figure, path)
+  return figure
+
+
+def lines(
+  series: Mapping[str, tuple[Sequence[float], Sequence[float]]],
+  xlabel: str,
+  ylabel: str,
+  log_y: bool = False,
+) -> Figure:
+  """Lines of many points {name: (x, y)}; a legend where there are several."""
+  figure, axes = _axes(5.2, 3.4)
+  for number, (name, (x, y)) in enumerate(series.items()):
+    color = _INK if len(series) == 1 else f'C{number}'
+    alone = 'o' if len(x) == 1 else None
+    axes.plot(x, y, linewidth=1.4, marker=alone, color=color, label=name)
+  axes.xaxis.set_major_formatter(EngFormatter(sep=''))  # 250k
+  axes.set_xlabel(xlabel, fontsize=9)
+  axes.set_ylabel(ylabel, fontsize=9)
+  if log_y:
+    axes.set_yscale('log')
+  axes.grid(alpha=0.3)
+  if len(series) > 1:
+    axes.legend(fontsize=7, ncols=2)
+  return figure
+
+
+def intervals(
+  rows: Sequence[tuple[str, Mapping[str, Any] | None, str]],
+  main: str,
+  label: str,
+) -> Figure:
+  """Points with 95 % intervals, one line per (title, value, row name)."""
+  shown = [
+    (title, found, name)
+    for title, found, name in rows
+    if found and found.get('value') is not None
+  ]
+  figure, axes = _axes(7.6, 0.9 + 0.27 * len(shown))
+  colors = {'random': _RANDOM, 'floor': _FLOOR}
+  for y, (_, found, name) in enumerate(shown):
+    value, low, high = (100 * (found[k] or 0) for k in ('value', 'low', 'high'))
+    color = colors.get(name.partition('/')[0], _INK)
+    axes.plot([low, high], [y, y], color=color, linewidth=2)
+    size = 8 if name == main else 5
+    axes.plot([value], [y], marker='o', color=color, markersize=size)
+    if name == main:
+      axes.axvline(value, color=_INK, linestyle=':', linewidth=1, zorder=0)
+  axes.set_yticks(range(len(shown)), [title for title, *_ in shown], fontsize=8)
+  axes.invert_yaxis()
+  axes.set_xlabel(label, fontsize=9)
+  axes.grid(axis='x', alpha=0.3)
+  for side in ('top', 'right', 'left'):
+    axes.spines[side].set_visible(False)
+  axes.tick_params(axis='y', length=0)
+  return figure
+
+
+def layers_by_timestep(trials: Sequence[Mapping[str, Any]]) -> Figure:
+  """A map of the best score of each layer at each timestep, in percent.
+
+  A trial has layers, timestep and score; several layers are 'all layers'.
+  """
+  best: dict[tuple[str, int | str], float] = {}
+  for trial in trials:
+    layers, t = trial['layers'], trial['timestep']
+    name = layers[0] if len(layers) == 1 else 'all layers'
+    key = (name, '+'.join(map(str, t)) if isinstance(t, list) else t)
+    best[key] = max(best.get(key, -np.inf), trial['score'])
+  names = list(dict.fromkeys(name for name, _ in best))
+  # Several timesteps fused are text, and stand behind the single ones.
+  steps = sorted({t for _, t in best}, key=lambda t: (isinstance(t, str), t))
+  values = np.array(
+    [[100 * best.get((n, t), np.nan) for t in steps] for n in names]
+  )
+  figure, axes = _axes(1.9 + 0.62 * len(steps), 0.9 + 0.27 * len(names))
+  axes.imshow(values, cmap='viridis', aspect='auto')
+  middle = np.nanmean([np.nanmin(values), np.nanmax(values)])
+  texts = np.where(np.isfinite(values), np.char.mod('%.1f', values), '')
+  _write_in_cells(axes, texts, values < middle, 8)
+  axes.set_xticks(range(len(steps)), [str(t) for t in steps], fontsize=8)
+  axes.set_yticks(range(len(names)), names, fontsize=8)
+  axes.set_xlabel('timestep', fontsize=9)
+  return figure

@@ -1,14 +1,16 @@
-"""A result folder, and the pictures in it."""
+"""A result folder: its record, read with checks; its pictures; its words."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 import glob
 import os
-import tempfile
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, NoReturn
 
-from micdiffrep_jax.draw import page
+from matplotlib.figure import Figure
+
+from micdiffrep_jax.draw import page, plots
 from micdiffrep_jax.draw.page import Picture
 
+RESULTS = 'results.json'
 CAPTIONS = {
   'confusion': 'Confusion matrix: counts, shaded by share of the true class.',
   'reliability': 'Accuracy against confidence; on the dotted line a model is '
@@ -24,6 +26,54 @@ CAPTIONS = {
 }
 _WIDTHS = {'confusion': 440, 'reliability': 400}
 _PLOT_PX = 500  # of plots of no other width
+NAMES = {
+  'linear_single': 'linear, best single layer',
+  'linear_concat': 'linear, all layers',
+  'mlp_single': 'MLP, best single layer',
+  'mlp_concat': 'MSFA (MLP, all layers)',
+  'logistic': 'logistic regression, all layers',
+  'knn': 'nearest neighbours, all layers',
+  'kernel': 'kernel classifier, all layers',
+  'majority': 'majority class',
+  'nearest_pixels': '1-NN on pixels',
+  'nearest_hog': '1-NN on HOG',
+  'logistic_hog': 'logistic regression on HOG',
+  'kernel_pixels': 'kernel classifier on pixels',
+  'kernel_hog': 'kernel classifier on HOG',
+  'forest_brightness': 'forest on 10 brightness numbers',
+}
+ORIGINS = {'random': 'random weights', 'floor': 'floor'}
+FLOOR, RANDOM = 'floor/', 'random/'  # what rows of these origins start with
+SUBSETS = {
+  'all': 'all variants',
+  'sources': 'unaugmented sources',
+  'all_without_normal': 'all variants, without {}',
+  'sources_without_normal': 'sources, without {}',
+}
+
+
+class Damaged(ValueError):
+  """A results file lacks what its task writes."""
+
+
+class Record(dict[str, Any]):
+  """What a results file holds: a key that it lacks raises Damaged.
+
+  So do its parts; the error says which file, and which part of it.
+  """
+
+  def __init__(self, content: Mapping[str, Any], where: str):
+    super().__init__((k, _part(x, f'{where}: {k}')) for k, x in content.items())
+    self._where = where
+
+  def __missing__(self, key: str) -> NoReturn:
+    raise Damaged(f'{self._where} has no {key!r}')
+
+
+def _part(value: Any, where: str) -> Any:
+  if isinstance(value, list):
+    return [_part(x, f'{where}: {i}') for i, x in enumerate(value)]
+  return Record(value, where) if isinstance(value, dict) else value
 
 
 class Run(NamedTuple):
@@ -31,7 +81,7 @@ class Run(NamedTuple):
 
   name: str
   folder: str
-  record: dict[str, Any] | None
+  record: Mapping[str, Any] | None
   problem: str = ''
 
   @property
@@ -41,6 +91,35 @@ class Run(NamedTuple):
       return ''
     config = self.record.get('config') or {}
     return self.record.get('task') or config.get('task') or ''
+
+
+def title(row: str) -> str:
+  """'random/mlp_concat' -> 'random weights: MSFA (MLP, all layers)'."""
+  origin, _, name = row.rpartition('/')
+  fused = name.startswith('fused_')
+  name = name.removeprefix('fused_')
+  text = NAMES.get(name, name.replace('_', ' '))
+  if fused:
+    text += ', timesteps fused'
+  return f'{ORIGINS.get(origin, origin)}: {text}' if origin else text
+
+
+def record_of(run: Run) -> Mapping[str, Any]:
+  """The results of a run that has some."""
+  assert run.record is not None
+  return run.record
+
+
+def main_row(record: Mapping[str, Any]) -> str:
+  """The row that is shown in detail: the bundled head, or the first."""
+  name = str(record.get('bundle'))
+  return name if name in record['rows'] else next(iter(record['rows']))
+
+
+def no_variants(row: Mapping[str, Any]) -> bool:
+  """Whether every image is an untouched source, so that nothing differs."""
+  test = row['test']
+  return 'sources' not in test or test['sources']['n'] == test['all']['n']
 
 
 def pictures(run: Run, names: Sequence[str] | None = None) -> list[Picture]:
@@ -53,14 +132,10 @@ def pictures(run: Run, names: Sequence[str] | None = None) -> list[Picture]:
   for path in filter(os.path.exists, paths):
     stem = os.path.splitext(os.path.basename(path))[0]
     caption = CAPTIONS.get(stem, stem.replace('_', ' '))
-    found.append(page.picture(path, caption, width_px=_width(stem)))
+    plot = stem.startswith(('figure', 'heatmap', 'curve', 'labels'))
+    width = _PLOT_PX if plot else _WIDTHS.get(stem, 0)
+    found.append(page.picture(path, caption, width))
   return found
-
-
-def _width(stem: str) -> int:
-  if stem.startswith(('figure', 'heatmap', 'curve', 'labels')):
-    return _PLOT_PX
-  return _WIDTHS.get(stem, 0)
 
 
 def _rank(path: str) -> tuple[int, str]:
@@ -70,11 +145,8 @@ def _rank(path: str) -> tuple[int, str]:
   return (known.index(stem) if stem in known else len(known)), stem
 
 
-def drawn(
-  draw: Callable[..., None], *args: Any, caption: str, **kwargs: Any
-) -> Picture:
-  """The picture that draw(path, ...) makes, as SVG."""
-  with tempfile.TemporaryDirectory() as folder:
-    path = os.path.join(folder, 'picture.svg')
-    draw(path, *args, **kwargs)
-    return page.picture(path, caption)
+def drawn(figure: Figure, caption: str) -> Picture:
+  """A figure as a picture of the page."""
+  return Picture(
+    page.uri(plots.encode(figure, 'svg'), 'image/svg+xml'), caption
+  )

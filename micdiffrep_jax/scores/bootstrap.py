@@ -155,7 +155,9 @@ def resample(
   return found
 
 
-def interval_over_draws(found: Resampled) -> dict[str, Any]:
+def interval_over_draws(
+  found: Resampled,
+) -> dict[str, float | list[float] | None]:
   """Mean over draws with a 95 % interval over draws and test groups."""
   several = len(found.once) > 1
   return {

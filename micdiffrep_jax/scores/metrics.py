@@ -12,7 +12,7 @@ from collections.abc import Callable
 import dataclasses
 import functools
 import math
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
@@ -206,17 +206,6 @@ def check(labels: np.ndarray, probs: np.ndarray) -> None:
     )
   if not np.isfinite(probs).all():
     raise ValueError('Some probabilities are not finite.')
-
-
-def scores(labels: np.ndarray, probs: np.ndarray) -> dict[str, Any]:
-  """Every metric of one set of rows: a float, or (k,) where it is per class.
-
-  Raises ValueError for labels and probabilities that do not fit together.
-  """
-  check(labels, probs)
-  rows = once(labels, probs)
-  values = {name: metric.of(rows)[0] for name, metric in METRICS.items()}
-  return {name: v if np.ndim(v) else float(v) for name, v in values.items()}
 
 
 def value(name: str, labels: np.ndarray, probs: np.ndarray) -> float:

@@ -21,7 +21,7 @@ import pandas as pd
 from scipy import stats
 
 from micdiffrep_jax.data import dataset as data
-from micdiffrep_jax.draw import page, plots, report_plots
+from micdiffrep_jax.draw import page, plots
 from micdiffrep_jax.encoders import features
 from micdiffrep_jax.encoders.cache import Cache
 from micdiffrep_jax.encoders.encoder import Encoder
@@ -308,7 +308,7 @@ def write_grid(
     for who, table in scores.items()
     for line in grid.lines_of(table.drop(columns='part'))
   ]
-  base.write_csv(os.path.join(workdir, 'grid.csv'), lines)
+  page.write_csv(os.path.join(workdir, 'grid.csv'), list(lines[0]), lines)
   record = {
     'scores': 'validation rows; nothing here is a test score',
     'select': criterion,
@@ -373,8 +373,7 @@ def figure4(
       scores[is_msfa & is_fused], criterion
     ).items()
   }
-  plots.curves(
-    path,
+  figure = plots.curves(
     series | dotted,
     'timestep',
     f'validation {criterion.replace("_", " ")}, %',
@@ -383,6 +382,7 @@ def figure4(
     dotted=list(dotted),
     log_x=min(steps) > 0,
   )
+  plots.save(path, figure)
 
 
 def _line(scores: pd.DataFrame, criterion: str) -> dict[str, list[float]]:
@@ -411,15 +411,14 @@ def draw(
       mine = scores[scores['grid'] == side]
       path = os.path.join(workdir, f'figure4{suffix}_grid{side}.png')
       figure4(path, mine, criterion, kind, f'{title}, {side} x {side} cells')
-      report_plots.layers_by_timestep(
-        os.path.join(workdir, f'heatmap_{kind}_grid{side}.png'),
-        [
-          trial.record()
-          for trial in trials
-          if (trial.kind, trial.spot.grid) == (kind, side)
-          and not isinstance(trial.spot.timestep, tuple)
-        ],
-      )
+      mine_alone = [
+        trial.record()
+        for trial in trials
+        if (trial.kind, trial.spot.grid) == (kind, side)
+        and not isinstance(trial.spot.timestep, tuple)
+      ]
+      path = os.path.join(workdir, f'heatmap_{kind}_grid{side}.png')
+      plots.save(path, plots.layers_by_timestep(mine_alone))
 
 
 def text(results: Mapping[str, Any]) -> str:

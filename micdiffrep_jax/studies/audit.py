@@ -1,5 +1,6 @@
 """Task `audit`: whether a prepared dataset can be trusted, split by split."""
 
+from collections.abc import Mapping, Sequence
 import csv
 import os
 from typing import Any
@@ -9,16 +10,29 @@ import numpy as np
 
 from micdiffrep_jax.data import dataset as data
 from micdiffrep_jax.data import duplicates, splits, store
+from micdiffrep_jax.data import manifest as tables
 from micdiffrep_jax.data import promises as checks
 from micdiffrep_jax.draw import page
+from micdiffrep_jax.draw.page import (
+  Block,
+  Facts,
+  Section,
+  Table,
+  Text,
+  interval,
+)
+from micdiffrep_jax.draw.result import Run, record_of
 from micdiffrep_jax.run import log
-from micdiffrep_jax.studies import audit_page, shortcuts
+from micdiffrep_jax.studies import shortcuts
 
+Record = Mapping[str, Any]
 FAILED = 3  # exit status
 _BLOCK = 1024
 _TINY_PX = 8
 _RARE = 0.02  # share of a class that is called rare
 _SHORTCUT = 0.8  # area under the curve from which a shortcut is called out
+_SHOWN = 50  # refused files that the page lists
+_CROSSING = {'unit': 'sources', 'group': 'groups', 'sha256': 'equal pixels'}
 
 
 def run(config: ConfigDict, workdir: str) -> dict[str, Any]:
@@ -27,19 +41,17 @@ def run(config: ConfigDict, workdir: str) -> dict[str, Any]:
   checks.check(dataset, config.data.split)  # the name, before the work
   results = audit(dataset, config)
   record = log.write_results(workdir, results, config)
-  sections = audit_page.sections(record)
+  path = os.path.join(workdir, 'audit.html')
   subtitle = f'{dataset.path}, {len(dataset.images)} images'
-  with open(os.path.join(workdir, 'audit.html'), 'w') as f:
-    f.write(page.render('Data audit', subtitle, sections))
+  html = page.render('Data audit', subtitle, sections(record))
+  log.write_whole(path, html.encode())
   for warning in results['warnings']:
     log.get_logger().warning('%s', warning)
   if not results['passed']:
     for reason in results['reasons']:
       log.get_logger().error('%s', reason)
     raise SystemExit(FAILED)
-  log.get_logger().info(
-    'The audit passes; %s.', os.path.join(workdir, 'audit.html')
-  )
+  log.get_logger().info('The audit passes; %s.', path)
   return record
 
 
@@ -77,9 +89,8 @@ def audit(dataset: data.Dataset, config: ConfigDict) -> dict[str, Any]:
   if config.second_look and labelled:
     twins = second_look(dataset, config.data.split)
     results['second_look'] = twins
-    if twins['share'] > config.max_unseen_twins and checks.PROMISES[
-      config.data.split
-    ].count('group'):
+    promised = 'group' in checks.PROMISES[config.data.split]
+    if promised and twins['share'] > config.max_unseen_twins:
       reasons.append(
         f'{twins["test_sources"]} test sources nearly repeat a train or val '
         'source of another group: raise the near-duplicate search of prepare'
@@ -92,13 +103,14 @@ def audit(dataset: data.Dataset, config: ConfigDict) -> dict[str, Any]:
   return results
 
 
-def verdict(dataset: data.Dataset, split: str) -> dict[str, Any]:
+def verdict(dataset: data.Dataset, split: str) -> Record:
   """What a split promises, whether it keeps it, and what crosses its parts."""
   reasons = checks.check(dataset, split)
   crossing = {
     column: checks.crossings(dataset, split, column) for column in checks.WORDS
   }
   manifest = dataset.manifest
+  counts = tables.counts(manifest, dataset.classes)[split]
   return {
     'promises': [checks.WORDS[c] for c in checks.PROMISES[split]],
     'passed': not reasons,
@@ -110,14 +122,8 @@ def verdict(dataset: data.Dataset, split: str) -> dict[str, Any]:
     'twins': checks.held_out_twins(dataset, split),
     'split_hash': data.split_hash(dataset, split),
     'counts': {
-      part: {
-        name or '(unlabelled)': int(
-          ((manifest[split] == part) & (manifest['class'] == name)).sum()
-        )
-        for name in dict.fromkeys((*dataset.classes, ''))
-        if (manifest['class'] == name).any()
-      }
-      for part in (*splits.PARTS, splits.EXCLUDED)
+      part: {name or '(unlabelled)': n for name, n in by_class.items()}
+      for part, by_class in counts.items()
     },
     'groups': {
       part: len(np.unique(manifest['group'][manifest[split] == part]))
@@ -126,7 +132,7 @@ def verdict(dataset: data.Dataset, split: str) -> dict[str, Any]:
   }
 
 
-def look(dataset: data.Dataset) -> dict[str, Any]:
+def look(dataset: data.Dataset) -> Record:
   """Ids of images of one colour, from tiny files, enlarged, or changed."""
   manifest = dataset.manifest
   flat, changed = [], []
@@ -147,7 +153,7 @@ def look(dataset: data.Dataset) -> dict[str, Any]:
   }
 
 
-def second_look(dataset: data.Dataset, split: str) -> dict[str, Any]:
+def second_look(dataset: data.Dataset, split: str) -> Record:
   """Near-duplicates among prepared sources that no group joins.
 
   The search of prepare saw the original pixels; at the prepared size pairs at
@@ -182,7 +188,7 @@ def second_look(dataset: data.Dataset, split: str) -> dict[str, Any]:
 
 def probe_shortcuts(
   dataset: data.Dataset, config: ConfigDict
-) -> dict[str, dict[str, Any]]:
+) -> dict[str, Record]:
   """Each shortcut on the untouched labelled sources, cross-validated."""
   manifest = dataset.manifest
   rows = np.flatnonzero((manifest['variant'] == '') & (manifest['class'] != ''))
@@ -214,43 +220,226 @@ def rejected(folder: str) -> list[dict[str, str]]:
     return list(csv.DictReader(f))
 
 
-def warnings_of(dataset: data.Dataset, results: dict[str, Any]) -> list[str]:
+def warnings_of(dataset: data.Dataset, results: Record) -> list[str]:
   """What does not fail an audit and should be known."""
-  found = []
-  rare = [
-    name
-    for name in dataset.classes
-    if (dataset.manifest['class'] == name).mean() < _RARE
-  ]
+  kinds, content = dataset.manifest['class'], results['content']
+  rare = [c for c in dataset.classes if (kinds == c).mean() < _RARE]
+  crossing = results.get('second_look', {}).get('pairs_across_test', 0)
+  counted = (
+    (len(content['constant']), 'images are of one colour'),
+    (len(content['tiny']), f'images come from files under {_TINY_PX} px'),
+    (len(results['rejected']), 'files could not be read'),
+    (len(results['label_conflicts']), 'pictures carry several labels'),
+    (
+      crossing,
+      'pairs of sources across test look alike at the prepared size but were '
+      'not joined',
+    ),
+  )
+  found = [f'{n} {what}.' for n, what in counted if n]
   if rare:
-    found.append(f'Rare classes, under {_RARE:.0%} of the images: {rare}.')
-  if results['content']['constant']:
-    n = len(results['content']['constant'])
-    found.append(f'{n} images are of one colour.')
-  if results['content']['tiny']:
-    n = len(results['content']['tiny'])
-    found.append(f'{n} images come from files under {_TINY_PX} px.')
-  if results['rejected']:
-    found.append(f'{len(results["rejected"])} files could not be read.')
-  if results['label_conflicts']:
-    found.append(
-      f'{len(results["label_conflicts"])} pictures carry several labels.'
-    )
-  if results.get('second_look', {}).get('pairs_across_test'):
-    n = results['second_look']['pairs_across_test']
-    found.append(
-      f'{n} pairs of sources across test look alike at the prepared size '
-      'but were not joined.'
-    )
+    found.insert(0, f'Rare classes, under {_RARE:.0%} of the images: {rare}.')
   for name, scored in results.get('shortcuts', {}).items():
-    told = [
-      f'{label} ({area["value"]:.2f})'
-      for label, area in scored.get('auroc', {}).items()
-      if area['value'] is not None and area['value'] > _SHORTCUT
-    ]
-    if told:
+    areas = {c: x['value'] for c, x in scored.get('auroc', {}).items()}
+    high = [f'{c} ({x:.2f})' for c, x in areas.items() if x and x > _SHORTCUT]
+    if high:
       found.append(
         f'By {name} alone, classes are told from the rest (area under the '
-        f'curve): {", ".join(told)}.'
+        f'curve): {", ".join(high)}.'
       )
   return found
+
+
+def sections(record: Record) -> list[Section]:
+  """The sections of an audit's page, from its results."""
+  where = record['data']
+  pairs = [
+    ('dataset', where['path']),
+    ('fingerprint', where['fingerprint']),
+    ('split', f'{where["split"]}, hash {where["split_hash"]}'),
+    ('images', f'{where["size_px"]} px, {where["channels"]} channel(s)'),
+    ('command', ' '.join(record.get('command', []))),
+    ('finished', record.get('finished', '')),
+  ]
+  return [
+    Section('Verdict', _verdict(record)),
+    Section('Splits', _splits(record['splits'])),
+    Section('Images', _images(record)),
+    Section('Shortcuts', _shortcuts(record)),
+    Section('Provenance', [Facts(pairs)]),
+  ]
+
+
+def blocks(run: Run) -> list[Block]:
+  """The page without where its numbers come from, which a report tells."""
+  shown = sections(record_of(run))[:-1]
+  return [block for section in shown for block in section.blocks]
+
+
+def _verdict(record: Record) -> list[Text]:
+  """Passed or not, and why."""
+  good = record['passed']
+  verb, tone = ('passes', 'good') if good else ('fails', 'bad')
+  return [
+    Text(f'The audit {verb} for split {record["data"]["split"]!r}.', tone),
+    *(Text(reason, 'bad') for reason in record['reasons']),
+    *(Text(warning, 'warning') for warning in record['warnings']),
+  ]
+
+
+def _splits(found: Mapping[str, Record]) -> list[Block]:
+  """What each split promises and keeps, and the classes of its parts."""
+  rows = []
+  for name, split in found.items():
+    twins = split['twins']
+    share = 100 / max(1, twins['test_sources'])
+    rows.append(
+      [
+        name,
+        'kept' if split['passed'] else 'BROKEN',
+        *(split['crossings'][c] for c in _CROSSING),
+        twins['test_sources'],
+        f'{share * twins["sha256_seen"]:.1f} %',
+        f'{share * twins["group_seen"]:.1f} %',
+      ]
+    )
+  promises = '; '.join(
+    f'{name}: {", ".join(split["promises"]) or "nothing"}'
+    for name, split in found.items()
+  )
+  return [
+    Text(f'What no two parts of a split may share: {promises}.'),
+    Table(
+      [
+        'split',
+        'promise',
+        *(f'{word} in several parts' for word in _CROSSING.values()),
+        'test sources',
+        'with a pixel twin in train or val',
+        'with a near-duplicate there',
+      ],
+      rows,
+      'What lies in several parts of each split.',
+    ),
+    *(
+      Table(
+        ['part', *next(iter(split['counts'].values())), 'all', 'groups'],
+        [
+          [part, *n.values(), sum(n.values()), split['groups'].get(part, '')]
+          for part, n in split['counts'].items()
+          if part != splits.EXCLUDED or sum(n.values())
+        ],
+        f'Images of split {name!r}, hash {split["split_hash"][:16]}.',
+      )
+      for name, split in found.items()
+    ),
+  ]
+
+
+def _images(record: Record) -> list[Block]:
+  """Sizes, odd images, near-duplicates, conflicts, refused files."""
+  found: list[Block] = [Facts(_counts(record))]
+  sizes, refused = record['sizes'], record['rejected']
+  if sizes:
+    columns = list(next(iter(sizes.values())))
+    found.append(
+      Table(
+        ['class', *columns],
+        [
+          [name, *(_cell(c, row[c]) for c in columns)]
+          for name, row in sizes.items()
+        ],
+        'Sizes of the original files, untouched sources.',
+      )
+    )
+  if refused:
+    found.append(
+      Table(
+        ['file', 'reason'],
+        [[r['file'], r['reason']] for r in refused[:_SHOWN]],
+        f'Files refused (at most {_SHOWN} are shown).',
+        text=True,
+      )
+    )
+  return found
+
+
+def _counts(record: Record) -> list[tuple[str, Any]]:
+  """How many images of which kind."""
+  content, near = record['content'], record['near_duplicates']
+  pairs = [
+    ('images', record['data']['images']),
+    ('of one colour', _listed(content['constant'])),
+    (f'from files under {_TINY_PX} px', _listed(content['tiny'])),
+    ('enlarged', content['enlarged']),
+    ('not those of the manifest', _listed(content['changed'])),
+    ('equal pixels, several labels', _listed(record['label_conflicts'])),
+    ('files refused', len(record['rejected'])),
+    ('files ignored', _by_kind(record['junk'])),
+    ('decoding rules applied', _by_kind(record['rules'])),
+  ]
+  if near:
+    pairs += [
+      ('untouched sources', near['sources']),
+      ('near-duplicate pairs', near['pairs']),
+      ('sources with a partner', near['sources_with_a_partner']),
+      ('largest near-duplicate group', near['largest_group']),
+      ('nearly equal, several labels', _listed(near['conflicts'])),
+      ('images left out for that', near['dropped']),
+    ]
+  look = record.get('second_look')
+  if look:
+    text = (
+      f'{look["pairs"]} pairs, {look["pairs_not_in_one_group"]} of them not in '
+      f'one group, {look["pairs_across_test"]} across test'
+    )
+    pairs.append(('second look at the prepared size', text))
+  return pairs
+
+
+def _shortcuts(record: Record) -> list[Block]:
+  """What a forest makes of numbers without anatomy."""
+  found, classes = record.get('shortcuts'), record['data']['classes']
+  if not found:
+    return []
+  rows = []
+  for name, scored in found.items():
+    if 'skipped' in scored:
+      cells = ['skipped', scored['skipped'], *([''] * len(classes))]
+    else:
+      cells = [
+        interval(scored['balanced_accuracy']),
+        f'{100 * scored["chance"]:.1f}',
+        *(interval(scored['auroc'][c], 1, 2) for c in classes),
+      ]
+    rows.append([name, *cells])
+  areas = [f'AUROC {c}' for c in classes]
+  return [
+    Text(
+      'A forest, cross-validated by group, on numbers that hold no anatomy. '
+      'What it scores above chance, a network may score by the same shortcut.'
+    ),
+    Table(
+      ['numbers', 'balanced accuracy, %', 'chance, %', *areas],
+      rows,
+      'Untouched sources; 95 % intervals by group bootstrap.',
+    ),
+  ]
+
+
+def _listed(items: Sequence[str | Sequence[str]]) -> str:
+  """A count, and the first few items."""
+  if not items:
+    return '0'
+  shown = '; '.join(
+    x if isinstance(x, str) else ' / '.join(x) for x in items[:4]
+  )
+  return f'{len(items)}: {shown}{" ..." if len(items) > 4 else ""}'
+
+
+def _by_kind(table: Mapping[str, int]) -> str:
+  return ', '.join(f'{k} {v}' for k, v in table.items()) or 'none'
+
+
+def _cell(column: str, value: Any) -> Any:
+  return f'{100 * value:.0f} %' if column == 'share of it' else value

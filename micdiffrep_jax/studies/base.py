@@ -12,7 +12,6 @@ from typing import Any, NamedTuple
 
 from ml_collections import ConfigDict
 import numpy as np
-import pandas as pd
 
 from micdiffrep_jax.data import dataset as data
 from micdiffrep_jax.encoders import cache as feature_cache
@@ -20,12 +19,10 @@ from micdiffrep_jax.encoders import encoder as encoders
 from micdiffrep_jax.encoders import features
 from micdiffrep_jax.encoders.cache import Cache
 from micdiffrep_jax.encoders.encoder import Encoder
-from micdiffrep_jax.run import log
 from micdiffrep_jax.run.checks import one_of
 from micdiffrep_jax.scores.bootstrap import BOUNDS
 from micdiffrep_jax.scores.metrics import HEADLINE
 
-FLOOR, RANDOM = 'floor/', 'random/'  # of the names of rows
 _NORMAL = ('normal', 'no_tumor', 'notumor', 'no tumor', 'healthy')
 
 
@@ -257,11 +254,3 @@ def by_metric(
     {**head, 'metric': name, **{x: scored[name][x] for x in BOUNDS}}
     for name in HEADLINE
   ]
-
-
-def write_csv(path: str, lines: Sequence[Mapping[str, Any]]) -> None:
-  """Writes a table that is either whole or absent; None is an empty field."""
-  text = pd.DataFrame(lines, dtype=object).to_csv(
-    index=False, lineterminator='\n'
-  )
-  log.write_whole(path, text.encode())

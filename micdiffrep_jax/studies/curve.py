@@ -14,12 +14,12 @@ from ml_collections import ConfigDict
 import numpy as np
 import pandas as pd
 
-from micdiffrep_jax.draw import plots
+from micdiffrep_jax.draw import page, plots
+from micdiffrep_jax.draw.result import FLOOR, RANDOM
 from micdiffrep_jax.encoders import encoder as encoders
 from micdiffrep_jax.run import checkpoint, log, seals
 from micdiffrep_jax.scores import metrics
 from micdiffrep_jax.studies import ablate, base, grid
-from micdiffrep_jax.studies.base import FLOOR, RANDOM
 
 
 def kept_steps(path: str, wanted: Sequence[int]) -> list[int]:
@@ -112,7 +112,7 @@ def write(
   criterion: str,
 ) -> None:
   """curve.csv and curve.png."""
-  base.write_csv(os.path.join(workdir, 'curve.csv'), found)
+  page.write_csv(os.path.join(workdir, 'curve.csv'), list(found[0]), found)
   series: dict[str, dict[str, Any]] = {}
   for row in dict.fromkeys(point['row'] for point in found):
     mine = [point for point in found if point['row'] == row]
@@ -124,11 +124,11 @@ def write(
   ends.append(max(p['images_seen'] for p in found))
   for name, value in baselines.items():
     series[name] = {'x': ends, 'y': [100 * value] * 2}
-  plots.curves(
-    os.path.join(workdir, 'curve.png'),
+  figure = plots.curves(
     series,
     'images drawn in pretraining',
     f'validation {criterion.replace("_", " ")}, %',
     bold='mlp_concat',
     dotted=list(baselines),
   )
+  plots.save(os.path.join(workdir, 'curve.png'), figure)

@@ -24,7 +24,8 @@ from sklearn.model_selection import StratifiedGroupKFold
 
 from micdiffrep_jax.data import dataset as data
 from micdiffrep_jax.data import promises
-from micdiffrep_jax.draw import page, report_plots
+from micdiffrep_jax.draw import page, plots
+from micdiffrep_jax.draw.result import FLOOR, RANDOM
 from micdiffrep_jax.encoders import cache as feature_cache
 from micdiffrep_jax.encoders import encoder as encoders
 from micdiffrep_jax.encoders import features
@@ -32,10 +33,11 @@ from micdiffrep_jax.heads import classic, floors, matrix
 from micdiffrep_jax.run import log
 from micdiffrep_jax.run.checks import lookup, not_empty
 from micdiffrep_jax.scores import bootstrap
+from micdiffrep_jax.scores.bootstrap import BOUNDS
 from micdiffrep_jax.studies import base, grid
-from micdiffrep_jax.studies.base import FLOOR, RANDOM, Parts
+from micdiffrep_jax.studies.base import Parts
 from micdiffrep_jax.studies.labels import group_classes
-from micdiffrep_jax.studies.report_studies import row_title
+from micdiffrep_jax.studies.page_folds import row_title
 
 
 class Candidate(NamedTuple):
@@ -367,19 +369,19 @@ def write(workdir: str, results: Mapping[str, Any]) -> None:
   """cross_validation.csv, comparisons.csv and cross_validation.png."""
   rows, differences = results['rows'], results['comparisons']
   subsets = [name for name in ('all', 'sources') if name in rows[0]]
-  base.write_csv(
+  page.write_csv(
     os.path.join(workdir, 'cross_validation.csv'),
+    (*Key._fields, 'images', 'metric', *BOUNDS),
     [
       line
       for row in rows
       for name in subsets
-      for line in base.by_metric(
-        {**{x: row[x] for x in Key._fields}, 'images': name}, row[name]
-      )
+      for line in base.by_metric({**row, 'images': name}, row[name])
     ],
   )
-  base.write_csv(
+  page.write_csv(
     os.path.join(workdir, 'comparisons.csv'),
+    ('a', 'a_head', 'b', 'b_head', 'images', 'metric', *BOUNDS),
     [
       line
       for c in differences
@@ -395,8 +397,7 @@ def write(workdir: str, results: Mapping[str, Any]) -> None:
       )
     ],
   )
-  report_plots.intervals(
-    os.path.join(workdir, 'cross_validation.png'),
+  figure = plots.intervals(
     [
       (
         row_title(row),
@@ -408,6 +409,7 @@ def write(workdir: str, results: Mapping[str, Any]) -> None:
     'first',
     'accuracy in percent, each group predicted by heads that saw none of it',
   )
+  plots.save(os.path.join(workdir, 'cross_validation.png'), figure)
 
 
 def save_predictions(

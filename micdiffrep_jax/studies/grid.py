@@ -18,6 +18,7 @@ import numpy as np
 import pandas as pd
 
 from micdiffrep_jax.data import dataset as data
+from micdiffrep_jax.draw.result import FLOOR
 from micdiffrep_jax.encoders import cache as feature_cache
 from micdiffrep_jax.encoders.cache import Cache
 from micdiffrep_jax.heads import floors, matrix, table, trained
@@ -27,7 +28,7 @@ from micdiffrep_jax.heads.matrix import Features
 from micdiffrep_jax.heads.trained import Setting
 from micdiffrep_jax.run import log
 from micdiffrep_jax.scores import calibration, metrics
-from micdiffrep_jax.studies.base import FLOOR, Parts
+from micdiffrep_jax.studies.base import Parts
 
 POOLINGS = (1, 2, 4)  # cells a side
 ENCODER = ('kind', 'part', 'layers', 'timestep', 'grid')  # columns of a table

@@ -20,6 +20,7 @@ import pandas as pd
 
 from micdiffrep_jax.data import dataset as data
 from micdiffrep_jax.draw import page, plots
+from micdiffrep_jax.draw.result import FLOOR, title
 from micdiffrep_jax.encoders.cache import Cache
 from micdiffrep_jax.heads import floors, matrix, table, trained
 from micdiffrep_jax.heads.base import Problem
@@ -30,9 +31,8 @@ from micdiffrep_jax.scores import bootstrap
 from micdiffrep_jax.scores.bootstrap import BOUNDS
 from micdiffrep_jax.scores.metrics import HEADLINE
 from micdiffrep_jax.studies import ablate, base, grid
-from micdiffrep_jax.studies.base import FLOOR, Parts
+from micdiffrep_jax.studies.base import Parts
 from micdiffrep_jax.studies.grid import Spot
-from micdiffrep_jax.studies.report_probe import title
 
 
 class Draw(NamedTuple):
@@ -393,28 +393,28 @@ def write(
 ) -> None:
   """label_efficiency.csv and comparisons.csv."""
   keys = ('method', 'floor', 'share', 'images')
-  base.write_csv(
+  page.write_csv(
     os.path.join(workdir, 'comparisons.csv'),
+    (*keys, 'metric', *BOUNDS),
     [
       line
       for c in comparisons
       for line in base.by_metric({x: c[x] for x in keys}, c)
     ],
   )
-  base.write_csv(
-    os.path.join(workdir, 'label_efficiency.csv'),
-    [
-      {
-        **{x: c[x] for x in ('method', 'share', 'images')},
-        'metric': metric,
-        'mean': c[metric]['value'],
-        **{x: c[metric][x] for x in ('low', 'high', 'deviation')},
-        'draws': len(c[metric]['each']),
-      }
-      for c in curves
-      for metric in HEADLINE
-    ],
-  )
+  lines = [
+    {
+      **{x: c[x] for x in ('method', 'share', 'images')},
+      'metric': metric,
+      'mean': c[metric]['value'],
+      **{x: c[metric][x] for x in ('low', 'high', 'deviation')},
+      'draws': len(c[metric]['each']),
+    }
+    for c in curves
+    for metric in HEADLINE
+  ]
+  path = os.path.join(workdir, 'label_efficiency.csv')
+  page.write_csv(path, list(lines[0]), lines)
 
 
 def draw_curves(workdir: str, curves: Sequence[Mapping[str, Any]]) -> None:
@@ -427,8 +427,7 @@ def draw_curves(workdir: str, curves: Sequence[Mapping[str, Any]]) -> None:
         line.setdefault('x', []).append(100 * c['share'])
         for axis, bound in zip(('y', 'low', 'high'), BOUNDS):
           line.setdefault(axis, []).append(100 * c[metric][bound])
-      plots.curves(
-        os.path.join(workdir, f'label_efficiency_{metric}_{images}.png'),
+      figure = plots.curves(
         series,
         'labelled training groups, %',
         f'test {metric.replace("_", " ")}, %',
@@ -437,6 +436,8 @@ def draw_curves(workdir: str, curves: Sequence[Mapping[str, Any]]) -> None:
         dotted=[name for name in series if name.startswith('floor')],
         log_x=True,
       )
+      name = f'label_efficiency_{metric}_{images}.png'
+      plots.save(os.path.join(workdir, name), figure)
 
 
 def text(curves: Sequence[Mapping[str, Any]], split: str) -> str:

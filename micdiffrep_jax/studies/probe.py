@@ -17,6 +17,7 @@ import pandas as pd
 from micdiffrep_jax.data import dataset as data
 from micdiffrep_jax.data import promises
 from micdiffrep_jax.draw import page, plots
+from micdiffrep_jax.draw.result import RANDOM
 from micdiffrep_jax.encoders import features
 from micdiffrep_jax.encoders.cache import Cache
 from micdiffrep_jax.heads import classic, floors, head_file
@@ -27,7 +28,7 @@ from micdiffrep_jax.run import log
 from micdiffrep_jax.run.checks import lookup, not_empty, one_of
 from micdiffrep_jax.scores import bootstrap, metrics
 from micdiffrep_jax.studies import base, grid
-from micdiffrep_jax.studies.base import RANDOM, Parts, Study
+from micdiffrep_jax.studies.base import Parts, Study
 from micdiffrep_jax.studies.grid import Row
 
 # (a, b): is a better than b, on the same test groups?
@@ -317,17 +318,16 @@ def draw(workdir: str, results: Mapping[str, Any]) -> None:
   rows, name = results['rows'], results['bundle']
   test = rows[name]['test']['all']
   title = f'{name}, {results["data"]["split"]} split, test'
-  plots.confusion(
+  plots.save(
     os.path.join(workdir, 'confusion.png'),
-    test['confusion'],
-    test['classes'],
-    title,
+    plots.confusion(test['confusion'], test['classes'], title),
   )
   shown = [n for n in (name, 'linear_single', 'logistic') if n in rows]
-  plots.reliability(
-    os.path.join(workdir, 'reliability.png'),
-    {n: rows[n]['test']['all']['reliability'] for n in dict.fromkeys(shown)},
-  )
+  curves = {
+    n: rows[n]['test']['all']['reliability'] for n in dict.fromkeys(shown)
+  }
+  path = os.path.join(workdir, 'reliability.png')
+  plots.save(path, plots.reliability(curves))
 
 
 def save_predictions(

@@ -19,12 +19,12 @@ from micdiffrep_jax import tasks
 from micdiffrep_jax.data import dataset as data
 from micdiffrep_jax.data import splits
 from micdiffrep_jax.draw import page
+from micdiffrep_jax.draw.result import title
 from micdiffrep_jax.run import log
 from micdiffrep_jax.run.checks import not_empty, one_of
 from micdiffrep_jax.scores.metrics import HEADLINE
-from micdiffrep_jax.studies import base, probe
-from micdiffrep_jax.studies.report_probe import title
-from micdiffrep_jax.studies.report_studies import drawn_in_words
+from micdiffrep_jax.studies import probe
+from micdiffrep_jax.studies.page_splits import drawn_in_words
 
 HONEST = 'grouped'  # what the other splits are compared with
 
@@ -92,7 +92,8 @@ def run(config: ConfigDict, workdir: str) -> dict[str, Any]:
     seen[name] = drawn_in_pretraining(found['encoder'], ds, name)
   table = compare(records)
   if jax.process_index() == 0:
-    base.write_csv(os.path.join(workdir, 'splits.csv'), table)
+    path = os.path.join(workdir, 'splits.csv')
+    page.write_csv(path, list(table[0]), table)
     print(text(table, seen), flush=True)
   return log.write_results(
     workdir,

@@ -16,18 +16,16 @@ import numpy as np
 
 from micdiffrep_jax import tasks
 from micdiffrep_jax.data import splits
-from micdiffrep_jax.draw import page, report_plots
+from micdiffrep_jax.draw import page, plots
 from micdiffrep_jax.draw.page import Section
-from micdiffrep_jax.draw.result import Run
+from micdiffrep_jax.draw.result import FLOOR, RANDOM, Run, title
 from micdiffrep_jax.encoders import encoder as encoders
 from micdiffrep_jax.pretrain import monitor, train
 from micdiffrep_jax.run import checkpoint as checkpoints
 from micdiffrep_jax.run import log
 from micdiffrep_jax.run.checks import lookup, not_empty, one_of
 from micdiffrep_jax.scores import bootstrap
-from micdiffrep_jax.studies import base, probe, report_table1
-from micdiffrep_jax.studies.base import FLOOR, RANDOM
-from micdiffrep_jax.studies.report_probe import title
+from micdiffrep_jax.studies import page_table1, probe
 
 OURS = 'ddpm'  # what the others are compared with
 MSFA = 'mlp_concat'
@@ -204,9 +202,11 @@ def pretrained(config: ConfigDict, name: str, workdir: str) -> str:
 
 def write(workdir: str, results: Mapping[str, Any]) -> None:
   """table1.csv, table1.png, table1.md and table1.html; prints the table."""
-  base.write_csv(os.path.join(workdir, 'table1.csv'), results['table'])
+  lines = results['table']
+  path = os.path.join(workdir, 'table1.csv')
+  page.write_csv(path, list(lines[0]), lines)
   draw(os.path.join(workdir, 'table1.png'), results)
-  blocks = report_table1.blocks(Run('table1', workdir, dict(results)))
+  blocks = page_table1.blocks(Run('table1', workdir, dict(results)))
   written = ('Table 1', '', [Section('Results', blocks)])
   text = page.markdown(*written)
   log.write_whole(os.path.join(workdir, 'table1.md'), text.encode())
@@ -242,7 +242,7 @@ def rows_of(
         cost = costs[name] if trained else {}
         lines.append(
           {
-            'method': report_table1.FLOOR if floor else name,
+            'method': page_table1.FLOOR if floor else name,
             'row': row.removeprefix(FLOOR),
             'paper': in_paper(name, row, headline),
             'split': split,
@@ -309,16 +309,16 @@ def draw(path: str, results: Mapping[str, Any]) -> None:
   for line in (x for x in results['table'] if x['split'] == split):
     method, row = line['method'], line['row']
     scored = {**line, 'value': line['accuracy']}
-    if method == report_table1.FLOOR:
+    if method == page_table1.FLOOR:
       floors.append((title(row), scored, FLOOR))
     elif row == MSFA or row.removeprefix(RANDOM) == headline:
-      name = f'{report_table1.flagged(line)}, {title(row)}'
+      name = f'{page_table1.flagged(line)}, {title(row)}'
       # One row stands out: the headline of ours.
       others = method != OURS and not row.startswith(RANDOM)
       of_encoders.append((name, scored, '' if others else row))
-  report_plots.intervals(
-    path,
+  figure = plots.intervals(
     of_encoders + floors,
     headline,
     f'accuracy in percent, test part of {split!r}',
   )
+  plots.save(path, figure)

@@ -1,0 +1,245 @@
+"""Probe and evaluation results as blocks of a page."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from micdiffrep_jax.draw import plots
+from micdiffrep_jax.draw.page import (
+  Block,
+  Facts,
+  Heading,
+  Table,
+  Text,
+  difference,
+  interval,
+)
+from micdiffrep_jax.draw.result import (
+  ORIGINS,
+  SUBSETS,
+  Run,
+  drawn,
+  main_row,
+  no_variants,
+  pictures,
+  record_of,
+  title,
+)
+from micdiffrep_jax.scores.metrics import CRITERIA, HEADLINE, METRICS, PER_CLASS
+
+Record = Mapping[str, Any]
+
+
+def results(run: Run) -> list[Block]:
+  """Who scored what: the headline table and what compares its rows."""
+  record = record_of(run)
+  main = main_row(record)
+  figure = plots.intervals(
+    [
+      (title(name), row['test']['all'].get('balanced_accuracy'), name)
+      for name, row in record['rows'].items()
+    ],
+    main,
+    'balanced accuracy, all variants, %',
+  )
+  return [
+    *_about(record),
+    _headline(record),
+    drawn(
+      figure,
+      'Balanced accuracy on all variants with 95 % intervals; the dotted line '
+      f'is {title(main)}.',
+    ),
+    *_two_by_two(record.get('two_by_two') or {}),
+    *_comparisons(record),
+  ]
+
+
+def _about(record: Record) -> list[Text]:
+  """What the scores are of, and what is to be known before them."""
+  test = record['rows'][main_row(record)]['test']
+  where, sources = record['data'], test.get('sources')
+  part = (
+    f'Test part of split {where["split"]!r}'
+    if where.get('split')
+    else f'External images of {where.get("path", "")}'
+  )
+  found = [
+    Text(
+      f'{part}: {test["all"]["n"]} images in {test["all"]["groups"]} groups'
+      + (f', {sources["n"]} of them unaugmented sources' if sources else '')
+      + '. Percent, with 95 % intervals that resample groups. Everything that '
+      'is chosen was chosen on validation images.'
+    )
+  ]
+  seen = record.get('pretraining_saw_test_images', 'no')
+  if seen != 'no':
+    text = f'Whether pretraining saw test images: {seen}.'
+    found.append(Text(text, 'warning'))
+  # Reasons why an audit that failed was accepted are told with the numbers.
+  reasons = record.get('audit_reasons') or ()
+  return found + [Text(f'Audit: {x}.', 'warning') for x in reasons]
+
+
+def _headline(record: Record) -> Table:
+  rows, main = record['rows'], main_row(record)
+  shown = [
+    (subset, metric)
+    for subset in ('all', 'sources', 'all_without_normal')
+    for metric in HEADLINE
+    if any(subset in row['test'] for row in rows.values())
+    and not (subset == 'sources' and no_variants(rows[main]))
+  ]
+  normal = record.get('normal_class', '')
+  heads = [f'{METRICS[m].title}, {SUBSETS[s].format(normal)}' for s, m in shown]
+  cells = [
+    [
+      title(name),
+      *(interval(row['test'].get(s, {}).get(m)) for s, m in shown),
+      _over_seeds((row.get('seeds') or {}).get('accuracy') or {}),
+      _chosen(row.get('chosen') or {}),
+    ]
+    for name, row in rows.items()
+  ]
+  return Table(
+    ['method', *heads, 'accuracy over seeds', 'chosen on validation'],
+    cells,
+    strong=[list(rows).index(main)],
+  )
+
+
+def _over_seeds(spread: Record) -> str:
+  if spread.get('std') is None:
+    return ''
+  return f'{100 * spread["mean"]:.1f} ± {100 * spread["std"]:.1f}'
+
+
+def _chosen(chosen: Record) -> str:
+  layers, t = chosen.get('layers'), chosen.get('timestep')
+  if not layers:
+    return ''
+  what = layers[0] if len(layers) == 1 else f'{len(layers)} layers'
+  t = ' + '.join(map(str, t)) if isinstance(t, list) else t
+  return f'{what} (t = {t}, grid {chosen.get("grid")})'
+
+
+def _two_by_two(tables: Mapping[str, Record]) -> list[Table]:
+  return [
+    Table(
+      ['head', 'best single layer', 'all layers'],
+      [
+        [kind, *(interval(parts.get(p)) for p in ('single', 'concat'))]
+        for kind, parts in table.items()
+      ],
+      'Head and layers told apart: accuracy of '
+      f'{ORIGINS.get(encoder, "the pretrained encoder")}, all variants, %.',
+    )
+    for encoder, table in tables.items()
+  ]
+
+
+def _comparisons(record: Record) -> list[Table]:
+  rows = [
+    [
+      title(c['row_a']),
+      title(c['row_b']),
+      SUBSETS.get(c['images'], c['images']),
+      difference(c),
+      f'{c["p_value"]:.3g}',
+    ]
+    for c in record.get('comparisons') or ()
+    if c['metric'] == 'accuracy'
+    and not (
+      c['images'] == 'sources' and no_variants(record['rows'][c['row_a']])
+    )
+  ]
+  table = Table(
+    ['is ... better', 'than ...', 'images', 'difference, points', 'p'],
+    rows,
+    'Paired comparisons of accuracy on the same resampled groups.',
+    text=True,
+  )
+  return [table] if rows else []
+
+
+def classes(run: Run) -> list[Block]:
+  """Per-class metrics, all metrics by subset, confusion, reliability."""
+  record = record_of(run)
+  main = main_row(record)
+  row = record['rows'][main]
+  subsets = {
+    name: scored
+    for name, scored in row['test'].items()
+    if name in SUBSETS and not (name.startswith('sources') and no_variants(row))
+  }
+  return [
+    Heading(f'{title(main)}: all metrics'),
+    _every_metric(subsets, record.get('normal_class', '')),
+    *(
+      _per_class(SUBSETS[name], subsets[name]['per_class'])
+      for name in ('all', 'sources')
+      if name in subsets
+    ),
+    *_calibration(row),
+    *pictures(run, ('confusion', 'reliability')),
+  ]
+
+
+def _every_metric(subsets: Mapping[str, Record], normal: str) -> Table:
+  heads = [m.title if m.loss else f'{m.title}, %' for m in CRITERIA.values()]
+  return Table(
+    ['images', 'n', 'groups', *heads],
+    [
+      [
+        SUBSETS[name].format(normal),
+        scored['n'],
+        scored['groups'],
+        *(
+          interval(scored.get(name), *((1, 3) if m.loss else (100, 1)))
+          for name, m in CRITERIA.items()
+        ),
+      ]
+      for name, scored in subsets.items()
+    ],
+    f'Bins of the ECE: {subsets["all"].get("ece_bins", "")}.',
+  )
+
+
+def _per_class(images: str, scored: Mapping[str, Record]) -> Table:
+  return Table(
+    ['class', 'n', *(m.title for m in PER_CLASS.values())],
+    [
+      [label, found['n'], *(interval(found.get(name)) for name in PER_CLASS)]
+      for label, found in scored.items()
+    ],
+    f'Per class, {images}, %.',
+  )
+
+
+def _calibration(row: Record) -> Sequence[Facts]:
+  before, after = row.get('uncalibrated'), row['test']['all']
+  if not before:
+    return ()
+  pairs = [('temperature, fitted on validation', f'{row["temperature"]:.3f}')]
+  for name in ('ece', 'nll'):
+    value = f'{before[name]:.3f} and {after[name]["value"]:.3f}'
+    pairs.append((f'{METRICS[name].title} before and after it', value))
+  return [Facts(pairs)]
+
+
+def trials(run: Run) -> list[Block]:
+  """Validation score by layer and timestep, for each encoder and head.
+
+  Pictures that the run drew itself are shown in place of the report's own.
+  """
+  own = [p for p in pictures(run) if p.stem not in ('confusion', 'reliability')]
+  if own:
+    return [*own]
+  return [
+    drawn(
+      plots.layers_by_timestep([t for t in found if t['kind'] == kind]),
+      f'Validation score, {kind} head, {ORIGINS.get(encoder, "pretrained")}: '
+      'best over pooling and learning rates.',
+    )
+    for encoder, found in (record_of(run).get('trials') or {}).items()
+    for kind in dict.fromkeys(t['kind'] for t in found)
+  ]

@@ -1,0 +1,105 @@
+"""The paper's Table 1 as blocks of a page: accuracy, cost, comparisons."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from micdiffrep_jax.draw.page import Block, Table, difference, interval, pivot
+from micdiffrep_jax.draw.result import Run, pictures, record_of, title
+
+FLOOR = 'floor'  # the method of rows without an encoder
+
+
+def blocks(run: Run) -> list[Block]:
+  """The table, its plot, what each method cost, and ours beside the others."""
+  record = record_of(run)
+  lines, splits = record['table'], record['splits']
+  floors = pivot(
+    (
+      (title(x['row']), x['split'], _scored(x))
+      for x in lines
+      if x['method'] == FLOOR
+    ),
+    ['without features'],
+    {split: split for split in splits},
+  )
+  differences = Table(
+    ['ddpm minus ...', 'probe', 'split', 'difference, points'],
+    [
+      [c['other'], title(c['row']), c['split'], difference(c)]
+      for c in record['comparisons']
+    ],
+    'Paired on the same test groups.',
+  )
+  return [
+    *(_accuracy(lines, split) for split in splits),
+    *([floors] if floors.rows else []),
+    *pictures(run),
+    _costs(record['costs']),
+    *([differences] if differences.rows else []),
+  ]
+
+
+def flagged(line: Mapping[str, Any]) -> str:
+  """A method's name with what it had that the others had not."""
+  method = line['method']
+  told = ', '.join(f for f in line['flags'].split() if f != method)
+  return f'{method} ({told})' if told else method
+
+
+def _scored(line: Mapping[str, Any]) -> str:
+  return interval({**line, 'value': line['accuracy']})
+
+
+def _trained(line: Mapping[str, Any]) -> bool:
+  return line['method'] != FLOOR and '/' not in line['row']
+
+
+def _accuracy(lines: Sequence[Mapping[str, Any]], split: str) -> Table:
+  """A row per encoder, a column per probe, and what the paper has."""
+  cells: list[tuple[str, str, str]] = []
+  papers: dict[str, list[str]] = {}
+  for line in lines:
+    if line['split'] == split and line['method'] != FLOOR:
+      origin, _, probe = line['row'].rpartition('/')
+      name = f'{line["method"]}, random weights' if origin else flagged(line)
+      cells.append((name, probe, _scored(line)))
+      if _trained(line) and line['paper']:
+        papers.setdefault(name, []).append(f'{line["paper"]:.0f}')
+  probes = dict.fromkeys(x['row'] for x in lines if _trained(x))
+  return pivot(
+    ((name, ', '.join(papers.get(name, ['-'])), *x) for name, *x in cells),
+    ['encoder', 'the paper'],
+    {probe: title(probe) for probe in probes},
+    f'Split {split!r}: accuracy in percent, 95 % interval over groups of the '
+    'test part.',
+  )
+
+
+def _costs(costs: Mapping[str, Mapping[str, Any]]) -> Table:
+  rows = []
+  for name, cost in costs.items():
+    seconds, flops = cost['training_s'], cost['flops_per_image']
+    rows.append(
+      [
+        name,
+        ', '.join(cost['flags']) or '-',
+        f'{cost["images_drawn"]:,}',
+        '-' if seconds is None else f'{seconds:,.0f}',
+        '-' if flops is None else f'{flops / 1e9:.2f}',
+        f'{cost["parameters"] / 1e6:.2f}',
+      ]
+    )
+  return Table(
+    [
+      'method',
+      'flags',
+      'images drawn',
+      'training, s',
+      'GFLOP per image drawn',
+      'encoder, M parameters',
+    ],
+    rows,
+    'Training without compilation and evaluation; encoder without what '
+    'training alone needs. supervised: read labels; supervised_text: captions '
+    'made of labels; external: trained by others, on other images.',
+  )
