@@ -35,8 +35,8 @@ from micdiffrep_jax.data import prepare
 from micdiffrep_jax.encoders import cache as feature_cache
 from micdiffrep_jax.encoders import encoder as encoders
 from micdiffrep_jax.encoders import features
-from micdiffrep_jax.studies import ablate_grid
-from micdiffrep_jax.studies.probe_rows import Parts
+from micdiffrep_jax.studies import ablate
+from micdiffrep_jax.studies.base import Parts
 
 
 def arguments():
@@ -81,8 +81,7 @@ def ours(encoder, ds, parts, layers, config, level, feature_fn):
       feature_fn,
     )
     extracted = read()
-    k = len(ds.classes)
-    ablate_grid.search(cache, parts, k, config, level)
+    ablate.search(cache, parts, config, level)
     return extracted - started, read() - extracted
 
 
@@ -114,7 +113,12 @@ def main():
   n = len(train)
   none = np.arange(0)
   parts = Parts(
-    rows, np.arange(n), np.arange(n, len(rows)), none, labels[rows].astype(int)
+    rows,
+    np.arange(n),
+    np.arange(n, len(rows)),
+    none,
+    labels[rows].astype(int),
+    len(ds.classes),
   )
   encoder = make_encoder(args, ds)
   layers = encoder.method.layers

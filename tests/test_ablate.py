@@ -16,10 +16,9 @@ from configs import ablate as ablate_config
 from micdiffrep_jax.encoders import cache as feature_cache
 from micdiffrep_jax.encoders import features
 from micdiffrep_jax.heads.matrix import Features
-from micdiffrep_jax.heads.train_head import Options
-from micdiffrep_jax.heads.trained import Cell
+from micdiffrep_jax.heads.trained import Cell, Options
 from micdiffrep_jax.run.keys import stream
-from micdiffrep_jax.studies import ablate, ablate_grid, probe
+from micdiffrep_jax.studies import ablate, base, grid
 
 
 def get_config(**changes):
@@ -88,7 +87,7 @@ def test_the_choice_has_the_best_mean_over_seeds(finished):
 def test_a_head_of_the_grid_equals_one_trained_alone(finished, ds, kind):
   workdir, _ = finished
   config = get_config()
-  parts = probe.labelled_parts(ds, 'grouped')
+  parts = base.labelled_parts(ds, 'grouped')
   mine = [
     h
     for h in heads_of(workdir)
@@ -133,14 +132,14 @@ def alone_of_classes(matrix, parts, seed, rate, options, k):
     )
 
 
-@pytest.mark.parametrize('grid', [1, 2, 4])
+@pytest.mark.parametrize('side', [1, 2, 4])
 def test_cached_features_equal_online_ones_of_the_same_noise(
   finished,
   ds,
-  grid,
+  side,
 ):
   workdir, _ = finished
-  parts = probe.labelled_parts(ds, 'grouped')
+  parts = base.labelled_parts(ds, 'grouped')
   at = np.arange(0, len(parts.rows), 9)
   images = ds.images[parts.rows[at]]
   encoder = fake_encoder(ds)
@@ -148,11 +147,11 @@ def test_cached_features_equal_online_ones_of_the_same_noise(
   keys = features.image_keys(key, features.image_seeds(images))
   maps = encoder.method.features(encoder.variables, images, keys, 51)
   for name in ('image', 'noise'):
-    got = feature_cache.matrix(cache_of(workdir), 51, (name,), grid)[at]
+    got = feature_cache.matrix(cache_of(workdir), 51, (name,), side)[at]
     full = np.asarray(maps[name], np.float64)
     n, h, _, c = full.shape
-    f = h // grid
-    want = full.reshape(n, grid, f, grid, f, c).mean((2, 4)).reshape(n, -1)
+    f = h // side
+    want = full.reshape(n, side, f, side, f, c).mean((2, 4)).reshape(n, -1)
     # float16 keeps 11 bits; values are below 4.
     np.testing.assert_allclose(got, want, atol=4e-3)
 
@@ -166,7 +165,7 @@ def test_fused_features_stand_side_by_side(finished):
   ]
   np.testing.assert_array_equal(both, np.concatenate(alone_, 1))
   assert (alone_[0] != alone_[1]).any()
-  assert ablate_grid.name(ablate_grid.parse('1+51')) == '1+51'
+  assert grid.level_name(grid.parse_level('1+51')) == '1+51'
 
 
 def test_an_interrupted_study_goes_on_from_its_finished_timesteps(
@@ -176,20 +175,20 @@ def test_an_interrupted_study_goes_on_from_its_finished_timesteps(
   monkeypatch,
 ):
   use_fake(monkeypatch, ds)
-  search, calls, passes = ablate_grid.search, [], []
+  search, calls, passes = ablate.search, [], []
   extract = features.extract
 
-  def counted(cache, parts, k, config, level, desc):
+  def counted(cache, parts, config, level, desc):
     calls.append(level)
     if len(calls) == 2:
       raise KeyboardInterrupt
-    return search(cache, parts, k, config, level, desc)
+    return search(cache, parts, config, level, desc)
 
   def pass_over(encoder, dataset, rows, layers, t, *args, **kwargs):
     passes.append(t)
     return extract(encoder, dataset, rows, layers, t, *args, **kwargs)
 
-  monkeypatch.setattr(ablate_grid, 'search', counted)
+  monkeypatch.setattr(ablate, 'search', counted)
   monkeypatch.setattr(features, 'extract', pass_over)
   with pytest.raises(KeyboardInterrupt):
     ablate.run(get_config(), str(tmp_path))
@@ -209,11 +208,12 @@ def test_scores_of_other_settings_are_not_taken_for_these(finished, ds):
   layers = ('noise', 'mean', 'image')
   path = os.path.join(workdir, 'timesteps', 'encoder', 't1.json')
 
-  def known(encoder=encoder, weights_seed=0, **changes):
-    key = ablate_grid.key(
-      encoder, ds, layers, (1,), get_config(**changes), weights_seed
+  def known(encoder=encoder, name='', seed=0, **changes):
+    source = base.Source(
+      name, '', encoder, ds, np.arange(1), layers, 1, 1, seed, 1
     )
-    return ablate_grid.read(path, key) is not None
+    key = ablate.key(source, (1,), get_config(**changes))
+    return ablate.read(path, key) is not None
 
   assert known()
   assert known(**{'heads.memory_mb': 1})
@@ -222,7 +222,8 @@ def test_scores_of_other_settings_are_not_taken_for_these(finished, ds):
   assert not known(**{'data.split': 'paper'})
   assert not known(search_seeds=(0,))
   assert not known(draws=2)
-  assert not known(weights_seed=1)
+  assert known(name='', seed=1)
+  assert not known(name='random/', seed=1)
   other = encoder._replace(info=dataclasses.replace(encoder.info, step=2))
   assert not known(encoder=other)
   with open(path) as f:
@@ -230,12 +231,12 @@ def test_scores_of_other_settings_are_not_taken_for_these(finished, ds):
   damaged = path + '.cut'
   with open(damaged, 'w') as f:
     f.write(cut)
-  assert ablate_grid.read(damaged, {}) is None
+  assert ablate.read(damaged, {}) is None
 
 
 def test_the_search_does_not_read_test_rows(finished, ds, tmp_path):
   workdir, _ = finished
-  parts = probe.labelled_parts(ds, 'grouped')
+  parts = base.labelled_parts(ds, 'grouped')
   folder = str(tmp_path / 'features')
   shutil.copytree(cache_of(workdir).folder, folder)
   with np.load(f'{folder}/t1.npz') as selection:
@@ -244,6 +245,6 @@ def test_the_search_does_not_read_test_rows(finished, ds, tmp_path):
     x = np.load(f'{folder}/{entry}/{name}.npy', mmap_mode='r+')
     x[test] = np.nan
   cache = cache_of(workdir)._replace(folder=folder)
-  spoilt = ablate_grid.search(cache, parts, len(ds.classes), get_config(), (1,))
+  spoilt = ablate.search(cache, parts, get_config(), (1,))
   want = [h for h in heads_of(workdir) if h['timestep'] == '1']
-  assert [{**h._asdict(), 'layers': list(h.layers)} for h in spoilt] == want
+  assert ablate.records(spoilt) == want

@@ -3,17 +3,12 @@
 import dataclasses
 
 from fakes import fake_encoder, quadrants, study_config, use_fake
+import pandas as pd
 import pytest
 
 from configs import ablate as ablate_config
 from micdiffrep_jax.encoders import features
-from micdiffrep_jax.studies import (
-  ablate,
-  ablate_grid,
-  ablate_pass,
-  ablate_tables,
-)
-from micdiffrep_jax.studies.ablate_grid import Scored
+from micdiffrep_jax.studies import ablate, grid
 
 
 @pytest.fixture(scope='module')
@@ -26,7 +21,19 @@ def get_config(**changes):
 
 
 def scored(kind='linear', layers=('a',), timestep='1', seed=0, score=0.5):
-  return Scored(kind, layers, timestep, 1, 1e-2, 0.0, seed, 8, score, score / 2)
+  return {
+    'kind': kind,
+    'part': 'concat' if len(layers) > 1 else 'single',
+    'layers': '+'.join(layers),
+    'timestep': timestep,
+    'grid': 1,
+    'learning_rate': 1e-2,
+    'weight_decay': 0.0,
+    'seed': seed,
+    'width': 8,
+    'accuracy': score,
+    'balanced_accuracy': score / 2,
+  }
 
 
 def test_fused_timesteps_get_rows_of_their_own():
@@ -36,30 +43,30 @@ def test_fused_timesteps_get_rows_of_their_own():
     scored(timestep='1+51', score=0.9),
     scored('mlp', ('a', 'b'), '1+51', score=0.8),
   ]
-  chosen = ablate_grid.choose(
-    ablate_grid.average(heads, 'accuracy'), ('linear', 'mlp')
-  )
+  averaged = grid.average(pd.DataFrame(heads), 'accuracy')
+  chosen = grid.choose(averaged, ('linear', 'mlp'))
   assert set(chosen) == {
     'linear_single',
     'fused_linear_single',
     'fused_mlp_concat',
   }
-  assert chosen['linear_single'].timestep == 51
-  assert chosen['fused_mlp_concat'].timestep == (1, 51)
+  assert chosen['linear_single'].spot.timestep == 51
+  assert chosen['fused_mlp_concat'].spot.timestep == (1, 51)
 
 
 def test_a_curve_shows_the_best_setting_and_its_spread_over_seeds():
   heads = [scored(seed=s, score=v) for s, v in enumerate((0.4, 0.5, 0.6))]
   heads += [
-    scored(seed=s, score=0.45)._replace(learning_rate=1e-3) for s in range(3)
+    scored(seed=s, score=0.45) | {'learning_rate': 1e-3} for s in range(3)
   ]
-  mean, low, high = ablate_tables.best_by_timestep(heads, 'accuracy')[1]
+  found = ablate.best_by_timestep(pd.DataFrame(heads), 'accuracy')
+  mean, low, high = found['1']
   assert mean == pytest.approx(0.5)
   # t(0.975, 2 degrees of freedom) = 4.3027, from a printed table.
   assert high - mean == pytest.approx(4.3027 * 0.1 / 3**0.5, rel=1e-4)
   assert mean - low == pytest.approx(high - mean)
-  assert ablate_tables.band([0.3]) == (0.3, 0.3, 0.3)
-  assert ablate_tables.band([0.9, 1.0])[2] == 1.0
+  assert ablate.band([0.3]) == (0.3, 0.3, 0.3)
+  assert ablate.band([0.9, 1.0])[2] == 1.0
 
 
 def test_taps_choose_the_encoder_or_the_decoder(ds):
@@ -83,9 +90,9 @@ def test_features_that_do_not_fit_are_refused_before_the_first_pass(
   encoder = fake_encoder(ds)
   feature_fn = features.make_feature_fn(encoder.method, ('noise', 'mean'), 2)
   # Two layers of one channel on 2 x 2 cells, 2 bytes each.
-  assert ablate_pass.size_bytes(feature_fn, encoder, 100) == 100 * 2 * 4 * 2
+  assert ablate.size_bytes(feature_fn, encoder, 100) == 100 * 2 * 4 * 2
   with pytest.raises(ValueError, match=r'--config\.timesteps'):
-    ablate_pass.check_space(str(tmp_path), 2**50, 2, 100)
+    ablate.check_space(str(tmp_path), 2**50, 2, 100)
 
 
 @pytest.mark.parametrize(

@@ -16,18 +16,9 @@ from micdiffrep_jax.draw import page
 from micdiffrep_jax.draw.result import Run
 from micdiffrep_jax.encoders import cache
 from micdiffrep_jax.encoders import encoder as encoders
-from micdiffrep_jax.studies import (
-  cross_tables,
-  folds,
-  page_folds,
-  probe,
-  report,
-)
-from micdiffrep_jax.studies import (
-  grid as probe_suite,
-)
-from micdiffrep_jax.studies.cross_tables import Key
-from micdiffrep_jax.studies.probe_rows import Row
+from micdiffrep_jax.studies import folds, grid, page_folds, report
+from micdiffrep_jax.studies.folds import Key
+from micdiffrep_jax.studies.grid import Row
 
 
 def get_config(**changes):
@@ -125,7 +116,7 @@ def test_what_is_written_says_the_same(finished, ds):
   shown = [s.title for s in sections if s.blocks]
   assert 'Cross-validation' in shown
   assert 'Other runs' not in shown
-  said = cross_tables.text(results)
+  said = folds.text(results)
   assert 'blind noise, t = 1' in said
 
 
@@ -145,14 +136,14 @@ def test_test_labels_and_those_of_the_predicted_fold_are_out_of_reach(
 ):
   seen = []
 
-  def spy(found, parts, k, chosen):
+  def spy(name, found, parts, chosen):
     assert (parts.labels[parts.test] == -1).all()
     assert (parts.labels[parts.train] >= 0).all()
     seen.append(parts.rows)
-    even = np.full((len(parts.test), k), 1 / k)
+    even = np.full((len(parts.test), parts.classes), 1 / parts.classes)
     return Row(chosen, even, even[None])
 
-  monkeypatch.setitem(probe_suite.CLASSIC, 'knn', spy)
+  monkeypatch.setattr(grid, 'finish', spy)
   folds.run(alone, str(tmp_path))
   test = set(data.rows(ds, 'grouped', 'test'))
   assert len(seen) == 3
@@ -216,8 +207,8 @@ def test_bad_settings_name_their_flag(changes, flag):
 
 
 def test_the_grids_are_those_of_a_probe():
-  for grid in probe.GRIDS:
-    folds.check(get_config(grid=grid))
+  for side in grid.POOLINGS:
+    folds.check(get_config(grid=side))
 
 
 def test_a_twin_stands_beside_its_own_encoder_only():
@@ -225,4 +216,4 @@ def test_a_twin_stands_beside_its_own_encoder_only():
     Key('a', 'kernel'), Key('a', 'random/kernel'), Key('b', 'kernel'),
     Key('b', 'random/kernel'), Key('', 'floor/majority'),
   ]  # fmt: skip
-  assert [b for _, b in cross_tables.pairs(keys)] == [keys[1], keys[2], keys[4]]
+  assert [b for _, b in folds.pairs(keys)] == [keys[1], keys[2], keys[4]]

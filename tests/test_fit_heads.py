@@ -5,12 +5,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from micdiffrep_jax.heads import head_chunks, matrix, train_head, trained
-from micdiffrep_jax.heads.train_head import Options
-from micdiffrep_jax.heads.trained import Cell, Setting
+from micdiffrep_jax.heads import base, matrix, nets, trained
+from micdiffrep_jax.heads.trained import Cell, Data, Options, Setting
 
 N, K = 150, 3
-ALONE = jax.jit(train_head.train_head, static_argnums=0)
+ALONE = jax.jit(trained.train_head, static_argnums=0)
 SETTINGS = (Setting(1e-2), Setting(1e-3, 0.1))
 
 
@@ -39,10 +38,15 @@ def alone(features, labels, cell, setting, evaluate, options, rows_of_all):
     draws[epoch] = epoch % len(x)
   return ALONE(
     options,
-    (jnp.asarray(x[None]), features.shift[None], features.scale[None]),
-    jnp.asarray(labels, jnp.int32),
-    jnp.ones(K),
-    (jnp.asarray(evaluate, jnp.int32), jnp.ones(len(evaluate))),
+    Data(
+      jnp.asarray(x[None]),
+      features.shift[None],
+      features.scale[None],
+      jnp.asarray(labels, jnp.int32),
+      jnp.ones(K),
+      jnp.asarray(evaluate, jnp.int32),
+      jnp.ones(len(evaluate)),
+    ),
     jnp.int32(0),
     jnp.int32(x.shape[-1]),
     (jnp.asarray(order.reshape(shape)), jnp.asarray(draws, jnp.int32)),
@@ -95,11 +99,11 @@ def test_heads_trained_together_equal_heads_trained_alone(options):
 
 def test_cells_are_split_over_the_devices(monkeypatch):
   sets, labels = problem()
-  seen = []
+  seen, train_cells = [], trained.train_cells
 
   def watch(*arguments):
-    found = train_head.train_cells(*arguments)
-    seen.append(jax.tree.leaves((arguments[5], found[0], found[2])))
+    found = train_cells(*arguments)
+    seen.append(jax.tree.leaves((arguments[2][0], found[0], found[2])))
     return found
 
   monkeypatch.setattr(trained, 'train_cells', watch)
@@ -127,7 +131,7 @@ def test_chunks_do_not_change_the_heads():
 def test_plan_keeps_within_its_memory_and_loses_no_cell():
   sets, _ = problem(widths=(5, 20, 6, 300))
   which = list(range(4)) * 5
-  chunks = head_chunks.plan(sets, which, lambda d: 300_000, memory_mb=1)
+  chunks = trained.plan(sets, which, lambda d: 300_000, memory_mb=1)
   assert sorted(i for c in chunks for i in c) == list(range(20))
   for chunk in chunks:
     assert len(chunk) <= 3
@@ -201,7 +205,7 @@ def test_prediction_equals_the_logits_of_the_fit():
     keep_params=True,
   )
   part = sets[0]._replace(x=sets[0].x[:, evaluate])
-  logits = trained.predict('mlp', fitted.params, part)
+  logits = base.apply_all(nets.HEADS['mlp'].apply, fitted.params, part)
   np.testing.assert_allclose(logits, fitted.logits, atol=1e-5)
 
 

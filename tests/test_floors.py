@@ -5,7 +5,9 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from micdiffrep_jax.heads import floors
+from micdiffrep_jax.data import dataset as data
+from micdiffrep_jax.heads import floors, matrix
+from micdiffrep_jax.heads.base import Problem
 
 
 def dataset(n=60, size=32, seed=0):
@@ -22,13 +24,19 @@ def dataset(n=60, size=32, seed=0):
   )
 
 
+def predict(ds, train, query):
+  rows = np.arange(len(ds.images))
+  found = floors.predict(ds.images, rows, data.labels(ds), 3, [(train, query)])
+  return {name: probs for name, (probs,) in found.items()}
+
+
 def test_every_floor_gives_probabilities_and_beats_the_majority():
   ds = dataset()
   train, query = np.arange(42), np.arange(42, 60)
   truth = np.tile([2, 1, 0], 6)
   # Brightness alone cannot tell the two directions of stripes.
   least = {'majority': 0.3, 'forest_brightness': 0.6}
-  got = floors.predict(ds, train, query)
+  got = predict(ds, train, query)
   assert set(got) == set(floors.FLOORS)
   for name, probs in got.items():
     assert probs.shape == (18, 3)
@@ -45,7 +53,10 @@ def test_nearest_equals_brute_force():
   labels = rng.integers(0, 4, 50)
   distance = np.linalg.norm(query[:, None] - bank[None], axis=-1)
   want = labels[distance.argmin(1)]
-  got = floors.nearest(bank, labels, query, 4)
+  kept = np.arange(50)
+  problem = Problem(matrix.literal(bank), labels, 4, kept, kept[:1])
+  fitted = floors.nearest(problem, seed=0)
+  got = floors.nearest_predict(fitted.params, matrix.literal(query))
   assert (got.argmax(1) == want).all()
 
 
@@ -81,7 +92,7 @@ def test_brightness_numbers_ignore_flips():
 def test_a_class_without_training_rows_gets_zero():
   ds = dataset()
   train = np.flatnonzero(ds.manifest['class'] != 'horizontal')
-  got = floors.predict(ds, train, np.arange(9))
+  got = predict(ds, train, np.arange(9))
   for name, probs in got.items():
     assert (probs[:, 1] == 0).all(), name
 
@@ -96,4 +107,4 @@ def test_unlabelled_rows_are_refused():
   ds.manifest['class'] = ds.manifest['class'].astype(object)
   ds.manifest['class'][3] = ''
   with pytest.raises(ValueError, match='labelled'):
-    floors.predict(ds, np.arange(9), np.arange(9))
+    predict(ds, np.arange(9), np.arange(9))

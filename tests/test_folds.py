@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from micdiffrep_jax.studies import fold_cuts
+from micdiffrep_jax.studies import folds
 
 
 def labelled(seed=0):
@@ -19,7 +19,7 @@ def labelled(seed=0):
 @pytest.mark.parametrize('number', [3, 5])
 def test_each_row_is_predicted_once_and_no_group_is_cut(number):
   labels, groups = labelled()
-  cuts = fold_cuts.rotations(labels, groups, number, 0)
+  cuts = folds.rotations(labels, groups, number, 0)
   tests = np.concatenate([test for *_, test in cuts])
   assert sorted(tests) == list(range(len(labels)))
   for train, val, test in cuts:
@@ -30,8 +30,8 @@ def test_each_row_is_predicted_once_and_no_group_is_cut(number):
     assert set(labels[train]) == set(labels[test]) == {0, 1, 2}
   # What one rotation chooses on, the next predicts.
   assert (cuts[0][1] == cuts[1][2]).all()
-  again = fold_cuts.rotations(labels, groups, number, 0)
-  other = fold_cuts.rotations(labels, groups, number, 1)
+  again = folds.rotations(labels, groups, number, 0)
+  other = folds.rotations(labels, groups, number, 1)
   assert all((a[2] == b[2]).all() for a, b in zip(cuts, again))
   assert any(len(a[2]) != len(b[2]) or (a[2] != b[2]).any()
              for a, b in zip(cuts, other))  # fmt: skip
@@ -40,4 +40,4 @@ def test_each_row_is_predicted_once_and_no_group_is_cut(number):
 def test_a_class_of_too_few_groups_is_refused():
   labels, groups = labelled()
   with pytest.raises(ValueError, match=r'10 groups.*--config\.folds'):
-    fold_cuts.rotations(labels, groups, 11, 0)
+    folds.rotations(labels, groups, 11, 0)

@@ -6,18 +6,19 @@ from scipy import special
 from sklearn.kernel_ridge import KernelRidge
 from test_classic_heads import K, problem
 
-from micdiffrep_jax.heads import classic, kernel, trained
+from micdiffrep_jax.heads import kernel, matrix
+from micdiffrep_jax.heads.base import Problem
 
 
 def fit(features, y, train, val, **settings):
-  return kernel.kernel_ridge(features, y, K, train, val, **settings)
+  return kernel.fit(Problem(features, y, K, train, val), **settings)
 
 
 def test_its_head_equals_kernel_ridge_regression():
   features, y = problem(n=300)
   train, val = np.arange(200), np.arange(200, 300)
-  got = fit(features, y, train, val, gammas=(2.0,), strengths=(0.05,))
-  u = kernel.unit(classic.as_float32(features, np.arange(300)))
+  got = fit(features, y, train, val, gamma=(2.0,), strength=(0.05,))
+  u = matrix.unit(matrix.as_float32(features, np.arange(300)))
   mean, (values, vectors) = u[train].mean(0), np.linalg.eigh(np.cov(u[train].T))
   w = (u - mean) @ vectors / values**0.25
   w /= np.sqrt(2 * w[train].var(0, ddof=1).sum())
@@ -25,10 +26,11 @@ def test_its_head_equals_kernel_ridge_regression():
   theirs = KernelRidge(alpha=0.05, kernel='rbf', gamma=2.0).fit(
     w[train], np.eye(K)[y[train]] - share
   )
-  ours = trained.predict('kernel', got.params, features)[0]
+  ours = kernel.HEAD.predict(got.params, features)
   np.testing.assert_allclose(ours, theirs.predict(w), atol=2e-3)
   right = (ours[val].argmax(1) == y[val]).mean()
-  assert got.scores == {(2.0, 0.05): pytest.approx(right)}
+  assert got.told['scores'] == [[2.0, 0.05, pytest.approx(right)]]
+  assert got.chosen == {'gamma': 2.0, 'strength': 0.05}
 
 
 def test_it_learns_what_no_linear_head_can():
@@ -42,16 +44,17 @@ def test_it_learns_what_no_linear_head_can():
   features = features._replace(x=x.astype(np.float32))
   features = features._replace(shift=np.zeros(2), scale=np.ones(2))
   got = fit(features, y, np.arange(300), np.arange(300, 400))
-  logits = trained.predict('kernel', got.params, features)[0]
+  logits = kernel.HEAD.predict(got.params, features)
   assert (logits.argmax(1) == y)[300:].mean() > 0.95
-  assert got.scores[got.gamma, got.strength] == max(got.scores.values())
+  assert got.score == max(score for *_, score in got.told['scores'])
+  assert [*got.chosen.values(), got.score] in got.told['scores']
 
 
 def test_an_absent_class_gets_no_probability():
   features, y = problem()
   train = np.flatnonzero(y != 1)
   got = fit(features, y, train[:150], train[150:])
-  logits = trained.predict('kernel', got.params, features)[0]
+  logits = kernel.HEAD.predict(got.params, features)
   assert special.softmax(logits, axis=1)[:, 1].max() < 1e-6
 
 
@@ -61,6 +64,6 @@ def test_many_rows_are_thinned_and_one_class_is_refused(monkeypatch):
   train, val = np.arange(300), np.arange(300, 400)
   got = fit(features, y, train, val)
   assert got.params['centres'].shape[1] == 50
-  assert got.scores[got.gamma, got.strength] > 0.6
+  assert got.score > 0.6
   with pytest.raises(ValueError, match='single class'):
     fit(features, 0 * y, train, val)

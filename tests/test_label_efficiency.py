@@ -10,15 +10,10 @@ import pytest
 
 from configs import label_efficiency as label_config
 from micdiffrep_jax.data import dataset as data
-from micdiffrep_jax.studies import (
-  label_curves,
-  label_methods,
-  probe,
-)
-from micdiffrep_jax.studies import (
-  labels as label_efficiency,
-)
-from micdiffrep_jax.studies.label_subsets import group_classes, subsets
+from micdiffrep_jax.scores.metrics import HEADLINE
+from micdiffrep_jax.studies import base
+from micdiffrep_jax.studies import labels as label_efficiency
+from micdiffrep_jax.studies.labels import group_classes, subsets
 
 SHARES = (0.01, 0.05, 0.1, 0.25, 1.0)
 
@@ -100,7 +95,7 @@ def test_a_share_outside_zero_and_one_is_refused(share):
 
 
 def test_draws_stay_within_their_parts_and_validation_shrinks_alike(ds):
-  parts = probe.labelled_parts(ds, 'grouped')
+  parts = base.labelled_parts(ds, 'grouped')
   draws = label_efficiency.make_draws(ds, parts, get_config())
   assert [(d.share, d.number) for d in draws] == [
     (0.3, 0), (1.0, 0), (0.3, 1), (1.0, 1)
@@ -119,7 +114,7 @@ def test_draws_stay_within_their_parts_and_validation_shrinks_alike(ds):
 def test_sources_alone_are_trained_on_where_asked(ds):
   variant = np.where(np.arange(len(ds.images)) % 3 == 0, '', 'flipped')
   copied = ds._replace(manifest={**ds.manifest, 'variant': variant})
-  parts = probe.labelled_parts(copied, 'grouped')
+  parts = base.labelled_parts(copied, 'grouped')
   config = get_config(sources_only=True, validation='all')
   for draw in label_efficiency.make_draws(copied, parts, config):
     assert (parts.rows[draw.train] % 3 == 0).all()
@@ -158,12 +153,12 @@ def test_every_method_is_scored_at_every_share(finished):
   for c in compared:
     share, images_ = c['share'], c['images']
     a, b = (by_key[c[x], share, images_] for x in ('method', 'floor'))
-    for metric in label_curves.METRICS:
+    for metric in HEADLINE:
       want = a[metric]['value'] - b[metric]['value']
       assert c[metric]['value'] == pytest.approx(want, abs=1e-9)
   with open(os.path.join(workdir, 'comparisons.csv')) as f:
     assert len(list(csv.DictReader(f))) == 2 * len(compared)
-  for metric in label_curves.METRICS:
+  for metric in HEADLINE:
     path = os.path.join(workdir, f'label_efficiency_{metric}_all.png')
     assert os.path.getsize(path) > 5000
   assert results['chosen_on'].endswith('the same share of them')
@@ -178,25 +173,27 @@ def test_methods_without_a_seed_say_the_same_of_the_whole(finished):
 
 
 def test_only_draws_of_the_very_same_rows_share_an_answer(ds):
-  parts = probe.labelled_parts(ds, 'grouped')
+  parts = base.labelled_parts(ds, 'grouped')
   draws = label_efficiency.make_draws(ds, parts, get_config())
   together = [
-    {(d.share, d.number) for d in same} for same in label_methods.by_rows(draws)
+    {(d.share, d.number) for d in same}
+    for same in label_efficiency.by_rows(draws)
   ]
   assert {(1.0, 0), (1.0, 1)} in together
   assert sorted(map(len, together)) == [1, 1, 2]
 
 
 def test_a_floor_is_trained_on_its_draw_alone(ds):
-  parts = probe.labelled_parts(ds, 'grouped')
+  parts = base.labelled_parts(ds, 'grouped')
   config = get_config()
   draws = label_efficiency.make_draws(ds, parts, config)
-  before = label_methods.floors_said(ds, draws[:1], parts, config)
+  floors = (config.floors, config.seed)
+  before = label_efficiency.floor_answers(ds, draws[:1], parts, *floors)
   # Other labels outside the draw change nothing, within it they do.
   spoilt = (parts.labels + 1) % len(ds.classes)
   spoilt[draws[0].train] = parts.labels[draws[0].train]
-  after = label_methods.floors_said(
-    ds, draws[:1], parts._replace(labels=spoilt), config
+  after = label_efficiency.floor_answers(
+    ds, draws[:1], parts._replace(labels=spoilt), *floors
   )
   assert (before[0].classes == after[0].classes).all()
   # 1-NN on pixels, by hand.

@@ -15,7 +15,7 @@ from micdiffrep_jax.encoders import cache as feature_cache
 from micdiffrep_jax.encoders import features
 from micdiffrep_jax.heads import head_file
 from micdiffrep_jax.scores import metrics
-from micdiffrep_jax.studies import probe
+from micdiffrep_jax.studies import base, probe
 
 KINDS, PARTS = ('linear', 'mlp'), ('single', 'concat')
 
@@ -78,9 +78,9 @@ def test_every_row_is_reported_and_written(finished):
   for row in results['rows'].values():
     assert {'all', 'all_without_normal'} <= set(row['test'])
   assert len(results['rows']['mlp_concat']['seeds']['accuracy']['each']) == 3
-  grid = results['two_by_two']['encoder']
+  table = results['two_by_two']['encoder']
   assert (
-    grid['mlp']['concat']['value']
+    table['mlp']['concat']['value']
     == (results['rows']['mlp_concat']['test']['all']['accuracy']['value'])
   )
   pairs = {(c['row_a'], c['row_b']) for c in results['comparisons']}
@@ -136,7 +136,7 @@ def test_test_labels_cannot_move_anything_but_the_scores(
 
 
 def test_fitting_is_handed_no_test_label(ds):
-  parts = probe.labelled_parts(ds, 'grouped')
+  parts = base.labelled_parts(ds, 'grouped')
   assert (parts.labels[parts.test] == -1).all()
   seen = np.concatenate([parts.train, parts.val])
   assert (parts.labels[seen] == data.labels(ds)[parts.rows[seen]]).all()
@@ -145,16 +145,16 @@ def test_fitting_is_handed_no_test_label(ds):
 def test_an_encoder_that_may_have_seen_test_images_is_refused(ds):
   info = fake_encoder(ds, split='paper').info
   with pytest.raises(ValueError, match=r'--config\.data\.split=paper'):
-    probe.seen_in_pretraining(info, ds, 'grouped', allow=False)
-  allowed = probe.seen_in_pretraining(info, ds, 'grouped', allow=True)
+    base.seen_in_pretraining(info, ds, 'grouped', allow=False)
+  allowed = base.seen_in_pretraining(info, ds, 'grouped', allow=True)
   assert allowed.startswith('maybe')
-  assert probe.seen_in_pretraining(info, ds, 'paper', False) == 'no'
+  assert base.seen_in_pretraining(info, ds, 'paper', False) == 'no'
   other = dataclasses.replace(info, fingerprint='x')
-  assert 'unknown' in probe.seen_in_pretraining(other, ds, 'paper', False)
+  assert 'unknown' in base.seen_in_pretraining(other, ds, 'paper', False)
   spared = dataclasses.replace(
     info, spared={'grouped': data.split_hash(ds, 'grouped')}
   )
-  assert probe.seen_in_pretraining(spared, ds, 'grouped', False) == 'no'
+  assert base.seen_in_pretraining(spared, ds, 'grouped', False) == 'no'
 
 
 @pytest.mark.parametrize(
@@ -202,7 +202,7 @@ def test_heads_see_a_fresh_view_each_epoch_and_are_scored_without(
   results = probe.run(config, str(tmp_path))
   rows = results['rows']
   assert rows['mlp_concat']['test']['all']['accuracy']['value'] > 0.5
-  parts = probe.labelled_parts(ds, 'grouped')
+  parts = base.labelled_parts(ds, 'grouped')
   cache = feature_cache.Cache(
     str(tmp_path / 'features/encoder'), ('image',), (10,), 3
   )

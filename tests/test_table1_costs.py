@@ -12,7 +12,7 @@ from micdiffrep_jax.draw.result import Run
 from micdiffrep_jax.encoders import encoder as encoders
 from micdiffrep_jax.methods import METHODS
 from micdiffrep_jax.models import resnet, vit
-from micdiffrep_jax.studies import page_table1, table1, table1_rows
+from micdiffrep_jax.studies import page_table1, table1
 
 SIZE = 16
 
@@ -136,9 +136,9 @@ def results():
       'parameters': 40_000,
     },
   }
-  cells = {name: {'grouped': {'rows': rows}} for name in costs}
+  cells = {name: {'grouped': table1.Cell({'rows': rows}, '')} for name in costs}
   return {
-    'table': table1_rows.rows_of(cells, costs, 'knn'),
+    'table': table1.rows_of(cells, costs, 'knn'),
     'costs': costs,
     'comparisons': [],
     'splits': ['grouped'],
@@ -169,11 +169,9 @@ def test_the_text_names_flags_and_costs():
 
 def test_the_picture_names_flags(monkeypatch):
   drawn = []
-  monkeypatch.setattr(
-    table1_rows.plots, 'intervals', lambda *a: drawn.append(a)
-  )
-  monkeypatch.setattr(table1_rows.plots, 'save', lambda *_: None)
-  table1_rows.draw('', results())
+  monkeypatch.setattr(table1.plots, 'intervals', lambda *a: drawn.append(a))
+  monkeypatch.setattr(table1.plots, 'save', lambda *_: None)
+  table1.draw('', results())
   rows, main, _ = drawn[0]
   assert main == 'knn'
   assert [title for title, _, _ in rows] == [

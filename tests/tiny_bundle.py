@@ -96,7 +96,7 @@ def model(
     'temperature': 2.5,
   }
   shift = rng.normal(0, 0.1, d).astype(np.float32)
-  head = head_file.Bundle(params, shift, np.ones(d, np.float32), info)
+  head = head_file.SavedHead(params, shift, np.ones(d, np.float32), info)
   meta = classifier.Meta(CLASSES, SIZE, 1, low_confidence=0.4, normal_class='')
   known = fingerprints.empty() if known is None else known
   return classifier.assemble(encoder(), head, meta, known)

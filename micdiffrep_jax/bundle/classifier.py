@@ -80,7 +80,7 @@ class Classifier(NamedTuple):
   """
 
   encoder: Encoder
-  head: head_file.Bundle
+  head: head_file.SavedHead
   meta: Meta
   fingerprints: Fingerprints
   feature_fn: Callable
@@ -93,7 +93,7 @@ class Classifier(NamedTuple):
 
 def assemble(
   encoder: Encoder,
-  head: head_file.Bundle,
+  head: head_file.SavedHead,
   meta: Meta,
   fingerprints: Fingerprints,
 ) -> Classifier:
@@ -211,7 +211,7 @@ def load_bundle(path: str) -> Classifier:
   params = {
     k: np.moveaxis(v, 1, -1) for k, v in archive.unpack(arrays, 'head.').items()
   }
-  head = head_file.Bundle(
+  head = head_file.SavedHead(
     params, arrays['shift'], arrays['scale'], text['head']
   )
   known = Fingerprints.from_arrays(arrays)

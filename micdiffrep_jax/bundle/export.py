@@ -15,13 +15,8 @@ from micdiffrep_jax.bundle.classifier import Classifier, Meta
 from micdiffrep_jax.data import dataset as data
 from micdiffrep_jax.encoders import cache as feature_cache
 from micdiffrep_jax.encoders import encoder as encoders
-from micdiffrep_jax.heads import (
-  classic,
-  head_file,
-  kernel,
-  matrix,
-  trained,
-)
+from micdiffrep_jax.heads import head_file, matrix, table
+from micdiffrep_jax.heads.base import Problem
 from micdiffrep_jax.run import archive, files, log
 from micdiffrep_jax.run.checks import one_of
 
@@ -38,7 +33,7 @@ class Probe(NamedTuple):
   (n, k) the head's probabilities of them.
   """
 
-  head: head_file.Bundle
+  head: head_file.SavedHead
   test: dict[str, dict[str, Any]]
   normal_class: str
   config: ConfigDict
@@ -171,12 +166,12 @@ def labelled_rows(ds: data.Dataset, split: str) -> np.ndarray:
 
 
 def refit(
-  head: head_file.Bundle,
+  head: head_file.SavedHead,
   encoder: encoders.Encoder,
   ds: data.Dataset,
   config: ConfigDict,
   folder: str,
-) -> head_file.Bundle:
+) -> head_file.SavedHead:
   """The same kind of head with the same settings, fitted on every part.
 
   config: of the probe that chose it; folder: for the features. Its temperature
@@ -202,42 +197,14 @@ def refit(
   )
   x = feature_cache.matrix(cache, info['timestep'], layers, info['grid'])
   found = matrix.standardise(x) if info['standardise'] else matrix.literal(x)
-  params = _fit(info, found, labels, config)
-  return head_file.Bundle(params, found.shift, found.scale, info)
-
-
-def _fit(
-  info: dict[str, Any],
-  found: matrix.Features,
-  labels: np.ndarray,
-  config: ConfigDict,
-) -> dict[str, np.ndarray]:
-  """Parameters of a head of the kind and settings in `info`, on all rows."""
-  k, every = len(info['classes']), np.arange(len(labels))
-  if info['kind'] == 'kernel':
-    tried = ((info['gamma'],), (info['strength'],))
-    return kernel.kernel_ridge(
-      found, labels, k, every, every[:1], *tried
-    ).params
-  if 'strength' in info:
-    return classic.logistic_regression(
-      found, labels, k, every, every[:1], (info['strength'],)
-    ).params
-  options = trained.options_of(config.heads, info['kind'])
-  (fitted,) = trained.fit(
-    [found],
-    labels,
-    k,
-    [trained.Cell(0, every, config.seeds[0])],
-    [trained.Setting(**info['setting'])],
-    every[:1],
-    options._replace(best_epoch=False),
-    trained.class_weights(config.heads.balanced, labels, k),
-    keep_params=True,
-    memory_mb=config.heads.memory_mb,
-  )
-  assert fitted.params is not None
-  return fitted.params
+  name = table.name_of(info)
+  chosen = {setting: info[setting] for setting in table.HEADS[name].chooses}
+  heads = config.heads.copy_and_resolve_references().unlock()
+  heads.best_epoch = False  # no image is left to choose it on
+  every = np.arange(len(rows))
+  problem = Problem(found, labels, len(info['classes']), every, every[:1])
+  (fitted,) = table.fit(name, problem, heads, config.seeds[:1], chosen)
+  return head_file.SavedHead(fitted.params, found.shift, found.scale, info)
 
 
 def _meta(
@@ -263,8 +230,8 @@ def _meta(
 
 
 def _without_paths(
-  encoder: encoders.Encoder, head: head_file.Bundle
-) -> tuple[encoders.Encoder, head_file.Bundle]:
+  encoder: encoders.Encoder, head: head_file.SavedHead
+) -> tuple[encoders.Encoder, head_file.SavedHead]:
   """Paths of this machine are no part of a file that is given away."""
   info = dataclasses.replace(encoder.info, path='')
   private = ('checkpoint', 'encoder', 'preparation')

@@ -217,9 +217,14 @@ def pivot(
 
 
 def write_csv(
-  path: str | os.PathLike, columns: Sequence[str], rows: Sequence[Sequence[Any]]
+  path: str | os.PathLike,
+  columns: Sequence[str],
+  rows: Sequence[Sequence[Any]] | Sequence[Mapping[str, Any]],
 ) -> None:
-  """Writes a table that is either whole or absent; None is an empty cell."""
+  """Writes a table that is either whole or absent; None is an empty cell.
+
+  Of rows that name their cells the columns are picked out.
+  """
   frame = pd.DataFrame(rows, columns=list(columns), dtype=object)
   text = frame.to_csv(index=False, lineterminator='\n')
   files.write_whole(path, text.encode())

@@ -1,13 +1,12 @@
-"""Probes without a learning rate: logistic regression and nearest neighbours.
+"""Heads without a learning rate: logistic regression, neighbours, a kernel.
 
-Each chooses its one number on validation rows.
+Each chooses its settings on validation rows.
 
 Letters: n rows, d features, k classes, q query rows.
 """
 
 from collections.abc import Sequence
 import functools
-from typing import NamedTuple
 import warnings
 
 import jax
@@ -17,38 +16,20 @@ import numpy as np
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression
 
-from micdiffrep_jax.heads.matrix import Features
+from micdiffrep_jax.heads import kernel, nets
+from micdiffrep_jax.heads.base import (
+  Fitted,
+  Head,
+  Params,
+  Problem,
+  predict_with,
+)
+from micdiffrep_jax.heads.matrix import Features, as_float32, unit
 
 STRENGTHS = (1.0, 0.1, 1e-2, 1e-3, 1e-4, 1e-5)  # L2 per row, strong to weak
 NEIGHBOURS = (1, 3, 5, 10, 20, 50)
 _BLOCK = 512  # query rows at a time
 _SHARPNESS = 1 / 0.07  # of neighbour weights, Wu et al. 2018
-
-
-class Logistic(NamedTuple):
-  """A fitted logistic regression.
-
-  params: M (1, k, d) and M_bias (1, k), those of one linear head; scores: the
-  validation accuracy of each strength tried; converged: whether the chosen one
-  stopped by its tolerance.
-  """
-
-  params: dict[str, np.ndarray]
-  strength: float
-  scores: dict[float, float]
-  converged: bool
-
-
-def as_float32(features: Features, rows: np.ndarray) -> np.ndarray:
-  """Standardised rows (len(rows), d) float32, made without a float64 copy."""
-  if features.x.ndim != 2:
-    raise ValueError(
-      f'Features of shape {features.x.shape}: average the noise draws first.'
-    )
-  z = features.x[rows].astype(np.float32)
-  z -= features.shift
-  z *= features.scale
-  return z
 
 
 def _coefficients(model: LogisticRegression, k: int) -> dict[str, np.ndarray]:
@@ -63,40 +44,36 @@ def _coefficients(model: LogisticRegression, k: int) -> dict[str, np.ndarray]:
   return {'M': m, 'M_bias': m_bias}
 
 
-def logistic_regression(
-  features: Features,
-  labels: np.ndarray,
-  classes: int,
-  train: np.ndarray,
-  validation: np.ndarray,
-  strengths: Sequence[float] = STRENGTHS,
-  max_iter: int = 300,
-) -> Logistic:
+def logistic(problem: Problem, strength: Sequence[float] = STRENGTHS) -> Fitted:
   """Multinomial logistic regression; L2 strength chosen on validation.
 
   Minimises mean cross-entropy + strength / 2 |M|^2 by L-BFGS (scikit-learn, C
   = 1 / (strength n)), each strength from the solution of the one before, and
   stops once two in a row are worse than the best. Needs n x d float32 memory.
+  params are those of a linear head; told: `converged`, whether the chosen one
+  stopped by its tolerance, and `scores` of each strength tried.
   """
+  features, labels, classes, train, validation = problem
   z, y = as_float32(features, train), labels[train]
   z_val, y_val = as_float32(features, validation), labels[validation]
   if len(np.unique(y)) < 2:
     raise ValueError('The training rows hold a single class.')
-  model = LogisticRegression(max_iter=max_iter, warm_start=True)
+  model = LogisticRegression(max_iter=300, warm_start=True)
   scores: dict[float, float] = {}
-  best = None
+  best: Fitted | None = None
   worse = 0
-  for strength in strengths:
-    model.set_params(C=1 / (strength * len(z)))
+  for s in strength:
+    model.set_params(C=1 / (s * len(z)))
     with warnings.catch_warnings(record=True) as caught:
       warnings.simplefilter('always', ConvergenceWarning)
       model.fit(z, y)
     converged = not any(w.category is ConvergenceWarning for w in caught)
     params = _coefficients(model, classes)
     logits = z_val @ params['M'][0].T + params['M_bias'][0]
-    scores[strength] = float((logits.argmax(1) == y_val).mean())
-    if best is None or scores[strength] > scores[best.strength]:
-      best, worse = Logistic(params, strength, scores, converged), 0
+    scores[s] = float((logits.argmax(1) == y_val).mean())
+    if best is None or scores[s] > best.score:
+      told = {'converged': converged, 'scores': scores}
+      best, worse = Fitted(params, {'strength': s}, scores[s], told), 0
     else:
       worse += 1
     if worse == 2:
@@ -110,13 +87,7 @@ def _similar(query: Array, bank: Array, most: int) -> tuple[Array, Array]:
   return jax.lax.top_k(jnp.einsum('qd,nd->qn', query, bank), most)
 
 
-def unit(z: np.ndarray) -> np.ndarray:
-  """Rows of length 1."""
-  norm = np.linalg.norm(z, axis=1, keepdims=True)
-  return z / np.maximum(norm, 1e-12)
-
-
-def neighbours(
+def nearest(
   bank: np.ndarray, query: np.ndarray, most: int
 ) -> tuple[np.ndarray, np.ndarray]:
   """Cosine similarity and number of the `most` nearest bank rows: (q, most)."""
@@ -145,34 +116,43 @@ def vote(
   return counts.sum(1) / weight.sum(1, keepdims=True)
 
 
-def knn(
-  features: Features,
-  labels: np.ndarray,
-  classes: int,
-  train: np.ndarray,
-  validation: np.ndarray,
-  ks: Sequence[int] = NEIGHBOURS,
-) -> tuple[int, dict[int, float]]:
-  """Number of neighbours with the best validation accuracy, and all of them.
+def knn(problem: Problem, neighbours: Sequence[int] = NEIGHBOURS) -> Fitted:
+  """Nearest neighbours by cosine similarity of standardised features.
 
-  Cosine similarity of standardised features.
+  Their number is the best on validation; told: `scores` of all tried.
   """
-  bank = as_float32(features, train)
+  features, labels, classes, train, validation = problem
+  bank, y = as_float32(features, train), labels[train]
   query = as_float32(features, validation)
-  similarity, index = neighbours(bank, query, max(ks))
-  y = labels[train][index]
+  similarity, index = nearest(bank, query, max(neighbours))
   scores = {
     k: float(
-      (vote(similarity, y, classes, k).argmax(1) == labels[validation]).mean()
+      (
+        vote(similarity, y[index], classes, k).argmax(1) == labels[validation]
+      ).mean()
     )
-    for k in ks
+    for k in neighbours
   }
-  return max(scores, key=lambda k: scores[k]), scores
+  k = max(scores, key=lambda k: scores[k])
+  params = {'bank': bank, 'labels': y, 'classes': classes, 'neighbours': k}
+  return Fitted(params, {'neighbours': k}, scores[k], {'scores': scores})
 
 
-def knn_predict(
-  bank: np.ndarray, labels: np.ndarray, query: np.ndarray, classes: int, k: int
-) -> np.ndarray:
-  """Probabilities (q, classes) of query rows by the labelled bank rows."""
-  similarity, index = neighbours(bank, query, k)
-  return vote(similarity, labels[index], classes, k)
+def knn_predict(params: Params, features: Features) -> np.ndarray:
+  """Probabilities (n, k) of all rows by the labelled rows that knn keeps."""
+  query = as_float32(features, np.arange(len(features.x)))
+  k = params['neighbours']
+  similarity, index = nearest(params['bank'], query, k)
+  return vote(similarity, params['labels'][index], params['classes'], k)
+
+
+HEADS: dict[str, Head] = {
+  'logistic': Head(
+    predict_with(nets.HEADS['linear'].apply),
+    logistic,
+    ('strength',),
+    kind='linear',
+  ),
+  'knn': Head(knn_predict, knn, ('neighbours',), calibrated=False),
+  'kernel': kernel.HEAD,
+}

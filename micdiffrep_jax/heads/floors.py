@@ -1,25 +1,30 @@
 """Baselines without learned features: the floor under every table.
 
-Fitted on the labelled training rows alone, the rows that every method's head
+Each is a head on pixels, HOG or brightness in place of an encoder's features,
+fitted on the labelled training rows alone, the rows that every method's head
 is trained on; validation is not added, and nothing is tuned.
 
-Letters: n training rows, q query rows, s side in pixels, c channels, k classes.
+Letters: n rows, d numbers, q query rows, s side in pixels, c channels, k
+classes.
 """
 
 from collections.abc import Callable, Sequence
-from typing import Any
+import math
+from typing import Any, NamedTuple
 
 import cv2
 import numpy as np
 from scipy.special import softmax
 from sklearn.decomposition import PCA
+from sklearn.dummy import DummyClassifier
 from sklearn.ensemble import RandomForestClassifier
 from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from micdiffrep_jax.data import dataset as data
-from micdiffrep_jax.heads import kernel, matrix, trained
+from micdiffrep_jax.heads import kernel, matrix
+from micdiffrep_jax.heads.base import Fitted, Head, Params, Problem
+from micdiffrep_jax.heads.matrix import Features
 from micdiffrep_jax.run import log
 from micdiffrep_jax.run.checks import lookup
 
@@ -103,74 +108,96 @@ def describe(images: Any, rows: np.ndarray, how: Describe) -> np.ndarray:
   return np.stack(found)
 
 
-def nearest(
-  bank: np.ndarray, labels: np.ndarray, query: np.ndarray, k: int
-) -> np.ndarray:
-  """One-hot class (q, k) of the nearest bank row by Euclidean distance."""
+def _untuned(params: Params) -> Fitted:
+  return Fitted(params, {}, math.nan)
+
+
+def _of_sklearn(make: Callable[[np.ndarray, int], Any]) -> Head:
+  """The head of a scikit-learn classifier, made for rows (n, d) and a seed."""
+
+  def fit(problem: Problem, seed: int) -> Fitted:
+    x = problem.features.x[problem.train]
+    model = make(x, seed).fit(x, problem.labels[problem.train])
+    return _untuned({'model': model, 'classes': problem.classes})
+
+  return Head(_predict_sklearn, fit, calibrated=False)
+
+
+def _predict_sklearn(params: Params, features: Features) -> np.ndarray:
+  """Probabilities over all classes, 0 for those never trained on."""
+  model = params['model']
+  out = np.zeros((len(features.x), params['classes']))
+  out[:, model.classes_] = model.predict_proba(features.x)
+  return out
+
+
+def _logistic(x: np.ndarray, seed: int) -> Any:
+  """Logistic regression (C = 1) on 200 whitened principal components."""
+  parts = min(200, *x.shape)
+  return make_pipeline(
+    StandardScaler(),
+    PCA(parts, whiten=True, svd_solver='randomized', random_state=seed),
+    LogisticRegression(max_iter=500),
+  )
+
+
+def nearest(problem: Problem, seed: int) -> Fitted:
+  """Keeps the training rows, for the nearest to give its class."""
+  y = problem.labels[problem.train]
+  bank = problem.features.x[problem.train]
+  return _untuned({'bank': bank, 'one_hot': np.eye(problem.classes)[y]})
+
+
+def nearest_predict(params: Params, features: Features) -> np.ndarray:
+  """One-hot class (n, k) of the nearest row kept, by Euclidean distance."""
+  bank, query = params['bank'], features.x
   half = 0.5 * np.square(bank).sum(1)
   near = [
     (query[i : i + _CHUNK] @ bank.T - half).argmax(1)
     for i in range(0, len(query), _CHUNK)
   ]
-  return np.eye(k)[labels[np.concatenate(near)]]
+  return params['one_hot'][np.concatenate(near)]
 
 
-def _spread(probs: np.ndarray, present: np.ndarray, k: int) -> np.ndarray:
-  """Probabilities over all k classes, 0 for those never trained on."""
-  out = np.zeros((len(probs), k))
-  out[:, present] = probs
-  return out
-
-
-# Each: descriptors (n, d), labels (n,), queries (q, d), k, seed -> (q, k).
-
-
-def _majority(x, y, query, k, seed):
-  """The shares of the classes in training."""
-  share = np.bincount(y, minlength=k) / len(y)
-  return np.tile(share, (len(query), 1))
-
-
-def _nearest(x, y, query, k, seed):
-  return nearest(x, y, query, k)
-
-
-def _logistic(x, y, query, k, seed):
-  """Logistic regression (C = 1) on 200 whitened principal components."""
-  parts = min(200, *x.shape)
-  model = make_pipeline(
-    StandardScaler(),
-    PCA(parts, whiten=True, svd_solver='randomized', random_state=seed),
-    LogisticRegression(max_iter=500),
-  ).fit(x, y)
-  return _spread(model.predict_proba(query), model.classes_, k)
-
-
-def _forest(x, y, query, k, seed):
-  """500 trees."""
-  model = RandomForestClassifier(500, random_state=seed, n_jobs=-1).fit(x, y)
-  return _spread(model.predict_proba(query), model.classes_, k)
-
-
-def _kernel(x, y, query, k, seed):
+def _kernel(problem: Problem, seed: int) -> Fitted:
   """The kernel head at a gamma and a strength fixed beforehand."""
-  found = matrix.standardise(x)
-  every = np.arange(len(x))
-  fitted = kernel.kernel_ridge(
-    found, y, k, every, every[:1], (2.0,), (1e-2,), seed=seed
-  )
-  logits = trained.predict('kernel', fitted.params, found._replace(x=query))
-  return softmax(10 * logits[0], axis=1)  # any temperature: classes count
+  found = matrix.standardise(problem.features.x, problem.train)
+  standard = problem._replace(features=found)
+  fitted = kernel.fit(standard, gamma=(2.0,), strength=(1e-2,), seed=seed)
+  statistics = {'shift': found.shift, 'scale': found.scale}
+  return _untuned({'kernel': fitted.params, **statistics})
 
 
-FLOORS: dict[str, tuple[Describe, Callable]] = {
-  'majority': (brightness, _majority),
-  'nearest_pixels': (pixels, _nearest),
-  'nearest_hog': (hog, _nearest),
-  'logistic_hog': (hog, _logistic),
-  'kernel_pixels': (pixels, _kernel),
-  'kernel_hog': (hog, _kernel),
-  'forest_brightness': (brightness, _forest),
+def _kernel_predict(params: Params, features: Features) -> np.ndarray:
+  found = Features(features.x, params['shift'], params['scale'])
+  logits = kernel.HEAD.predict(params['kernel'], found)
+  return softmax(10 * logits, axis=1)  # any temperature: classes count
+
+
+class Floor(NamedTuple):
+  """A head, and how the numbers that it is fitted on describe an image."""
+
+  describe: Describe
+  head: Head
+
+
+_NEAREST = Head(nearest_predict, nearest, calibrated=False)
+_KERNEL = Head(_kernel_predict, _kernel, calibrated=False)
+FLOORS = {
+  'majority': Floor(
+    brightness, _of_sklearn(lambda x, seed: DummyClassifier(strategy='prior'))
+  ),
+  'nearest_pixels': Floor(pixels, _NEAREST),
+  'nearest_hog': Floor(hog, _NEAREST),
+  'logistic_hog': Floor(hog, _of_sklearn(_logistic)),
+  'kernel_pixels': Floor(pixels, _KERNEL),
+  'kernel_hog': Floor(hog, _KERNEL),
+  'forest_brightness': Floor(
+    brightness,
+    _of_sklearn(
+      lambda x, seed: RandomForestClassifier(500, random_state=seed, n_jobs=-1)
+    ),
+  ),
 }
 
 
@@ -181,30 +208,35 @@ def check(names: Sequence[str]) -> None:
 
 
 def predict(
-  ds: data.Dataset,
-  train: np.ndarray,
-  query: np.ndarray,
+  images: Any,
+  rows: np.ndarray,
+  labels: np.ndarray,
+  classes: int,
+  cuts: Sequence[tuple[np.ndarray, np.ndarray]],
   names: Sequence[str] = tuple(FLOORS),
   seed: int = 0,
-) -> dict[str, np.ndarray]:
-  """Probabilities (len(query), k) float64 of each named floor.
+) -> dict[str, list[np.ndarray]]:
+  """Probabilities (q, k) float64 of each named floor, of each cut.
 
-  train: labelled row numbers of the dataset to fit on; query: rows to predict.
+  images[rows] are described once, their labels (len(rows),) int; a cut holds
+  the positions in `rows` to fit on, all labelled, and those (q,) to predict.
   One-hot rows of a nearest neighbour make NLL meaningless there.
   """
   check(names)
-  labels = data.labels(ds)[train]
-  if labels.min() < 0:
+  if any(labels[train].min() < 0 for train, _ in cuts):
     raise ValueError('Floors are fitted on labelled rows only.')
-  known: dict[Describe, tuple[np.ndarray, np.ndarray]] = {}
-  out = {}
+  known: dict[Describe, Features] = {}
+  out: dict[str, list[np.ndarray]] = {}
   for name in log.progress(names, desc='floors'):
-    how, fit_predict = FLOORS[name]
+    how, head = FLOORS[name]
+    assert head.fit is not None
     if how not in known:
-      known[how] = (
-        describe(ds.images, train, how),
-        describe(ds.images, query, how),
-      )
-    x, z = known[how]
-    out[name] = fit_predict(x, labels, z, len(ds.classes), seed)
+      known[how] = matrix.literal(describe(images, rows, how))
+    found = known[how]
+    out[name] = []
+    for train, query in cuts:
+      problem = Problem(found, labels, classes, train, train[:1])
+      fitted = head.fit(problem, seed=seed)
+      asked = found._replace(x=found.x[query])
+      out[name].append(head.predict(fitted.params, asked))
   return out

@@ -1,4 +1,4 @@
-"""A trained head with all that it needs, as two files without pickle.
+"""A fitted head with all that it needs, as two files without pickle.
 
 head.npz holds the parameters and the statistics of the features; head.json
 says which features they are. With the encoder's checkpoint that is a
@@ -12,15 +12,15 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from micdiffrep_jax.heads import trained
 from micdiffrep_jax.heads.matrix import Features, pool
+from micdiffrep_jax.heads.table import HEADS
 from micdiffrep_jax.run import files
 
 
-class Bundle(NamedTuple):
+class SavedHead(NamedTuple):
   """One head.
 
-  params as fit_heads.predict takes them, with a leading axis of one; shift and
+  params as its `predict` takes them, with a leading axis of one; shift and
   scale (d,) float32; info: kind, classes, layers, timestep, grid, draws,
   feature_seed, temperature, and where all of it came from.
   """
@@ -31,17 +31,17 @@ class Bundle(NamedTuple):
   info: dict[str, Any]
 
 
-def save(workdir: str, bundle: Bundle) -> None:
+def save(workdir: str, head: SavedHead) -> None:
   """Writes head.npz and head.json, each whole or not at all."""
   path = os.path.join(workdir, 'head.npz')
-  params = {f'params.{k}': v for k, v in bundle.params.items()}
-  arrays = {'shift': bundle.shift, 'scale': bundle.scale, **params}
+  params = {f'params.{k}': v for k, v in head.params.items()}
+  arrays = {'shift': head.shift, 'scale': head.scale, **params}
   files.write_arrays(path, arrays)
-  files.write_json(os.path.join(workdir, 'head.json'), bundle.info)
+  files.write_json(os.path.join(workdir, 'head.json'), head.info)
 
 
-def load(workdir: str) -> Bundle:
-  """Reads a bundle; ValueError where the folder holds none."""
+def load(workdir: str) -> SavedHead:
+  """Reads a head; ValueError where the folder holds none."""
   try:
     with open(os.path.join(workdir, 'head.json')) as f:
       info = json.load(f)
@@ -57,7 +57,7 @@ def load(workdir: str) -> Bundle:
     for name, value in arrays.items()
     if name.startswith('params.')
   }
-  return Bundle(params, arrays['shift'], arrays['scale'], info)
+  return SavedHead(params, arrays['shift'], arrays['scale'], info)
 
 
 def flatten(
@@ -69,8 +69,8 @@ def flatten(
   return np.concatenate(parts, axis=1)
 
 
-def logits(bundle: Bundle, extracted: dict[str, np.ndarray]) -> np.ndarray:
+def logits(head: SavedHead, extracted: dict[str, np.ndarray]) -> np.ndarray:
   """Logits (n, k) of what features.extract gives: {layer: (n, g, g, c)}."""
-  x = flatten(bundle.info, extracted)
-  matrix = Features(x, bundle.shift, bundle.scale)
-  return trained.predict(bundle.info['kind'], bundle.params, matrix)[0]
+  x = flatten(head.info, extracted)
+  features = Features(x, head.shift, head.scale)
+  return HEADS[head.info['kind']].predict(head.params, features)

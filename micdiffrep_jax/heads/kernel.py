@@ -2,21 +2,23 @@
 
 Standardised features to unit length, to principal components divided by the
 root of their deviations (half whitened), then ridge regression of the classes
-under a Gaussian kernel. Its parameters serve as those of a trained head.
+under a Gaussian kernel.
 
-Letters: n rows, d features, p components, m rows kept, k classes.
+Letters: n rows, d features, p components, m rows kept, k classes, b batch.
 """
 
 from collections.abc import Sequence
-from typing import NamedTuple
 
+from jax import Array
+import jax.numpy as jnp
 import numpy as np
 from scipy import linalg
 from sklearn.decomposition import PCA
 from sklearn.metrics.pairwise import rbf_kernel
 
-from micdiffrep_jax.heads.classic import as_float32, unit
-from micdiffrep_jax.heads.matrix import Features
+from micdiffrep_jax.heads.base import Fitted, Head, Problem, predict_with
+from micdiffrep_jax.heads.matrix import as_float32, unit
+from micdiffrep_jax.heads.nets import Params, dense
 
 COMPONENTS = 128
 GAMMAS = (1.0, 2.0, 4.0)  # per mean squared distance, wide to narrow
@@ -26,21 +28,19 @@ _ROWS_PER_COMPONENT = 4
 _HALF = 0.5  # power of the deviations that components are divided by
 
 
-class Kernel(NamedTuple):
-  """A fitted kernel classifier.
-
-  params: W (1, p, d), W_bias (1, p), centres (1, m, p), M (1, k, m) and M_bias
-  (1, k), see models.heads; scores: the validation accuracy of each (gamma,
-  strength) tried.
-  """
-
-  params: dict[str, np.ndarray]
-  gamma: float
-  strength: float
-  scores: dict[tuple[float, float], float]
+def apply(params: Params, x: Array) -> Array:
+  """M exp(-|W x / |x| - centre|^2), a term per centre; centres (m, p)."""
+  norm = jnp.linalg.norm(x, axis=1, keepdims=True)
+  w = dense(params, 'W', x / jnp.maximum(norm, 1e-12))
+  centres = params['centres']
+  apart = jnp.square(w).sum(1)[:, None] + jnp.square(centres).sum(1)[None, :]
+  distance = apart - 2 * jnp.einsum('bm,nm->bn', w, centres)
+  return dense(params, 'M', jnp.exp(-jnp.maximum(distance, 0)))
 
 
-def _components(z: np.ndarray, most: int, seed: int) -> tuple:
+def _components(
+  z: np.ndarray, most: int, seed: int
+) -> tuple[np.ndarray, np.ndarray]:
   """W (p, d) and W_bias (p,), scaled to a mean squared distance of 1."""
   # Small deviations of few rows are noise, which whitening would blow up.
   p = max(min(most, z.shape[1], len(z) // _ROWS_PER_COMPONENT), 1)
@@ -73,22 +73,19 @@ def _ridge(
   return m.T.astype(np.float32), bias.astype(np.float32)
 
 
-def kernel_ridge(
-  features: Features,
-  labels: np.ndarray,
-  classes: int,
-  train: np.ndarray,
-  validation: np.ndarray,
-  gammas: Sequence[float] = GAMMAS,
-  strengths: Sequence[float] = STRENGTHS,
-  components: int = COMPONENTS,
+def fit(
+  problem: Problem,
+  gamma: Sequence[float] = GAMMAS,
+  strength: Sequence[float] = STRENGTHS,
   seed: int = 0,
-) -> Kernel:
-  """Fits on the rows `train`; gamma and strength are the best on `validation`.
+) -> Fitted:
+  """Fits on the rows to train on; each setting is the best on validation.
 
-  labels (n,) of all rows of `features`. Of more than ROWS training rows a
-  random ROWS are used. Raises ValueError where they are of one class.
+  Of more than ROWS training rows a random ROWS are used. params: W
+  (1, p, d), W_bias (1, p), centres (1, m, p), M (1, k, m) and M_bias (1, k).
+  Raises ValueError where the rows are of one class.
   """
+  features, labels, classes, train, validation = problem
   if len(np.unique(labels[train])) < 2:
     raise ValueError('The training rows hold a single class.')
   if len(train) > ROWS:
@@ -96,28 +93,31 @@ def kernel_ridge(
     train = train[np.sort(at)]
   y, y_val = labels[train], labels[validation]
   z = unit(as_float32(features, train))
-  weights, offset = _components(z, components, seed)
+  weights, offset = _components(z, COMPONENTS, seed)
   w = z @ weights.T + offset
   w_val = unit(as_float32(features, validation)) @ weights.T + offset
-  scores: dict[tuple[float, float], float] = {}
-  best: tuple | None = None
-  for gamma in gammas:
-    near = rbf_kernel(w_val, w, gamma=gamma)
-    for strength in strengths:
-      m, bias = _ridge(w, y, classes, gamma, strength)
-      right = (near @ m.T + bias).argmax(1) == y_val
-      scores[gamma, strength] = float(right.mean())
-      if best is None or scores[gamma, strength] > scores[best[:2]]:
-        best = (gamma, strength, m, bias)
+  scores: list[list[float]] = []
+  best: Fitted | None = None
+  for g in gamma:
+    near = rbf_kernel(w_val, w, gamma=g)
+    root = np.float32(np.sqrt(g))  # folded in: the head's own gamma is 1
+    for s in strength:
+      m, bias = _ridge(w, y, classes, g, s)
+      score = float(((near @ m.T + bias).argmax(1) == y_val).mean())
+      scores.append([g, s, score])
+      if best is None or score > best.score:
+        params = {
+          'W': root * weights,
+          'W_bias': root * offset,
+          'centres': root * w,
+          'M': m,
+          'M_bias': bias,
+        }
+        params = {name: value[None] for name, value in params.items()}
+        chosen = {'gamma': g, 'strength': s}
+        best = Fitted(params, chosen, score, {'scores': scores})
   assert best is not None
-  gamma, strength, m, bias = best
-  root = np.float32(np.sqrt(gamma))  # folded in: the head's own gamma is 1
-  params = {
-    'W': root * weights,
-    'W_bias': root * offset,
-    'centres': root * w,
-    'M': m,
-    'M_bias': bias,
-  }
-  params = {name: value[None] for name, value in params.items()}
-  return Kernel(params, gamma, strength, scores)
+  return best
+
+
+HEAD = Head(predict_with(apply), fit, ('gamma', 'strength'), kind='kernel')

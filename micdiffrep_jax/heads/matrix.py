@@ -52,6 +52,24 @@ def literal(x: np.ndarray) -> Features:
   return Features(x, np.zeros(d, np.float32), np.ones(d, np.float32))
 
 
+def as_float32(features: Features, rows: np.ndarray) -> np.ndarray:
+  """Standardised rows (len(rows), d) float32, made without a float64 copy."""
+  if features.x.ndim != 2:
+    raise ValueError(
+      f'Features of shape {features.x.shape}: average the noise draws first.'
+    )
+  z = features.x[rows].astype(np.float32)
+  z -= features.shift
+  z *= features.scale
+  return z
+
+
+def unit(z: np.ndarray) -> np.ndarray:
+  """Rows of length 1."""
+  norm = np.linalg.norm(z, axis=1, keepdims=True)
+  return z / np.maximum(norm, 1e-12)
+
+
 def pool(features: np.ndarray, to: int) -> np.ndarray:
   """Pools cached features further: (n, g, g, d) -> (n, to * to * d) float16.
 

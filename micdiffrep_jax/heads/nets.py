@@ -1,4 +1,4 @@
-"""Heads on frozen features: a linear probe, the MSFA module, a kernel.
+"""Heads that are trained by gradient: a linear probe and the MSFA module.
 
 Letters: b rows, d features, k classes, m hidden units. Features arrive flat;
 concatenating layers, standardising and dropout are the caller's part.
@@ -14,7 +14,7 @@ import jax.numpy as jnp
 Params = dict[str, Array]
 
 
-class Head(NamedTuple):
+class Net(NamedTuple):
   """init(key, width, d, m, k, bias) -> params; apply(params, x) -> logits.
 
   `width` may be traced and smaller than d: columns from `width` on are padding,
@@ -37,7 +37,8 @@ def _uniform(key: Array, d: int, out: int, fan_in: Any) -> Array:
   return (bound * kernel).T
 
 
-def _dense(params: Params, name: str, x: Array) -> Array:
+def dense(params: Params, name: str, x: Array) -> Array:
+  """(b, out) = x (b, d) times the weights of that name, plus their bias."""
   # Weights first: the compiler then turns the few rows, not the many weights.
   y = jnp.einsum('od,bd->ob', params[name], x).T
   bias = params.get(name + '_bias')
@@ -54,7 +55,7 @@ def _init_linear(
 
 def _apply_linear(params: Params, x: Array) -> Array:
   """M x."""
-  return _dense(params, 'M', x)
+  return dense(params, 'M', x)
 
 
 def _init_msfa(
@@ -72,28 +73,12 @@ def _init_msfa(
 
 def _apply_msfa(params: Params, x: Array) -> Array:
   """M relu(W F), eqs. 5 and 6; F (b, d) is the concatenation of eq. 4."""
-  return _dense(params, 'M', jax.nn.relu(_dense(params, 'W', x)))
-
-
-def apply_kernel(params: Params, x: Array) -> Array:
-  """M exp(-|W x / |x| - centre|^2), a term per centre; centres (n, m).
-
-  heads.kernel_head fits it in closed form, so it has no init.
-  """
-  norm = jnp.linalg.norm(x, axis=1, keepdims=True)
-  w = _dense(params, 'W', x / jnp.maximum(norm, 1e-12))
-  centres = params['centres']
-  apart = jnp.square(w).sum(1)[:, None] + jnp.square(centres).sum(1)[None, :]
-  distance = apart - 2 * jnp.einsum('bm,nm->bn', w, centres)
-  return _dense(params, 'M', jnp.exp(-jnp.maximum(distance, 0)))
+  return dense(params, 'M', jax.nn.relu(dense(params, 'W', x)))
 
 
 # On a concatenation of layers 'mlp' is MSFA; on one layer it is the equal head
 # that a fair comparison needs.
 HEADS = {
-  'linear': Head(_init_linear, _apply_linear),
-  'mlp': Head(_init_msfa, _apply_msfa),
-}
-APPLY = {name: head.apply for name, head in HEADS.items()} | {
-  'kernel': apply_kernel
+  'linear': Net(_init_linear, _apply_linear),
+  'mlp': Net(_init_msfa, _apply_msfa),
 }

@@ -5,6 +5,9 @@ interval are not told apart there, and the best of many trials is so by luck in
 part. Here every labelled image of train and validation is predicted once, by a
 head that saw none of its group.
 
+Test labels of the split stay unread; those of what a fold predicts are -1 for
+its heads, and read by `score` alone.
+
 Letters: n labelled rows of train and validation, k classes.
 """
 
@@ -16,18 +19,25 @@ from typing import Any, NamedTuple
 import jax
 from ml_collections import ConfigDict
 import numpy as np
+import pandas as pd
+from sklearn.model_selection import StratifiedGroupKFold
 
 from micdiffrep_jax.data import dataset as data
 from micdiffrep_jax.data import promises
+from micdiffrep_jax.draw import page, plots
+from micdiffrep_jax.draw.result import FLOOR, RANDOM
 from micdiffrep_jax.encoders import cache as feature_cache
 from micdiffrep_jax.encoders import encoder as encoders
 from micdiffrep_jax.encoders import features
-from micdiffrep_jax.heads import floors, matrix
+from micdiffrep_jax.heads import classic, floors, matrix
 from micdiffrep_jax.run import files, log
-from micdiffrep_jax.run.checks import lookup
-from micdiffrep_jax.studies import cross_tables, fold_cuts, grid, probe
-from micdiffrep_jax.studies.cross_tables import FLOOR, Key
-from micdiffrep_jax.studies.probe_rows import Parts
+from micdiffrep_jax.run.checks import lookup, not_empty
+from micdiffrep_jax.scores import bootstrap
+from micdiffrep_jax.scores.bootstrap import BOUNDS
+from micdiffrep_jax.studies import base, grid
+from micdiffrep_jax.studies.base import Parts
+from micdiffrep_jax.studies.labels import group_classes
+from micdiffrep_jax.studies.page_folds import row_title
 
 
 class Candidate(NamedTuple):
@@ -38,6 +48,13 @@ class Candidate(NamedTuple):
   layers: tuple[str, ...]
   timestep: int
   prefix: str
+
+
+class Key(NamedTuple):
+  """A row: encoder '' is of a floor, a head 'random/...' of random weights."""
+
+  encoder: str
+  head: str
 
 
 def check(config: ConfigDict) -> None:
@@ -59,13 +76,12 @@ def check(config: ConfigDict) -> None:
       f'--config.checkpoints={config.checkpoints!r}.'
     )
   for field in ('timesteps', 'heads'):
-    if not config[field]:
-      raise ValueError(f'--config.{field} is empty; give at least one.')
+    not_empty(config[field], f'--config.{field}')
   for name in config.heads:
-    lookup(grid.CLASSIC, name, 'head', '--config.heads')
-  if config.grid not in probe.GRIDS:
+    lookup(classic.HEADS, name, 'head', '--config.heads')
+  if config.grid not in grid.POOLINGS:
     raise ValueError(
-      f'grid={config.grid}; one of {probe.GRIDS}. Set it with --config.grid.'
+      f'grid={config.grid}; one of {grid.POOLINGS}. Set it with --config.grid.'
     )
   if config.folds < 3:
     raise ValueError(
@@ -78,6 +94,32 @@ def check(config: ConfigDict) -> None:
 def _layers(config: ConfigDict) -> Sequence[str]:
   """The texts of config.layers, one of each checkpoint."""
   return config.layers or [''] * len(config.checkpoints)
+
+
+def rotations(
+  labels: np.ndarray, groups: np.ndarray, folds: int, seed: int
+) -> list[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+  """(train, val, test) rows of each rotation; every row is in one test.
+
+  labels (n,) int >= 0, groups (n,). Groups stay whole, classes in proportion as
+  far as groups allow; the fold after the one predicted is the one to choose on.
+  Raises ValueError where a class has fewer groups than there are folds.
+  """
+  fewest = np.bincount(group_classes(labels, groups)[1]).min()
+  if fewest < folds:
+    raise ValueError(
+      f'A class has {fewest} groups in train and validation, too few for '
+      f'{folds} folds. Lower --config.folds.'
+    )
+  cut = StratifiedGroupKFold(folds, shuffle=True, random_state=seed)
+  parts = [test for _, test in cut.split(labels, labels, groups)]
+  found = []
+  for i, test in enumerate(parts):
+    val = parts[(i + 1) % folds]
+    held_out = np.concatenate([val, test])
+    train = np.setdiff1d(np.arange(len(labels)), held_out)
+    found.append((train, val, test))
+  return found
 
 
 def candidates(config: ConfigDict, ds: data.Dataset) -> list[Candidate]:
@@ -133,55 +175,66 @@ def _features(
   folder: str,
 ) -> np.ndarray:
   """Features (n, d) float16 of all layers side by side."""
-  cache = feature_cache.fill(
+  cache = base.Source(
+    one.prefix,
     folder,
     one.encoder,
     ds,
     rows,
     one.layers,
-    (one.timestep,),
     config.grid,
     config.draws,
     config.seed,
     config.batch_size,
-    weights_seed=config.seed if one.prefix else 0,
-  )
+  ).extract((one.timestep,))
   return feature_cache.matrix(cache, one.timestep, one.layers, config.grid)
-
-
-def _floors(
-  ds: data.Dataset, rotated: Sequence[Parts], k: int, config: ConfigDict
-) -> dict[Key, np.ndarray]:
-  """Probabilities (n, k) of the floors, fitted on the rows that heads are."""
-  found: dict[Key, np.ndarray] = {}
-  for part in rotated if config.floors else ():
-    train, test = part.rows[part.train], part.rows[part.test]
-    said = floors.predict(ds, train, test, config.floors, config.seed)
-    for name, probs in said.items():
-      whole = found.setdefault(
-        Key('', FLOOR + name), np.zeros((len(part.rows), k))
-      )
-      whole[part.test] = probs
-  return found
 
 
 def predict(
   x: np.ndarray,
   parts: Sequence[Parts],
-  k: int,
   heads: Sequence[str],
   chosen: Mapping[str, Any],
 ) -> tuple[dict[str, np.ndarray], dict[str, list[dict]]]:
   """Probabilities (n, k) of each head, and what each rotation chose."""
-  probs = {name: np.zeros((len(x), k)) for name in heads}
+  probs = {name: np.zeros((len(x), parts[0].classes)) for name in heads}
   choices: dict[str, list[dict]] = {name: [] for name in heads}
   for part in log.progress(parts, desc='folds', unit='fold'):
     found = matrix.standardise(x, part.train)
     for name in heads:
-      row = grid.CLASSIC[name](found, part, k, dict(chosen))
+      row = grid.finish(name, found, part, dict(chosen))
       probs[name][part.test] = row.test[0]
       choices[name].append(row.chosen)
   return probs, choices
+
+
+def predict_floors(
+  ds: data.Dataset, rotated: Sequence[Parts], names: Sequence[str], seed: int
+) -> dict[Key, np.ndarray]:
+  """Probabilities (n, k) of the floors, fitted on the rows that heads are."""
+  rows, classes = rotated[0].rows, rotated[0].classes
+  probs = {
+    Key('', FLOOR + name): np.zeros((len(rows), classes)) for name in names
+  }
+  for part in rotated if names else ():
+    floors_of_part = grid.floor_rows(ds, part, names, seed)
+    for name, row in floors_of_part.items():
+      probs[Key('', name)][part.test] = row.test[0]
+  return probs
+
+
+def rotate(
+  whole: Parts, groups: np.ndarray, folds: int, seed: int
+) -> list[Parts]:
+  """Train and validation rows cut anew; what is predicted has no label."""
+  at = np.concatenate([whole.train, whole.val])
+  rows, y = whole.rows[at], whole.labels[at]
+  found = []
+  for train, val, test in rotations(y, groups, folds, seed):
+    hidden = y.copy()
+    hidden[test] = -1
+    found.append(Parts(rows, train, val, test, hidden, whole.classes))
+  return found
 
 
 def run(config: ConfigDict, workdir: str) -> dict[str, Any]:
@@ -193,26 +246,19 @@ def run(config: ConfigDict, workdir: str) -> dict[str, Any]:
   check(config)
   ds = data.open_dataset(config.data.path, config.data.cache)
   doubts = promises.refuse(ds, config.data.split, config.allow_failed_audit)
-  whole = probe.labelled_parts(ds, config.data.split)
-  at = np.concatenate([whole.train, whole.val])
-  rows, y, k = whole.rows[at], whole.labels[at], len(ds.classes)
+  whole = base.labelled_parts(ds, config.data.split)
+  rows = np.concatenate([whole.rows[whole.train], whole.rows[whole.val]])
   groups = data.groups(ds)[rows]
-  cuts = fold_cuts.rotations(y, groups, config.folds, config.seed)
-  # What is predicted has no label that a head could read.
-  rotated = [
-    Parts(rows, train, val, test, np.where(np.isin(range(len(y)), test), -1, y))
-    for train, val, test in cuts
-  ]
-  tried = candidates(config, ds)
+  rotated = rotate(whole, groups, config.folds, config.seed)
   os.makedirs(workdir, exist_ok=True)
 
   probs: dict[Key, np.ndarray] = {}
   told: dict[Key, dict[str, Any]] = {}
-  for number, one in enumerate(tried):
+  for number, one in enumerate(candidates(config, ds)):
     folder = os.path.join(workdir, 'features', str(number))
     x = _features(one, ds, rows, config, folder)
     chosen = {'layers': one.layers, 'timestep': one.timestep}
-    found, choices = predict(x, rotated, k, config.heads, chosen)
+    found, choices = predict(x, rotated, config.heads, chosen)
     for head in config.heads:
       key = Key(one.name, one.prefix + head)
       probs[key] = found[head]
@@ -221,20 +267,194 @@ def run(config: ConfigDict, workdir: str) -> dict[str, Any]:
         'images_seen': one.encoder.info.images_seen,
         'drawn_in_pretraining': drawn(one, ds, rows),
       }
-  probs |= _floors(ds, rotated, k, config)
+  probs |= predict_floors(ds, rotated, config.floors, config.seed)
   results = {
     'task': 'cross_validate',
-    **cross_tables.score(probs, told, ds, rows, cuts, config),
+    **score(probs, told, ds, rotated, config.resamples, config.seed),
     'audit_reasons': doubts,
     'data': {
-      **probe.describe(ds, config.data.split, whole),
+      **base.describe(ds, config.data.split, whole),
       'predicted': len(rows),
       'groups': len(np.unique(groups)),
     },
   }
   if jax.process_index() == 0:
-    cross_tables.write(workdir, results)
-    cross_tables.save_predictions(workdir, probs, ds, rows)
-    print(cross_tables.text(results), flush=True)
+    write(workdir, results)
+    save_predictions(workdir, probs, ds, rows)
+    print(text(results), flush=True)
   shutil.rmtree(os.path.join(workdir, 'features'), ignore_errors=True)
   return files.write_results(workdir, results, config)
+
+
+def pairs(keys: Sequence[Key]) -> list[tuple[Key, Key]]:
+  """The first encoder's heads with all others of their kind, and floors.
+
+  Floors stand against its first head alone.
+  """
+  first = keys[0].encoder
+  found = []
+  for a in (
+    key for key in keys if key.encoder == first and '/' not in key.head
+  ):
+    for b in keys:
+      twin = b.encoder == first and b.head == RANDOM + a.head
+      floor = a == keys[0] and b.head.startswith(FLOOR)
+      if twin or floor or (b.encoder != first and b.head == a.head):
+        found.append((a, b))
+  return found
+
+
+def score(
+  probs: Mapping[Key, np.ndarray],
+  told: Mapping[Key, Mapping[str, Any]],
+  ds: data.Dataset,
+  rotated: Sequence[Parts],
+  resamples: int,
+  seed: int,
+) -> dict[str, Any]:
+  """`rows` and `comparisons` of the results, from probabilities (n, k).
+
+  Intervals resample groups, the same for all, so that differences are paired;
+  that folds share most of their training rows is not in them.
+  """
+  rows = rotated[0].rows
+  labels, groups = data.labels(ds)[rows], data.groups(ds)[rows]
+  subsets = base.image_sets(ds, rows)
+  spread = {
+    (key, name): bootstrap.resample(
+      labels[keep],
+      p.argmax(1)[None, keep],
+      groups[keep],
+      len(ds.classes),
+      resamples,
+      seed,
+    )
+    for key, p in probs.items()
+    for name, keep in subsets.items()
+  }
+  lines = [
+    {
+      **key._asdict(),
+      **told.get(key, {}),
+      'folds': [
+        float((p[x.test].argmax(1) == labels[x.test]).mean()) for x in rotated
+      ],
+      **{
+        name: {
+          metric: bootstrap.score(found.mean)._asdict()
+          for metric, found in spread[key, name].items()
+        }
+        for name in subsets
+      },
+    }
+    for key, p in probs.items()
+  ]
+  comparisons = [
+    {
+      'a': a._asdict(),
+      'b': b._asdict(),
+      'images': name,
+      **{
+        metric: bootstrap.difference(found, spread[b, name][metric])
+        for metric, found in spread[a, name].items()
+      },
+    }
+    for a, b in pairs(list(probs))
+    for name in subsets
+  ]
+  return {'rows': lines, 'comparisons': comparisons}
+
+
+def write(workdir: str, results: Mapping[str, Any]) -> None:
+  """cross_validation.csv, comparisons.csv and cross_validation.png."""
+  rows, differences = results['rows'], results['comparisons']
+  subsets = [name for name in ('all', 'sources') if name in rows[0]]
+  page.write_csv(
+    os.path.join(workdir, 'cross_validation.csv'),
+    (*Key._fields, 'images', 'metric', *BOUNDS),
+    [
+      line
+      for row in rows
+      for name in subsets
+      for line in base.by_metric({**row, 'images': name}, row[name])
+    ],
+  )
+  page.write_csv(
+    os.path.join(workdir, 'comparisons.csv'),
+    ('a', 'a_head', 'b', 'b_head', 'images', 'metric', *BOUNDS),
+    [
+      line
+      for c in differences
+      for line in base.by_metric(
+        {
+          'a': c['a']['encoder'],
+          'a_head': c['a']['head'],
+          'b': c['b']['encoder'],
+          'b_head': c['b']['head'],
+          'images': c['images'],
+        },
+        c,
+      )
+    ],
+  )
+  figure = plots.intervals(
+    [
+      (
+        row_title(row),
+        row['all']['accuracy'],
+        'first' if row is rows[0] else row['head'],
+      )
+      for row in rows
+    ],
+    'first',
+    'accuracy in percent, each group predicted by heads that saw none of it',
+  )
+  plots.save(os.path.join(workdir, 'cross_validation.png'), figure)
+
+
+def save_predictions(
+  workdir: str,
+  probs: Mapping[Key, np.ndarray],
+  ds: data.Dataset,
+  rows: np.ndarray,
+) -> None:
+  """predictions.npz, without pickle.
+
+  index, id, label, group of each predicted row; probs.<number of the row in
+  results.json> (n, k) float32.
+  """
+  arrays = {
+    'classes': np.array(ds.classes),
+    'index': rows,
+    'label': data.labels(ds)[rows],
+    **{
+      field: ds.manifest[field][rows].astype(np.str_)
+      for field in ('id', 'group')
+    },
+    **{
+      f'probs.{i}': p.astype(np.float32) for i, p in enumerate(probs.values())
+    },
+  }
+  files.write_arrays(os.path.join(workdir, 'predictions.npz'), arrays)
+
+
+def text(results: Mapping[str, Any]) -> str:
+  """Plain text: accuracy of every row, and differences to the first."""
+  told = results['data']
+  minus = {
+    tuple(c['b'].values()): page.brackets(c['accuracy'], '+')
+    for c in results['comparisons']
+    if c['images'] == 'all'
+  }
+  lines = {
+    row_title(row): {
+      'accuracy': page.brackets(row['all']['accuracy']),
+      'first minus this': minus.get((row['encoder'], row['head']), ''),
+    }
+    for row in results['rows']
+  }
+  return (
+    f'Cross-validation, {told["predicted"]} images of {told["groups"]} groups, '
+    'percent [95 % over groups]; the test part was not read.\n'
+    + pd.DataFrame.from_dict(lines, orient='index').to_string()
+  )

@@ -1,227 +1,400 @@
-"""All heads on the features of one encoder: search, choice, final heads.
+"""One search over heads on the features of an encoder, and one finish.
+
+A study says which features, heads, seeds and rows; `search` gives one tidy
+table of validation scores, `finish` fits what was chosen on all seeds,
+calibrates it on validation rows and predicts the test rows, whose labels are
+not in reach: they are -1 in Parts.
 
 Letters: n rows of all parts, v validation rows, q test rows, k classes.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 import functools
+import itertools
 from typing import Any, NamedTuple
 
 from ml_collections import ConfigDict
 import numpy as np
+import pandas as pd
 
+from micdiffrep_jax.data import dataset as data
+from micdiffrep_jax.draw.result import FLOOR
 from micdiffrep_jax.encoders import cache as feature_cache
-from micdiffrep_jax.encoders.cache import Cache, matrix
-from micdiffrep_jax.heads import matrix as feature_matrix
-from micdiffrep_jax.heads import trained
-from micdiffrep_jax.heads.head_file import Bundle
+from micdiffrep_jax.encoders.cache import Cache
+from micdiffrep_jax.heads import floors, matrix, table, trained
+from micdiffrep_jax.heads.base import Problem
+from micdiffrep_jax.heads.head_file import SavedHead
 from micdiffrep_jax.heads.matrix import Features
-from micdiffrep_jax.heads.trained import Cell, Setting
+from micdiffrep_jax.heads.trained import Setting
 from micdiffrep_jax.run import log
 from micdiffrep_jax.scores import calibration, metrics
-from micdiffrep_jax.studies.probe_rows import (
-  Parts,
-  Row,
-  kernel_row,
-  knn_row,
-  logistic_row,
-)
+from micdiffrep_jax.studies.base import Parts
+
+POOLINGS = (1, 2, 4)  # cells a side
+ENCODER = ('kind', 'part', 'layers', 'timestep', 'grid')  # columns of a table
+
+
+class Spot(NamedTuple):
+  """Where features are read: layers side by side, and pooling.
+
+  Of several timesteps the features are fused: side by side too.
+  """
+
+  layers: tuple[str, ...]
+  timestep: int | tuple[int, ...]
+  grid: int
+
+
+class Cell(NamedTuple):
+  """One training problem of a grid.
+
+  features: the number of its spot; train and val: positions in Parts.rows;
+  tags: columns of its own in the table.
+  """
+
+  features: int
+  train: np.ndarray
+  val: np.ndarray
+  seed: int
+  tags: Mapping[str, Any]
 
 
 class Trial(NamedTuple):
-  """One cell of the search with one setting, and its validation score."""
+  """One cell with one setting, and its mean validation score over seeds."""
 
   kind: str
-  layers: tuple[str, ...]
-  timestep: int | tuple[int, ...]  # several are fused
-  grid: int
+  spot: Spot
   setting: Setting
   score: float
 
+  def record(self) -> dict[str, Any]:
+    """As results.json holds it."""
+    return {
+      'kind': self.kind,
+      **self.spot._asdict(),
+      'setting': self.setting._asdict(),
+      'score': self.score,
+    }
+
+
+class Row(NamedTuple):
+  """Predictions of one method.
+
+  chosen: what validation chose; val (v, k) and test (seeds, q, k)
+  probabilities, val those of the first seed; temperature and head of that seed,
+  None where there is nothing to save.
+  """
+
+  chosen: dict[str, Any]
+  val: np.ndarray
+  test: np.ndarray
+  temperature: float = 1.0
+  test_uncalibrated: np.ndarray | None = None
+  head: SavedHead | None = None
+
+
+class Training(NamedTuple):
+  """How heads are fitted, and the metric to choose them by.
+
+  heads: config.heads; standardise: whether features are, by train statistics.
+  """
+
+  heads: ConfigDict
+  seeds: Sequence[int]
+  standardise: bool
+  select: str
+
+
+def training_of(config: ConfigDict) -> Training:
+  """How the config of a study says that the final heads are fitted."""
+  return Training(config.heads, config.seeds, config.standardise, config.select)
+
 
 def load(
-  cache: Cache, parts: Parts, config: ConfigDict, t: Any, layers: Any, grid: int
+  cache: Cache,
+  spot: Spot,
+  train: np.ndarray,
+  standardise: bool,
+  rows: int | None = None,
 ) -> Features:
-  """Features of all rows, with statistics of the train rows."""
-  x = feature_cache.training_matrix(cache, t, layers, grid, parts.train)
-  if not config.standardise:
-    return feature_matrix.literal(x)
-  return feature_matrix.standardise(x, parts.train)
+  """Features of the first `rows` rows, with statistics of the train rows."""
+  x = feature_cache.training_matrix(
+    cache, spot.timestep, spot.layers, spot.grid, train, rows
+  )
+  return matrix.standardise(x, train) if standardise else matrix.literal(x)
 
 
-def score(labels: np.ndarray, logits: np.ndarray, criterion: str) -> float:
-  """What a head is chosen by; larger is better."""
-  return metrics.criterion(criterion, labels, logits)
+def fit_cells(
+  kind: str,
+  sets: Sequence[Features],
+  spots: Sequence[Spot],
+  parts: Parts,
+  cells: Sequence[Cell],
+  evaluate: np.ndarray,
+  training: Training,
+  **how: Any,
+) -> tuple[pd.DataFrame, list[np.ndarray]]:
+  """Trains every setting of config.heads on every cell, all at once.
+
+  sets: the features of each spot, of all parts or of the first ones; evaluate:
+  ascending positions, among them the `val` of every cell; how: more for
+  trained.fit. Returns the table, one line per cell and setting, and of each
+  line the logits (len(evaluate), k).
+  """
+  settings = trained.settings_of(training.heads)
+  options = how.pop('options', trained.options_of(training.heads, kind))
+  labels = parts.labels[: sets[0].x.shape[-2]]
+  criteria = dict.fromkeys((*metrics.HEADLINE, training.select))
+  fits = trained.fit(
+    sets,
+    labels,
+    parts.classes,
+    [trained.Cell(c.features, c.train, c.seed) for c in cells],
+    settings,
+    evaluate,
+    options,
+    memory_mb=training.heads.memory_mb,
+    **how,
+  )
+  lines, said = [], []
+  for cell, fitted in zip(cells, fits):
+    spot = spots[cell.features]
+    at = np.searchsorted(evaluate, cell.val)
+    for setting, logits in zip(settings, fitted.logits):
+      lines.append(
+        {
+          'kind': kind,
+          'layers': '+'.join(spot.layers),
+          'timestep': level_name(spot.timestep),
+          'grid': spot.grid,
+          **setting._asdict(),
+          'seed': cell.seed,
+          'width': sets[cell.features].x.shape[-1],
+          **{
+            name: metrics.criterion(name, labels[cell.val], logits[at])
+            for name in criteria
+          },
+          **cell.tags,
+        }
+      )
+      said.append(logits)
+  return pd.DataFrame(lines), said
 
 
 def search(
-  cache: Cache, parts: Parts, k: int, config: ConfigDict, desc: str
-) -> list[Trial]:
-  """Every layer and their concatenation, by timestep, grid, kind and setting.
+  cache: Cache,
+  parts: Parts,
+  choices: Sequence[tuple[str, ...]],
+  timesteps: Sequence[int | tuple[int, ...]],
+  grids: Sequence[int],
+  training: Training,
+  desc: str,
+) -> pd.DataFrame:
+  """Validation scores of all heads of config.heads on all features.
 
-  One seed, the first: the others measure the spread of what was chosen.
+  choices: layers to read together; the first ones are each of cache.layers, of
+  part 'single' in the table, the others of part 'concat'. All heads of one
+  kind, timestep and pooling are trained at once. Test rows are not loaded, and
+  their labels not known.
   """
-  settings = [
-    Setting(lr, decay)
-    for lr in config.heads.learning_rates
-    for decay in config.heads.weight_decays
+  seen = len(parts.train) + len(parts.val)
+  assert max(parts.train.max(), parts.val.max()) < seen
+  heads, y = training.heads, parts.labels[parts.train]
+  weights = trained.class_weights(heads.balanced, y, parts.classes)
+  cells = [
+    Cell(i, parts.train, parts.val, seed, {'part': part})
+    for i in range(len(choices))
+    for part in ['single' if i < len(cache.layers) else 'concat']
+    for seed in training.seeds
   ]
-  choices = [(layer,) for layer in cache.layers] + [cache.layers]
-  weights = trained.class_weights(
-    config.heads.balanced, parts.labels[parts.train], k
-  )
-  todo = len(cache.timesteps) * len(config.grids) * len(config.heads.kinds)
-  bar = log.progress(total=todo * len(choices), desc=desc, unit='cell')
-  trials = []
-  for t in cache.timesteps:
-    for grid in config.grids:
-      sets = [load(cache, parts, config, t, c, grid) for c in choices]
-      cells = [Cell(i, parts.train, config.seeds[0]) for i in range(len(sets))]
-      for kind in config.heads.kinds:
-        fits = trained.fit(
-          sets,
-          parts.labels,
-          k,
-          cells,
-          settings,
-          parts.val,
-          trained.options_of(config.heads, kind),
-          weights,
-          memory_mb=config.heads.memory_mb,
-          bar=functools.partial(count_cells, bar=bar),
-        )
-        trials += [
-          Trial(kind, c, t, grid, s, score(y, logits, config.select))
-          for y in [parts.labels[parts.val]]
-          for c, fitted in zip(choices, fits)
-          for s, logits in zip(settings, fitted.logits)
-        ]
+  together = len(timesteps) * len(grids) * len(heads.kinds)
+  bar = log.progress(total=together * len(cells), desc=desc, unit='cell')
+  tables = []
+  for t, grid in itertools.product(timesteps, grids):
+    spots = [Spot(layers, t, grid) for layers in choices]
+    sets = [
+      load(cache, s, parts.train, training.standardise, seen) for s in spots
+    ]
+    for kind in heads.kinds:
+      found, _ = fit_cells(
+        kind,
+        sets,
+        spots,
+        parts,
+        cells,
+        parts.val,
+        training,
+        class_weights=weights,
+        bar=functools.partial(_count_cells, bar=bar),
+      )
+      tables.append(found)
   bar.close()
-  return trials
+  return pd.concat(tables, ignore_index=True)
 
 
-def count_cells(chunks: Iterable, bar: Any) -> Iterable:
+def _count_cells(chunks: Iterable, bar: Any) -> Iterable:
   """Moves a bar by the cells of each chunk that is done."""
   for chunk in chunks:
     yield chunk
     bar.update(len(chunk))
 
 
-def finish(
-  cache: Cache, parts: Parts, k: int, trial: Trial, config: ConfigDict
-) -> tuple[Row, Bundle]:
-  """The chosen cell trained with every seed, calibrated, and predicted."""
-  found = load(cache, parts, config, trial.timestep, trial.layers, trial.grid)
-  fits = trained.fit(
-    [found],
-    parts.labels,
-    k,
-    [Cell(0, parts.train, seed) for seed in config.seeds],
-    [trial.setting],
-    parts.val,
-    trained.options_of(config.heads, trial.kind),
-    trained.class_weights(config.heads.balanced, parts.labels[parts.train], k),
-    keep_params=True,
-    memory_mb=config.heads.memory_mb,
+def level_name(timestep: int | tuple[int, ...]) -> str:
+  """11 -> '11', (11, 51) -> '11+51'."""
+  level = timestep if isinstance(timestep, tuple) else (timestep,)
+  return '+'.join(map(str, level))
+
+
+def parse_level(text: str) -> tuple[int, ...]:
+  """'11+51' -> (11, 51); ValueError for anything else."""
+  try:
+    return tuple(int(part) for part in text.split('+'))
+  except ValueError as e:
+    raise ValueError(
+      f"{text!r} names no timesteps; write '11+51' for a fusion of two. Set "
+      '--config.fused.'
+    ) from e
+
+
+def average(scores: pd.DataFrame, criterion: str) -> pd.DataFrame:
+  """Mean `score` over seeds of each cell and setting, in their order."""
+  keys = [*ENCODER, *Setting._fields]
+  means = scores.groupby(keys, sort=False)[criterion].agg(
+    lambda values: np.mean(values.to_numpy())
   )
+  return means.rename('score').reset_index()
+
+
+def lines_of(table: pd.DataFrame) -> list[dict[str, Any]]:
+  """The lines of a table, of plain Python values."""
+  return [
+    {str(name): value for name, value in line.items()}
+    for line in table.to_dict('records')
+  ]
+
+
+def trials_of(averaged: pd.DataFrame) -> list[Trial]:
+  """The lines of an averaged table."""
+  found = []
+  for line in lines_of(averaged):
+    level = parse_level(line['timestep'])
+    step = level if len(level) > 1 else level[0]
+    spot = Spot(tuple(line['layers'].split('+')), step, line['grid'])
+    setting = Setting(line['learning_rate'], line['weight_decay'])
+    found.append(Trial(line['kind'], spot, setting, line['score']))
+  return found
+
+
+def best(averaged: pd.DataFrame) -> Trial:
+  """The line of the best score, of equals the first."""
+  (trial,) = trials_of(averaged.nlargest(1, 'score'))
+  return trial
+
+
+def choose(averaged: pd.DataFrame, kinds: Sequence[str]) -> dict[str, Trial]:
+  """The best of each row: {linear, mlp}_{single, concat}, and fused ones.
+
+  Rows whose name starts with fused_ read several timesteps.
+  """
+  fused = averaged['timestep'].str.contains('+', regex=False)
+  found: dict[str, Trial] = {}
+  for prefix, steps in (('', ~fused), ('fused_', fused)):
+    for kind in kinds:
+      for part in ('single', 'concat'):
+        is_mine = (averaged['kind'] == kind) & (averaged['part'] == part)
+        if len(pool := averaged[is_mine & steps]):
+          found[f'{prefix}{kind}_{part}'] = best(pool)
+  return found
+
+
+def finish(
+  name: str,
+  found: Features,
+  parts: Parts,
+  chosen: dict[str, Any],
+  training: Training | None = None,
+  setting: Setting | None = None,
+) -> Row:
+  """A head fitted with every seed, calibrated, and predicted.
+
+  found: features of all rows; chosen: what the search has chosen. training and
+  setting are of a head that is trained by gradient; the others choose for
+  themselves, and their features are standardised.
+  """
+  head = table.HEADS[name]
+  problem = Problem(found, parts.labels, parts.classes, parts.train, parts.val)
+  if training and setting:
+    heads, seeds = training.heads, training.seeds
+    given = {'setting': setting._asdict()}
+    fits = table.fit(name, problem, heads, seeds, given)
+  else:
+    fits = table.fit(name, problem)
+  chosen = {**chosen, **fits[0].chosen, **fits[0].told}
   whole = found.x if found.x.ndim == 2 else found.x[0]  # test: no view
-  test = found._replace(x=whole[parts.test])
+  val, test = (found._replace(x=whole[at]) for at in (parts.val, parts.test))
+  val_said = [
+    head.predict(one.params, val) if one.logits is None else one.logits
+    for one in fits
+  ]
+  test_said = [head.predict(one.params, test) for one in fits]
+  if not head.calibrated:
+    return Row(chosen, val_said[0], np.stack(test_said))
   y = parts.labels[parts.val]
-  temperatures, probs, raw = [], [], []
-  for fitted in fits:
-    assert fitted.params is not None
-    temperatures.append(calibration.fit_temperature(fitted.logits[0], y))
-    logits = trained.predict(trial.kind, fitted.params, test)[0]
-    probs.append(calibration.softmax(logits, temperatures[-1]))
-    raw.append(calibration.softmax(logits))
-  chosen = {
-    **trial._asdict(),
-    'setting': trial.setting._asdict(),
-    'width': found.x.shape[-1],
+  temperatures = [calibration.fit_temperature(said, y) for said in val_said]
+  probs = [calibration.softmax(*x) for x in zip(test_said, temperatures)]
+  info = {
+    **chosen,
+    'temperature': temperatures[0],
+    'kind': head.kind,
+    'standardise': training.standardise if training else True,
+    **({'hidden': training.heads.hidden} if training else {}),
   }
-  val = calibration.softmax(fits[0].logits[0], temperatures[0])
-  row = Row(chosen, val, np.stack(probs), temperatures[0], raw[0])
-  assert fits[0].params is not None
-  info = head_info(row, config) | {
-    'hidden': config.heads.hidden,
-    'standardise': config.standardise,
-  }
-  return row, Bundle(fits[0].params, found.shift, found.scale, info)
+  return Row(
+    chosen,
+    calibration.softmax(val_said[0], temperatures[0]),
+    np.stack(probs),
+    temperatures[0],
+    calibration.softmax(test_said[0]),
+    SavedHead(fits[0].params, found.shift, found.scale, info),
+  )
 
 
-def head_info(row: Row, config: ConfigDict) -> dict[str, Any]:
-  """What a bundle says of its head and of the features it takes."""
-  return {
-    **row.chosen,
-    'extracted_grid': max(config.grids),
-    'draws': config.draws,
-    'feature_seed': config.seed,
-    'temperature': row.temperature,
-  }
+def finish_trial(
+  cache: Cache, parts: Parts, trial: Trial, training: Training
+) -> Row:
+  """The row of a trial that was chosen."""
+  found = load(cache, trial.spot, parts.train, training.standardise)
+  chosen = {**trial.record(), 'width': found.x.shape[-1]}
+  return finish(trial.kind, found, parts, chosen, training, trial.setting)
 
 
 def classic_rows(
-  cache: Cache, parts: Parts, k: int, best: Trial, config: ConfigDict
-) -> tuple[dict[str, Row], dict[str, Bundle]]:
-  """The probes of config.classic, on the features that `best` chose."""
-  if not config.classic:
-    return {}, {}
-  x = matrix(cache, best.timestep, best.layers, best.grid)
-  found = feature_matrix.standardise(x, parts.train)
-  chosen = {
-    'layers': best.layers,
-    'timestep': best.timestep,
-    'grid': best.grid,
-  }
-  rows, heads = {}, {}
-  for name in config.classic:
+  cache: Cache, parts: Parts, spot: Spot, names: Sequence[str]
+) -> dict[str, Row]:
+  """The heads without a learning rate, which are always standardised."""
+  if not names:
+    return {}
+  x = feature_cache.matrix(cache, spot.timestep, spot.layers, spot.grid)
+  found = matrix.standardise(x, parts.train)
+  rows = {}
+  for name in names:
     log.get_logger().info('Probe: %s.', name)
-    row = rows[name] = CLASSIC[name](found, parts, k, chosen)
-    if row.params is not None:
-      kind = 'kernel' if name == 'kernel' else 'linear'
-      info = head_info(row, config) | {'kind': kind, 'standardise': True}
-      heads[name] = Bundle(row.params, found.shift, found.scale, info)
-  return rows, heads
+    rows[name] = finish(name, found, parts, spot._asdict())
+  return rows
 
 
-CLASSIC = {'logistic': logistic_row, 'knn': knn_row, 'kernel': kernel_row}
-
-
-def run_suite(
-  cache: Cache,
-  parts: Parts,
-  classes: Sequence[str],
-  config: ConfigDict,
-  desc: str,
-) -> tuple[dict[str, Row], list[dict], Bundle]:
-  """The suite of one encoder: rows by name, all trials, the bundled head.
-
-  Rows: {linear, mlp}_{single, concat}, where mlp_concat is MSFA; then the
-  probes of config.classic, on the concatenation at the timestep and grid that
-  the best concatenated head chose. They are always standardised.
-  """
-  k = len(classes)
-  trials = search(cache, parts, k, config, desc)
-  log.get_logger().info('Final heads: %d seeds.', len(config.seeds))
-  rows, heads = {}, {}
-  for kind in config.heads.kinds:
-    for name, many in (('single', False), ('concat', True)):
-      # trials hold each layer first and the concatenation last, by settings.
-      pool = [
-        trial
-        for trial in trials
-        if trial.kind == kind
-        and ((trial.layers == cache.layers) if many else len(trial.layers) == 1)
-      ]
-      best = max(pool, key=lambda trial: trial.score)
-      rows[f'{kind}_{name}'], heads[f'{kind}_{name}'] = finish(
-        cache, parts, k, best, config
-      )
-  best = max(
-    (trial for trial in trials if trial.layers == cache.layers),
-    key=lambda trial: trial.score,
+def floor_rows(
+  ds: data.Dataset, parts: Parts, names: Sequence[str], seed: int
+) -> dict[str, Row]:
+  """The baselines without learned features, on the same rows."""
+  if not names:
+    return {}
+  cut = (parts.train, np.concatenate([parts.val, parts.test]))
+  found = floors.predict(
+    ds.images, parts.rows, parts.labels, parts.classes, [cut], names, seed
   )
-  more, bundled = classic_rows(cache, parts, k, best, config)
-  rows, heads = rows | more, heads | bundled
-  tried = [{**t._asdict(), 'setting': t.setting._asdict()} for t in trials]
-  return rows, tried, heads[config.bundle]
+  rows = {}
+  for name, (probs,) in found.items():
+    val, test = np.split(probs, [len(parts.val)])
+    rows[FLOOR + name] = Row({}, val, test[None])
+  return rows

@@ -2,42 +2,66 @@
 
 Every method sees the same draws of training groups, stratified by class. The
 features are standardised by all training images, whose labels that needs not.
-Chosen on validation, anew for each draw: timestep, pooling, learning rate and
-decay of the heads, strength of the logistic regression, number of neighbours.
+Chosen on validation, anew for each draw: timestep, pooling, and the settings of
+each head. Test labels are read by `score` alone.
+
+Letters: n rows, g groups, q test rows, k classes.
 """
 
+from collections.abc import Mapping, Sequence
 import os
 import shutil
-import time
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 from ml_collections import ConfigDict
 import numpy as np
+import pandas as pd
 
 from micdiffrep_jax.data import dataset as data
-from micdiffrep_jax.encoders import encoder as encoders
-from micdiffrep_jax.encoders import features
+from micdiffrep_jax.draw import page, plots
+from micdiffrep_jax.draw.result import FLOOR, title
 from micdiffrep_jax.encoders.cache import Cache
-from micdiffrep_jax.run import files
-from micdiffrep_jax.run.checks import lookup
-from micdiffrep_jax.studies import (
-  ablate,
-  ablate_pass,
-  label_curves,
-  label_methods,
-  probe,
-)
-from micdiffrep_jax.studies.label_methods import Draw, Said
-from micdiffrep_jax.studies.label_subsets import subsets
-from micdiffrep_jax.studies.probe_rows import Parts
+from micdiffrep_jax.heads import floors, matrix, table, trained
+from micdiffrep_jax.heads.base import Problem
+from micdiffrep_jax.heads.matrix import Features
+from micdiffrep_jax.run import files, log
+from micdiffrep_jax.run.checks import not_empty, one_of
+from micdiffrep_jax.scores import bootstrap
+from micdiffrep_jax.scores.bootstrap import BOUNDS
+from micdiffrep_jax.scores.metrics import HEADLINE
+from micdiffrep_jax.studies import ablate, base, grid
+from micdiffrep_jax.studies.base import Parts
+from micdiffrep_jax.studies.grid import Spot
+
+
+class Draw(NamedTuple):
+  """Labelled rows of one share and draw: positions in Parts.rows."""
+
+  share: float
+  number: int
+  train: np.ndarray
+  val: np.ndarray
+
+
+class Said(NamedTuple):
+  """What a method trained on one draw said of the test rows.
+
+  classes (q,) int; chosen: what validation chose for it.
+  """
+
+  method: str
+  draw: Draw
+  classes: np.ndarray
+  chosen: dict[str, Any]
 
 
 def check(config: ConfigDict) -> None:
   """Raises ValueError for what can be told to be wrong before anything runs."""
   ablate.check(config)
-  table = dict.fromkeys(('share', 'all'))
-  lookup(table, config.validation, 'validation', '--config.validation')
+  one_of(
+    ('share', 'all'), config.validation, 'validation', '--config.validation'
+  )
   if config.online.views:
     raise ValueError(
       f'online.views={config.online.views}: draws of labels share features '
@@ -48,9 +72,46 @@ def check(config: ConfigDict) -> None:
       'Choosing the epoch would use all validation labels for every share. '
       'Set --config.heads.best_epoch=False.'
     )
-  for name in ('fractions', 'draws_of_labels'):
-    if not config[name]:
-      raise ValueError(f'--config.{name} is empty; give at least one.')
+  not_empty(config.fractions, '--config.fractions')
+  not_empty(range(config.draws_of_labels), '--config.draws_of_labels')
+
+
+def group_classes(
+  labels: np.ndarray, groups: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+  """Group numbers (g,) and the class that most rows of each have (g,)."""
+  numbers, index = np.unique(groups, return_inverse=True)
+  counts = np.zeros((len(numbers), int(labels.max()) + 1), np.int64)
+  np.add.at(counts, (index, labels), 1)
+  return numbers, counts.argmax(1)
+
+
+def subsets(
+  labels: np.ndarray,
+  groups: np.ndarray,
+  fractions: Sequence[float],
+  seed: int,
+) -> list[np.ndarray]:
+  """Positions of the rows of each share of the groups, one draw.
+
+  labels (n,) int >= 0, groups (n,). Groups are drawn within each class, at
+  least one, and whole; a smaller share lies within every larger one.
+  """
+  bad = [f for f in fractions if not 0 < f <= 1]
+  if bad:
+    raise ValueError(
+      f'Shares {bad} are outside (0, 1]. Set them with --config.fractions.'
+    )
+  numbers, of_class = group_classes(labels, groups)
+  rng = np.random.default_rng(seed)
+  order = [rng.permutation(numbers[of_class == c]) for c in np.unique(of_class)]
+  found = []
+  for fraction in fractions:
+    kept = np.concatenate(
+      [o[: max(1, round(fraction * len(o)))] for o in order]
+    )
+    found.append(np.flatnonzero(np.isin(groups, kept)))
+  return found
 
 
 def make_draws(
@@ -61,7 +122,7 @@ def make_draws(
   sources = ds.manifest['variant'][parts.rows] == ''
   found = []
   for number in range(config.draws_of_labels):
-    rows = {}
+    by_part = {}
     for part in ('train', 'val'):
       at = getattr(parts, part)
       shares = subsets(
@@ -71,77 +132,324 @@ def make_draws(
       if part == 'val' and config.validation == 'all':
         kept = [at] * len(kept)
       if config.sources_only:
-        kept = [rows_[sources[rows_]] for rows_ in kept]
-      if not all(len(rows_) for rows_ in kept):
+        kept = [rows[sources[rows]] for rows in kept]
+      if not all(map(len, kept)):
         raise ValueError(
           'A draw holds no untouched source. Set --config.sources_only=False.'
         )
-      rows[part] = kept
+      by_part[part] = kept
     found += [
       Draw(share, number, train, val)
-      for share, train, val in zip(config.fractions, rows['train'], rows['val'])
+      for share, train, val in zip(
+        config.fractions, by_part['train'], by_part['val']
+      )
     ]
   return found
+
+
+def by_rows(draws: Sequence[Draw]) -> list[list[Draw]]:
+  """Draws that hold the same rows, together: all of those of the whole."""
+  found: dict[bytes, list[Draw]] = {}
+  for draw in draws:
+    mark = draw.train.tobytes() + b'/' + draw.val.tobytes()
+    found.setdefault(mark, []).append(draw)
+  return list(found.values())
+
+
+def trained_answers(
+  kind: str,
+  draws: Sequence[Draw],
+  sets: Sequence[Features],
+  spots: Sequence[Spot],
+  parts: Parts,
+  training: grid.Training,
+) -> list[Said]:
+  """Heads of all draws of one share, trained together."""
+  largest = max(len(draw.train) for draw in draws)
+  heads, criterion = training.heads, training.select
+  steps = -(-largest // heads.batch_size)
+  options = trained.options_of(heads, kind)
+  # A few images make few updates per pass: enough passes to converge.
+  epochs = max(options.epochs, -(-heads.min_updates // steps))
+  scores, logits = grid.fit_cells(
+    kind,
+    sets,
+    spots,
+    parts,
+    [
+      grid.Cell(i, draw.train, draw.val, draw.number, {'draw': j})
+      for j, draw in enumerate(draws)
+      for i in range(len(sets))
+    ],
+    np.concatenate([parts.val, parts.test]),
+    training,
+    options=options._replace(epochs=epochs),
+  )
+  lines = grid.lines_of(scores)
+  said = []
+  for at in scores.groupby('draw')[criterion].idxmax():
+    line = lines[at]
+    chosen = {
+      'timestep': int(line['timestep']),
+      **{x: line[x] for x in ('grid', *trained.Setting._fields)},
+      'score': line[criterion],
+    }
+    answer = logits[at][len(parts.val) :].argmax(1)
+    said.append(Said(f'{kind}_concat', draws[line['draw']], answer, chosen))
+  return said
+
+
+def classic_answers(
+  name: str,
+  draws: Sequence[Draw],
+  sets: Sequence[Features],
+  spots: Sequence[Spot],
+  parts: Parts,
+) -> list[Said]:
+  """What a head without a learning rate says; it has no seed either."""
+  said, y = [], parts.labels
+  for same in log.progress(by_rows(draws), desc=name, unit='draw'):
+    draw = same[0]
+    fits = [
+      table.fit(name, Problem(x, y, parts.classes, draw.train, draw.val))[0]
+      for x in sets
+    ]
+    i = max(range(len(fits)), key=lambda j: fits[j].score)
+    test = sets[i]._replace(x=sets[i].x[parts.test])
+    answer = table.HEADS[name].predict(fits[i].params, test).argmax(1)
+    chosen = {
+      'timestep': spots[i].timestep,
+      'grid': spots[i].grid,
+      **fits[i].chosen,
+      'score': fits[i].score,
+    }
+    said += [Said(name, draw, answer, chosen) for draw in same]
+  return said
+
+
+def encoder_answers(
+  cache: Cache, draws: Sequence[Draw], parts: Parts, config: ConfigDict
+) -> list[Said]:
+  """What all heads on the encoder's features say, all layers side by side."""
+  spots = [
+    Spot(cache.layers, t, g) for t in cache.timesteps for g in config.grids
+  ]
+  sets = [
+    grid.load(cache, spot, parts.train, config.standardise) for spot in spots
+  ]
+  training, said = grid.training_of(config), []
+  for kind in config.heads.kinds:
+    for share in config.fractions:
+      mine = [d for d in draws if d.share == share]
+      log.get_logger().info('%s heads, %g %% of groups.', kind, 100 * share)
+      said += trained_answers(kind, mine, sets, spots, parts, training)
+  if config.classic and not config.standardise:  # these always are
+    sets = [matrix.standardise(s.x, parts.train) for s in sets]
+  for name in config.classic:
+    said += classic_answers(name, draws, sets, spots, parts)
+  return said
+
+
+def floor_answers(
+  ds: data.Dataset,
+  draws: Sequence[Draw],
+  parts: Parts,
+  names: Sequence[str],
+  seed: int,
+) -> list[Said]:
+  """What the baselines without learned features say; they choose nothing."""
+  groups = by_rows(draws)
+  found = floors.predict(
+    ds.images,
+    parts.rows,
+    parts.labels,
+    parts.classes,
+    [(same[0].train, parts.test) for same in groups],
+    names,
+    seed,
+  )
+  return [
+    Said(FLOOR + name, draw, probs.argmax(1), {})
+    for name, answers in found.items()
+    for same, probs in zip(groups, answers)
+    for draw in same
+  ]
 
 
 def run(config: ConfigDict, workdir: str) -> dict[str, Any]:
   """Writes label_efficiency.csv, comparisons.csv, plots and results.json."""
   check(config)
-  started = time.monotonic()
-  encoder = encoders.load_encoder(config.checkpoint, config.step or None)
-  ds = data.open_dataset(config.data.path, config.data.cache)
-  features.check_images(encoder, ds)
-  layers = ablate.choose_layers(encoder.method, config)
-  split = config.data.split
-  seen = probe.seen_in_pretraining(
-    encoder.info, ds, split, config.allow_seen_test
-  )
-  parts = probe.labelled_parts(ds, split)
+  study = base.open_study(config, ablate.choose_layers, config.step or None)
+  ds, parts, split = study.ds, study.parts, config.data.split
   draws = make_draws(ds, parts, config)
-  by_prefix = encoders.with_twin(encoder, config.random_encoder, config.seed)
   said: list[Said] = []
-  for prefix, one in by_prefix.items():
-    folder = os.path.join(workdir, 'features', prefix.strip('/') or 'encoder')
-    cache = Cache(folder, layers, tuple(config.timesteps))
-    weights_seed = config.seed if prefix else 0
-    ablate_pass.extract(
-      cache, one, ds, parts, cache.timesteps, config, weights_seed
-    )
-    answers = label_methods.features_said(
-      cache, draws, parts, len(ds.classes), config
-    )
-    said += [s._replace(method=prefix + s.method) for s in answers]
-  said += label_methods.floors_said(ds, draws, parts, config)
+  place = os.path.join(workdir, 'features', '{}')
+  for source in base.sources(study, config, place):
+    cache = source.extract(config.timesteps)
+    answers = encoder_answers(cache, draws, parts, config)
+    said += [s._replace(method=source.name + s.method) for s in answers]
+  said += floor_answers(ds, draws, parts, config.floors, config.seed)
 
-  curves, comparisons = label_curves.score(said, ds, parts, config)
+  curves, comparisons = score(said, ds, parts, config.resamples, config.seed)
   if jax.process_index() == 0:
-    label_curves.write(workdir, curves, comparisons)
-    print(label_curves.table(curves, split), flush=True)
+    write(workdir, curves, comparisons)
+    draw_curves(workdir, curves)
+    print(text(curves, split), flush=True)
   results = files.write_results(
     workdir,
     {
       'task': 'label_efficiency',
       'curves': curves,
       'comparisons': comparisons,
-      'draws': [
-        {
-          'share': d.share,
-          'draw': d.number,
-          'train_images': len(d.train),
-          'train_groups': len(np.unique(data.groups(ds)[parts.rows[d.train]])),
-          'val_images': len(d.val),
-        }
-        for d in draws
-      ],
+      'draws': [_record(d, data.groups(ds)[parts.rows]) for d in draws],
       'chosen_on': 'validation groups, '
       + ('all' if config.validation == 'all' else 'the same share of them'),
-      'encoder': encoder.info.as_dict(),
-      'pretraining_saw_test_images': seen,
-      'data': probe.describe(ds, split, parts),
-      'elapsed_s': round(time.monotonic() - started, 1),
+      **base.told(study, split),
     },
     config,
   )
   if not config.keep_features:
     shutil.rmtree(os.path.join(workdir, 'features'), ignore_errors=True)
   return results
+
+
+def _record(draw: Draw, groups: np.ndarray) -> dict[str, Any]:
+  """How large a draw is; groups of all rows."""
+  return {
+    'share': draw.share,
+    'draw': draw.number,
+    'train_images': len(draw.train),
+    'train_groups': len(np.unique(groups[draw.train])),
+    'val_images': len(draw.val),
+  }
+
+
+def score(
+  said: Sequence[Said],
+  ds: data.Dataset,
+  parts: Parts,
+  resamples: int,
+  seed: int,
+) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+  """One record per method, share and set of test images; and comparisons.
+
+  A comparison is of a method on features with a floor, at the same share.
+  """
+  test = parts.rows[parts.test]
+  labels, groups = data.labels(ds)[test], data.groups(ds)[test]
+  methods = list(dict.fromkeys(s.method for s in said))
+  by_curve: dict[tuple[str, float], list[Said]] = {}
+  for one in sorted(
+    said, key=lambda s: (methods.index(s.method), s.draw.share, s.draw.number)
+  ):
+    by_curve.setdefault((one.method, one.draw.share), []).append(one)
+  curves, found = [], {}
+  for (method, share), mine in by_curve.items():
+    for name, keep in base.image_sets(ds, test).items():
+      resampled = bootstrap.resample(
+        labels[keep],
+        np.stack([s.classes[keep] for s in mine]),
+        groups[keep],
+        len(ds.classes),
+        resamples,
+        seed,
+      )
+      found[method, share, name] = resampled
+      curves.append(
+        {
+          'method': method,
+          'share': share,
+          'images': name,
+          'chosen': [s.chosen for s in mine],
+          **{
+            metric: bootstrap.interval_over_draws(x)
+            for metric, x in resampled.items()
+          },
+        }
+      )
+  comparisons = [
+    {
+      'method': method,
+      'floor': floor,
+      'share': share,
+      'images': name,
+      **{
+        metric: bootstrap.difference(x, found[floor, share, name][metric])
+        for metric, x in a.items()
+      },
+    }
+    for (method, share, name), a in found.items()
+    if not method.startswith(FLOOR)
+    for floor in methods
+    if floor.startswith(FLOOR)
+  ]
+  return curves, comparisons
+
+
+def write(
+  workdir: str,
+  curves: Sequence[Mapping[str, Any]],
+  comparisons: Sequence[Mapping[str, Any]],
+) -> None:
+  """label_efficiency.csv and comparisons.csv."""
+  keys = ('method', 'floor', 'share', 'images')
+  page.write_csv(
+    os.path.join(workdir, 'comparisons.csv'),
+    (*keys, 'metric', *BOUNDS),
+    [
+      line
+      for c in comparisons
+      for line in base.by_metric({x: c[x] for x in keys}, c)
+    ],
+  )
+  lines = [
+    {
+      **{x: c[x] for x in ('method', 'share', 'images')},
+      'metric': metric,
+      'mean': c[metric]['value'],
+      **{x: c[metric][x] for x in ('low', 'high', 'deviation')},
+      'draws': len(c[metric]['each']),
+    }
+    for c in curves
+    for metric in HEADLINE
+  ]
+  path = os.path.join(workdir, 'label_efficiency.csv')
+  page.write_csv(path, list(lines[0]), lines)
+
+
+def draw_curves(workdir: str, curves: Sequence[Mapping[str, Any]]) -> None:
+  """label_efficiency_METRIC_IMAGES.png: a line per method."""
+  for images in dict.fromkeys(c['images'] for c in curves):
+    for metric in HEADLINE:
+      series: dict[str, dict[str, Any]] = {}
+      for c in (c for c in curves if c['images'] == images):
+        line = series.setdefault(title(c['method']), {})
+        line.setdefault('x', []).append(100 * c['share'])
+        for axis, bound in zip(('y', 'low', 'high'), BOUNDS):
+          line.setdefault(axis, []).append(100 * c[metric][bound])
+      figure = plots.curves(
+        series,
+        'labelled training groups, %',
+        f'test {metric.replace("_", " ")}, %',
+        {'all': 'All variants', 'sources': 'Untouched sources'}[images],
+        bold=title('mlp_concat'),
+        dotted=[name for name in series if name.startswith('floor')],
+        log_x=True,
+      )
+      name = f'label_efficiency_{metric}_{images}.png'
+      plots.save(os.path.join(workdir, name), figure)
+
+
+def text(curves: Sequence[Mapping[str, Any]], split: str) -> str:
+  """Plain text: balanced accuracy by method and share, in percent."""
+  images = 'sources' if curves[-1]['images'] == 'sources' else 'all'
+  cells: dict[str, dict[str, str]] = {}
+  for c in (c for c in curves if c['images'] == images):
+    share = f'{100 * c["share"]:g} %'
+    cell = page.brackets(c['balanced_accuracy'])
+    cells.setdefault(title(c['method']), {})[share] = cell
+  return (
+    f'Balanced accuracy on the test part of split {split!r} ({images}), '
+    'percent, mean over draws [95 % over draws and groups].\n'
+    + pd.DataFrame.from_dict(cells, orient='index').to_string()
+  )

@@ -1,32 +1,56 @@
 """Task `probe`: what a frozen encoder's features are worth, head by head.
 
 Layer, timestep, pooling, learning rate and weight decay are chosen on
-validation rows. Test labels are not in reach until every head is final.
+validation rows. Test labels are read by `score` alone, when every head is
+final, and by what saves the predictions.
 """
 
+from collections.abc import Mapping
 import os
 import shutil
-import time
 from typing import Any
 
 from ml_collections import ConfigDict
 import numpy as np
+import pandas as pd
 
 from micdiffrep_jax.data import dataset as data
 from micdiffrep_jax.data import promises
-from micdiffrep_jax.encoders import cache as feature_cache
-from micdiffrep_jax.encoders import encoder as encoders
+from micdiffrep_jax.draw import page, plots
+from micdiffrep_jax.draw.result import RANDOM
 from micdiffrep_jax.encoders import features
-from micdiffrep_jax.heads import floors, head_file
+from micdiffrep_jax.encoders.cache import Cache
+from micdiffrep_jax.heads import classic, floors, head_file
+from micdiffrep_jax.heads import table as head_table
 from micdiffrep_jax.heads.nets import HEADS
+from micdiffrep_jax.methods import Reader
 from micdiffrep_jax.methods.views import check_augment
-from micdiffrep_jax.run import files
-from micdiffrep_jax.run.checks import lookup
-from micdiffrep_jax.scores import metrics
-from micdiffrep_jax.studies import grid, probe_report, probe_rows
+from micdiffrep_jax.run import files, log
+from micdiffrep_jax.run.checks import lookup, not_empty, one_of
+from micdiffrep_jax.scores import bootstrap, metrics
+from micdiffrep_jax.studies import base, grid
+from micdiffrep_jax.studies.base import Parts, Study
+from micdiffrep_jax.studies.grid import Row
 
-GRIDS = (1, 2, 4)
-_NORMAL = ('normal', 'no_tumor', 'notumor', 'no tumor', 'healthy')
+# (a, b): is a better than b, on the same test groups?
+PAIRS = (
+  ('mlp_concat', 'linear_single'),  # the paper's comparison
+  ('mlp_concat', 'mlp_single'),  # the same with equal heads
+  ('mlp_concat', 'linear_concat'),
+  ('mlp_concat', 'random/mlp_concat'),
+  ('mlp_concat', 'floor/nearest_pixels'),
+  ('mlp_concat', 'floor/nearest_hog'),
+  ('logistic', 'random/logistic'),
+  ('logistic', 'floor/logistic_hog'),
+  ('knn', 'random/knn'),
+  ('kernel', 'mlp_concat'),
+  ('kernel', 'knn'),
+  ('kernel', 'random/kernel'),
+  ('kernel', 'floor/nearest_pixels'),
+  ('kernel', 'floor/nearest_hog'),
+  ('kernel', 'floor/kernel_pixels'),
+  ('kernel', 'floor/kernel_hog'),
+)
 
 
 def check(config: ConfigDict) -> None:
@@ -34,22 +58,17 @@ def check(config: ConfigDict) -> None:
   for kind in config.heads.kinds:
     lookup(HEADS, kind, 'head', '--config.heads.kinds')
   for name in config.classic:
-    lookup(grid.CLASSIC, name, 'probe', '--config.classic')
+    lookup(classic.HEADS, name, 'probe', '--config.classic')
   floors.check(config.floors)
-  lookup(
-    metrics.CRITERIA,
-    config.select,
-    'criterion',
-    '--config.select',
-  )
-  for name in ('heads.kinds', 'timesteps', 'seeds', 'grids'):
-    group, _, field = name.rpartition('.')
-    if not (config[group] if group else config)[field]:
-      raise ValueError(f'--config.{name} is empty; give at least one.')
-  bad = [g for g in config.grids if g not in GRIDS]
+  lookup(metrics.CRITERIA, config.select, 'criterion', '--config.select')
+  not_empty(config.heads.kinds, '--config.heads.kinds')
+  for name in ('timesteps', 'seeds', 'grids'):
+    not_empty(config[name], f'--config.{name}')
+  bad = [g for g in config.grids if g not in grid.POOLINGS]
   if bad:
     raise ValueError(
-      f'Grids {bad} given; one of {GRIDS}. Set them with --config.grids.'
+      f'Grids {bad} given; one of {grid.POOLINGS}. Set them with '
+      '--config.grids.'
     )
   if config.online.views < 0:
     raise ValueError(
@@ -63,170 +82,311 @@ def check(config: ConfigDict) -> None:
     )
   rows = [f'{k}_{s}' for k in config.heads.kinds for s in ('single', 'concat')]
   # Nearest neighbours need the training images' features: no head.
-  rows += [name for name in config.classic if name != 'knn']
-  table = dict.fromkeys(rows)
-  lookup(table, config.bundle, 'row', '--config.bundle')
+  rows += [name for name in config.classic if head_table.HEADS[name].kind]
+  one_of(rows, config.bundle, 'row', '--config.bundle')
 
 
-def views_of(
-  config: ConfigDict, parts: probe_rows.Parts
-) -> feature_cache.Views | None:
-  """The views of config.online, for the train rows; None for 0 views."""
-  online = config.online
-  if not online.views:
-    return None
-  return feature_cache.Views(online.views, parts.train, online.augment)
+def layers_of(method: Reader, config: ConfigDict) -> tuple[str, ...]:
+  """The layers to read, all where none is named."""
+  return features.check_request(method, config.layers, config.timesteps)
 
 
-def normal_class(name: str, classes: tuple[str, ...]) -> str:
-  """The class to report with and without; 'auto' is the one called normal."""
-  if name == 'auto':
-    return next((c for c in classes if c.lower() in _NORMAL), '')
-  if name:
-    lookup(dict.fromkeys(classes), name, 'class', '--config.normal_class')
-  return name
+def suite(
+  cache: Cache, parts: Parts, config: ConfigDict, desc: str
+) -> tuple[dict[str, Row], list[dict[str, Any]]]:
+  """The rows of one encoder by name, and all that was tried.
 
-
-def seen_in_pretraining(
-  info: encoders.EncoderInfo, ds: data.Dataset, split: str, allow: bool
-) -> str:
-  """Whether the encoder's pretraining drew test images: no, maybe or unknown.
-
-  Raises ValueError where it was pretrained under another split of these data,
-  unless `allow`.
+  Rows: {linear, mlp}_{single, concat}, where mlp_concat is MSFA; then the heads
+  of config.classic, on the concatenation at the timestep and grid that the best
+  concatenated head chose.
   """
-  if info.fingerprint != ds.fingerprint:
-    return 'unknown: the encoder was pretrained on another dataset'
-  known = (info.split_hash, *(info.spared or {}).values())
-  if data.split_hash(ds, split) in known:
-    return 'no'
-  if not allow:
-    raise ValueError(
-      f'The encoder was pretrained on the train part of split '
-      f'{info.split!r}, so it may have seen test images of split '
-      f'{split!r}. Set --config.data.split={info.split}, or '
-      '--config.allow_seen_test=True, which the results will say.'
-    )
-  return f'maybe: pretrained on split {info.split!r}'
-
-
-def labelled_parts(ds: data.Dataset, split: str) -> probe_rows.Parts:
-  """Labelled rows, train then val then test; test labels are left out."""
-  labels = data.labels(ds)
-  found = []
-  for part in ('train', 'val', 'test'):
-    rows = data.rows(ds, split, part)
-    rows = rows[labels[rows] >= 0]
-    if not len(rows):
-      raise ValueError(
-        f'Split {split!r} has no labelled {part} images in {ds.path}. Choose '
-        'another with --config.data.split.'
-      )
-    found.append(rows)
-  rows = np.concatenate(found)
-  train, val, test = np.split(
-    np.arange(len(rows)), np.cumsum([len(r) for r in found])[:-1]
+  training = grid.training_of(config)
+  choices = [*((layer,) for layer in cache.layers), cache.layers]
+  # The other seeds measure the spread of what was chosen.
+  first = training._replace(seeds=config.seeds[:1])
+  tried = grid.average(
+    grid.search(
+      cache, parts, choices, cache.timesteps, config.grids, first, desc
+    ),
+    config.select,
   )
-  known = labels[rows].astype(np.int64)
-  known[test] = -1
-  return probe_rows.Parts(rows, train, val, test, known)
-
-
-def describe(
-  ds: data.Dataset, split: str, parts: probe_rows.Parts
-) -> dict[str, Any]:
-  """Which images a result is of."""
-  return {
-    'path': ds.path,
-    'fingerprint': ds.fingerprint,
-    'split': split,
-    'split_hash': data.split_hash(ds, split),
-    'classes': ds.classes,
-    'images': {
-      part: len(getattr(parts, part)) for part in ('train', 'val', 'test')
-    },
+  log.get_logger().info('Final heads: %d seeds.', len(config.seeds))
+  rows = {
+    name: grid.finish_trial(cache, parts, trial, training)
+    for name, trial in grid.choose(tried, config.heads.kinds).items()
   }
+  spot = grid.best(tried[tried['part'] == 'concat']).spot
+  rows |= grid.classic_rows(cache, parts, spot, config.classic)
+  return rows, [trial.record() for trial in grid.trials_of(tried)]
 
 
 def run(config: ConfigDict, workdir: str) -> dict[str, Any]:
   """Probes config.checkpoint; writes results.json, predictions, head, plots."""
   check(config)
-  started = time.monotonic()
-  encoder = encoders.load_encoder(config.checkpoint, config.step or None)
-  ds = data.open_dataset(config.data.path, config.data.cache)
-  doubts = promises.refuse(ds, config.data.split, config.allow_failed_audit)
-  features.check_images(encoder, ds)
-  layers = features.check_request(
-    encoder.method, config.layers, config.timesteps
-  )
-  normal = normal_class(config.normal_class, ds.classes)
-  seen = seen_in_pretraining(
-    encoder.info, ds, config.data.split, config.allow_seen_test
-  )
-  parts = labelled_parts(ds, config.data.split)
+  study = base.open_study(config, layers_of, config.step or None)
+  ds, parts, split = study.ds, study.parts, config.data.split
+  doubts = promises.refuse(ds, split, config.allow_failed_audit)
+  normal = base.normal_class(config.normal_class, ds.classes)
   os.makedirs(workdir, exist_ok=True)
 
-  rows: dict[str, probe_rows.Row] = {}
-  trials: dict[str, list[dict]] = {}
-  by_prefix = encoders.with_twin(encoder, config.random_encoder, config.seed)
-  for prefix, one in by_prefix.items():
-    folder = os.path.join(workdir, 'features', prefix.strip('/') or 'encoder')
-    cache = feature_cache.fill(
-      folder,
-      one,
-      ds,
-      parts.rows,
-      layers,
-      config.timesteps,
-      max(config.grids),
-      config.draws,
-      config.seed,
-      config.batch_size,
-      weights_seed=config.seed if prefix else 0,
-      views=views_of(config, parts),
-    )
-    found, tried, head = grid.run_suite(
-      cache, parts, ds.classes, config, desc=prefix + 'heads'
-    )
-    rows |= {prefix + name: row for name, row in found.items()}
-    trials[prefix.strip('/') or 'encoder'] = tried
-    if not prefix:
-      head_file.save(
-        workdir,
-        head._replace(
-          info=head.info
-          | {
-            'classes': ds.classes,
-            'encoder': one.info.as_dict(),
-            'checkpoint': config.checkpoint,
-            'dataset': ds.fingerprint,
-            'preparation': ds.info.settings,
-            'split': config.data.split,
-            'split_hash': data.split_hash(ds, config.data.split),
-          }
-        ),
-      )
-  if config.floors:
-    query = parts.rows[np.concatenate([parts.val, parts.test])]
-    for name, probs in floors.predict(
-      ds, parts.rows[parts.train], query, config.floors, config.seed
-    ).items():
-      val, test = np.split(probs, [len(parts.val)])
-      rows['floor/' + name] = probe_rows.Row({}, val, test[None])
+  rows: dict[str, Row] = {}
+  trials: dict[str, list[dict[str, Any]]] = {}
+  place = os.path.join(workdir, 'features', '{}')
+  for source in base.sources(study, config, place):
+    cache = source.extract(config.timesteps)
+    found, tried = suite(cache, parts, config, source.name + 'heads')
+    trials[base.who_of(source.name)] = tried
+    rows |= {source.name + name: row for name, row in found.items()}
+    if not source.name:
+      save_head(workdir, rows[config.bundle], study, config)
+  rows |= grid.floor_rows(ds, parts, config.floors, config.seed)
 
-  results = probe_report.score(rows, ds, parts, config, normal)
+  results = score(rows, ds, parts, normal, config.resamples, config.seed)
   results |= {
+    'bundle': config.bundle,
     'task': 'probe',
     'trials': trials,
-    'encoder': encoder.info.as_dict(),
-    'pretraining_saw_test_images': seen,
     'audit_reasons': doubts,
-    'data': describe(ds, config.data.split, parts),
-    'elapsed_s': round(time.monotonic() - started, 1),
+    **base.told(study, split),
   }
-  probe_report.draw(workdir, results)
-  probe_report.save_predictions(workdir, rows, ds, parts)
+  draw(workdir, results)
+  save_predictions(workdir, rows, ds, parts)
   if not config.keep_features:
     shutil.rmtree(os.path.join(workdir, 'features'), ignore_errors=True)
-  print(probe_report.table(results), flush=True)
+  print(text(results), flush=True)
   return files.write_results(workdir, results, config)
+
+
+def save_head(workdir: str, row: Row, study: Study, config: ConfigDict) -> None:
+  """Writes the head of a row, with what its features and classes are."""
+  assert row.head is not None
+  ds = study.ds
+  told = {
+    'extracted_grid': max(config.grids),
+    'draws': config.draws,
+    'feature_seed': config.seed,
+    'classes': ds.classes,
+    'encoder': study.encoder.info.as_dict(),
+    'checkpoint': config.checkpoint,
+    'dataset': ds.fingerprint,
+    'preparation': ds.info.settings,
+    'split': config.data.split,
+    'split_hash': data.split_hash(ds, config.data.split),
+  }
+  head_file.save(workdir, row.head._replace(info=row.head.info | told))
+
+
+def _spread(labels: np.ndarray, probs: np.ndarray) -> dict[str, Any]:
+  """Accuracy and balanced accuracy of every seed (s, q, k)."""
+  values = {
+    name: np.array([metrics.value(name, labels, p) for p in probs])
+    for name in metrics.HEADLINE
+  }
+  return {
+    name: {
+      'each': values[name].tolist(),
+      'mean': float(values[name].mean()),
+      'std': float(values[name].std(ddof=1)) if len(probs) > 1 else None,
+    }
+    for name in metrics.HEADLINE
+  }
+
+
+def _before(labels: np.ndarray, row: Row) -> dict[str, float] | None:
+  """Calibration of the first seed before its temperature."""
+  if row.test_uncalibrated is None:
+    return None
+  return {
+    name: metrics.value(name, labels, row.test_uncalibrated)
+    for name in ('ece', 'nll')
+  }
+
+
+def _summaries(
+  rows: Mapping[str, Row],
+  ds: data.Dataset,
+  parts: Parts,
+  normal: str,
+  resamples: int,
+  seed: int,
+) -> dict[str, dict[str, Any]]:
+  """Every metric of each row, on validation and on test rows."""
+
+  def summary(at: np.ndarray, probs: np.ndarray) -> dict[str, Any]:
+    return bootstrap.summarise(
+      data.labels(ds)[at],
+      probs,
+      data.groups(ds)[at],
+      ds.classes,
+      ds.manifest['variant'][at],
+      normal,
+      resamples=resamples,
+      seed=seed,
+    )
+
+  val, test = parts.rows[parts.val], parts.rows[parts.test]
+  labels = data.labels(ds)[test]
+  return {
+    name: {
+      'chosen': row.chosen,
+      'temperature': row.temperature,
+      'uncalibrated': _before(labels, row),
+      'seeds': _spread(labels, row.test),
+      'validation': summary(val, row.val),
+      'test': summary(test, row.test[0]),
+    }
+    for name, row in rows.items()
+  }
+
+
+def _comparisons(
+  rows: Mapping[str, Row],
+  ds: data.Dataset,
+  at: np.ndarray,
+  resamples: int,
+  seed: int,
+) -> list[dict[str, Any]]:
+  """Paired comparisons of PAIRS, first seeds, on all images and on sources."""
+  labels, groups = data.labels(ds)[at], data.groups(ds)[at]
+  return [
+    {
+      'row_a': a,
+      'row_b': b,
+      'images': name,
+      **bootstrap.compare(
+        labels[keep],
+        rows[a].test[0][keep],
+        rows[b].test[0][keep],
+        groups[keep],
+        metric,
+        resamples,
+        seed,
+      ),
+    }
+    for a, b in PAIRS
+    if a in rows and b in rows
+    for name, keep in base.image_sets(ds, at).items()
+    for metric in metrics.HEADLINE
+  ]
+
+
+def score(
+  rows: Mapping[str, Row],
+  ds: data.Dataset,
+  parts: Parts,
+  normal: str,
+  resamples: int,
+  seed: int,
+) -> dict[str, Any]:
+  """The results of all rows: summaries, 2 x 2 table, paired comparisons.
+
+  Summaries and comparisons are of the first seed, the head that is bundled;
+  `seeds` tells how the others did.
+  """
+  scored = _summaries(rows, ds, parts, normal, resamples, seed)
+  test = parts.rows[parts.test]
+  return {
+    'rows': scored,
+    'two_by_two': {
+      prefix.strip('/') or 'encoder': two_by_two(scored, prefix)
+      for prefix in ('', RANDOM)
+      if prefix + 'linear_single' in scored
+    },
+    'comparisons': _comparisons(rows, ds, test, 2 * resamples, seed),
+    'normal_class': normal,
+  }
+
+
+def two_by_two(scored: Mapping[str, Any], prefix: str) -> dict[str, Any]:
+  """{linear, mlp} x {single, concat}: test accuracy with interval and seeds."""
+  return {
+    kind: {
+      part: {
+        **scored[name]['test']['all']['accuracy'],
+        'seeds_mean': scored[name]['seeds']['accuracy']['mean'],
+        'seeds_std': scored[name]['seeds']['accuracy']['std'],
+      }
+      for part in ('single', 'concat')
+      if (name := f'{prefix}{kind}_{part}') in scored
+    }
+    for kind in ('linear', 'mlp')
+    if f'{prefix}{kind}_single' in scored
+  }
+
+
+def draw(workdir: str, results: Mapping[str, Any]) -> None:
+  """confusion.png of the bundled head, reliability.png of it and others."""
+  rows, name = results['rows'], results['bundle']
+  test = rows[name]['test']['all']
+  title = f'{name}, {results["data"]["split"]} split, test'
+  plots.save(
+    os.path.join(workdir, 'confusion.png'),
+    plots.confusion(test['confusion'], test['classes'], title),
+  )
+  shown = [n for n in (name, 'linear_single', 'logistic') if n in rows]
+  curves = {
+    n: rows[n]['test']['all']['reliability'] for n in dict.fromkeys(shown)
+  }
+  path = os.path.join(workdir, 'reliability.png')
+  plots.save(path, plots.reliability(curves))
+
+
+def save_predictions(
+  workdir: str, rows: Mapping[str, Row], ds: data.Dataset, parts: Parts
+) -> None:
+  """predictions.npz, without pickle.
+
+  For `part` in val, test: part.index (dataset rows), part.id, part.label,
+  part.group, part.variant; part.probs.<row> (n, k) float32 of the first seed.
+  """
+  arrays: dict[str, np.ndarray] = {'classes': np.array(ds.classes)}
+  labels = data.labels(ds)
+  for part in ('val', 'test'):
+    at = parts.rows[getattr(parts, part)]
+    arrays[f'{part}.index'] = at
+    arrays[f'{part}.label'] = labels[at]
+    for field in ('id', 'group', 'variant'):
+      arrays[f'{part}.{field}'] = ds.manifest[field][at].astype(np.str_)
+    for name, row in rows.items():
+      probs = row.val if part == 'val' else row.test[0]
+      arrays[f'{part}.probs.{name}'] = probs.astype(np.float32)
+  files.write_arrays(os.path.join(workdir, 'predictions.npz'), arrays)
+
+
+def _percent(found: Mapping[str, Any] | None) -> str:
+  if not found or found['value'] is None:
+    return '-'
+  return page.brackets(found)
+
+
+def _chosen(chosen: Mapping[str, Any]) -> str:
+  if not chosen:
+    return ''
+  layers = chosen['layers']
+  what = layers[0] if len(layers) == 1 else f'{len(layers)} layers'
+  return f'{what}, t = {chosen["timestep"]}, grid {chosen["grid"]}'
+
+
+def text(results: Mapping[str, Any]) -> str:
+  """Plain text: test scores of every row in percent, and comparisons."""
+  lines = {}
+  for name, row in results['rows'].items():
+    lines[name] = {
+      f'{metric.removesuffix("_accuracy")}, {part}': _percent(
+        row['test'].get(part, {}).get(metric)
+      )
+      for part in ('all', 'sources')
+      for metric in metrics.HEADLINE
+    } | {'chosen on validation': _chosen(row['chosen'])}
+  note = (
+    f'Test part of split {results["data"]["split"]!r}, percent, 95 % interval '
+    'over groups; mlp_concat is MSFA.'
+  )
+  pairs = [
+    f'{c["row_a"]} - {c["row_b"]}: {100 * c["difference"]:+.1f} '
+    f'[{100 * c["low"]:+.1f}, {100 * c["high"]:+.1f}], p = {c["p_value"]:.3g}'
+    for c in results['comparisons']
+    if c['images'] == 'all' and c['metric'] == 'accuracy'
+  ]
+  table = pd.DataFrame.from_dict(lines, orient='index').to_string()
+  return '\n'.join(['', table, note, '', *pairs])

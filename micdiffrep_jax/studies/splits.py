@@ -13,6 +13,7 @@ from typing import Any
 import jax
 from ml_collections import ConfigDict
 import numpy as np
+import pandas as pd
 
 from micdiffrep_jax import tasks
 from micdiffrep_jax.data import dataset as data
@@ -20,33 +21,20 @@ from micdiffrep_jax.data import splits
 from micdiffrep_jax.draw import page
 from micdiffrep_jax.draw.result import title
 from micdiffrep_jax.run import files, log
-from micdiffrep_jax.run.checks import lookup
+from micdiffrep_jax.run.checks import not_empty, one_of
 from micdiffrep_jax.scores.metrics import HEADLINE
-from micdiffrep_jax.studies import (
-  page_splits,
-  probe,
-)
+from micdiffrep_jax.studies import probe
+from micdiffrep_jax.studies.page_splits import drawn_in_words
 
 HONEST = 'grouped'  # what the other splits are compared with
-_COLUMNS = (
-  'method',
-  'split',
-  'images',
-  'metric',
-  'value',
-  'low',
-  'high',
-  f'minus_{HONEST}',
-)
 
 
 def check(config: ConfigDict) -> dict[str, ConfigDict]:
   """The probe config of each split; ValueError for what cannot be run."""
-  if not config.splits:
-    raise ValueError('--config.splits is empty; give at least one.')
+  not_empty(config.splits, '--config.splits')
   units = {}
   for name in config.splits:
-    lookup(dict.fromkeys(splits.NAMES), name, 'split', '--config.splits')
+    one_of(splits.NAMES, name, 'split', '--config.splits')
     unit = config.probe.copy_and_resolve_references()
     with unit.unlocked():
       unit.data.split = name
@@ -105,8 +93,7 @@ def run(config: ConfigDict, workdir: str) -> dict[str, Any]:
   table = compare(records)
   if jax.process_index() == 0:
     path = os.path.join(workdir, 'splits.csv')
-    rows = [[row[c] for c in _COLUMNS] for row in table]
-    page.write_csv(path, _COLUMNS, rows)
+    page.write_csv(path, list(table[0]), table)
     print(text(table, seen), flush=True)
   return files.write_results(
     workdir,
@@ -151,29 +138,19 @@ def text(
   table: Sequence[Mapping[str, Any]], seen: Mapping[str, Mapping[str, Any]]
 ) -> str:
   """Plain text: test accuracy on all variants, splits side by side."""
-  names = list(seen)
+  cells: dict[str, dict[str, str]] = {}
+  for line in table:
+    if (line['images'], line['metric']) == ('all', 'accuracy'):
+      cell, worth = page.brackets(line), line[f'minus_{HONEST}']
+      if worth is not None and line['split'] != HONEST:
+        cell += f' ({100 * worth:+.1f})'
+      cells.setdefault(title(line['method']), {})[line['split']] = cell
+  frame = pd.DataFrame.from_dict(cells, orient='index', columns=list(seen))
   lines = [
     'Test accuracy, all variants, percent [95 % over groups]; in brackets the '
     f'difference to {HONEST!r}.',
-    f'{"":40}' + ''.join(f'{n:30}' for n in names).rstrip(),
-  ]
-  shown = [
-    r for r in table if (r['images'], r['metric']) == ('all', 'accuracy')
-  ]
-  for method in dict.fromkeys(r['method'] for r in shown):
-    cells = ''
-    for name in names:
-      found = [r for r in shown if (r['method'], r['split']) == (method, name)]
-      cell = '-'
-      if found:
-        cell = page.brackets(found[0])
-        worth = found[0][f'minus_{HONEST}']
-        if worth is not None and name != HONEST:
-          cell += f' ({100 * worth:+.1f})'
-      cells += f'{cell:30}'
-    lines.append(f'{title(method)[:39]:40}{cells}'.rstrip())
-  lines.append('Test images of the split that pretraining has drawn:')
-  lines += [
-    f'  {name}: {page_splits.drawn_in_words(seen[name])}' for name in names
+    frame.to_string(na_rep='-'),
+    'Test images of the split that pretraining has drawn:',
+    *(f'  {name}: {drawn_in_words(found)}' for name, found in seen.items()),
   ]
   return '\n'.join(lines)

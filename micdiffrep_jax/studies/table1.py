@@ -5,42 +5,54 @@ same candidate settings chosen on validation; beside each method its own
 architecture with random weights, and the floors once.
 """
 
+from collections.abc import Mapping
 import os
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
+import numpy as np
 
 from micdiffrep_jax import tasks
 from micdiffrep_jax.data import splits
-from micdiffrep_jax.draw import page
+from micdiffrep_jax.draw import page, plots
 from micdiffrep_jax.draw.page import Section
-from micdiffrep_jax.draw.result import Run
+from micdiffrep_jax.draw.result import FLOOR, RANDOM, Run, title
 from micdiffrep_jax.encoders import encoder as encoders
 from micdiffrep_jax.methods.base import trainable
 from micdiffrep_jax.pretrain import monitor, train
 from micdiffrep_jax.run import checkpoint as checkpoints
 from micdiffrep_jax.run import files, log
-from micdiffrep_jax.run.checks import lookup
-from micdiffrep_jax.studies import (
-  page_table1,
-  probe,
-  table1_rows,
-)
+from micdiffrep_jax.run.checks import lookup, not_empty, one_of
+from micdiffrep_jax.scores import bootstrap
+from micdiffrep_jax.studies import page_table1, probe
+
+OURS = 'ddpm'  # what the others are compared with
+MSFA = 'mlp_concat'
+# Accuracy in percent, Zhu and Zhao 2024, table 1; its split is not stated.
+PAPER = {'mae': 69.0, 'moco': 73.0, 'byol': 77.0, 'clip': 82.0}
+PAPER_OURS = {'linear_single': 83.0, MSFA: 88.0}
+COSTS = ('images_drawn', 'training_s', 'flops_per_image', 'parameters')
+
+
+class Cell(NamedTuple):
+  """The probe of a method under a split: its results, and where they lie."""
+
+  found: dict[str, Any]
+  folder: str
 
 
 def check(config: ConfigDict) -> None:
   """Raises ValueError for what can be told to be wrong before anything runs."""
   for field in ('methods', 'splits'):
-    if not config[field]:
-      raise ValueError(f'--config.{field} is empty; give at least one.')
+    not_empty(config[field], f'--config.{field}')
   for name in config.methods:
     if name not in config.checkpoints or not config.checkpoints[name]:
       lookup(config.pretrain, name, 'method', '--config.methods')
   for field in ('splits', 'random_splits'):
     for name in config[field]:
-      lookup(dict.fromkeys(splits.NAMES), name, 'split', f'--config.{field}')
+      one_of(splits.NAMES, name, 'split', f'--config.{field}')
   if config.images_drawn < 1:
     raise ValueError(
       f'images_drawn={config.images_drawn}: set --config.images_drawn to 1 or '
@@ -48,8 +60,7 @@ def check(config: ConfigDict) -> None:
     )
   kinds, classic = config.probe.heads.kinds, config.probe.classic
   names = [f'{kind}_{on}' for kind in kinds for on in ('single', 'concat')]
-  rows = dict.fromkeys([*names, *classic])
-  lookup(rows, config.headline, 'row', '--config.headline')
+  one_of([*names, *classic], config.headline, 'row', '--config.headline')
 
 
 def pretrain_config(config: ConfigDict, name: str) -> ConfigDict:
@@ -138,66 +149,178 @@ def run(config: ConfigDict, workdir: str) -> dict[str, Any]:
   As table1.csv, table1.md, table1.html, table1.png and results.json.
   """
   check(config)
-  cells: dict[str, dict[str, Any]] = {}
+  cells: dict[str, dict[str, Cell]] = {}
   costs: dict[str, dict[str, Any]] = {}
   for name in config.methods:
-    checkpoint = config.checkpoints.get(name, '')
-    if not checkpoint:
-      checkpoint = os.path.join(workdir, name, 'pretrain')
-      log.get_logger().info('%s: pretraining in %s.', name, checkpoint)
-      finished(pretrain_config(config, name), checkpoint, train.run)
-    encoder = encoders.load_encoder(checkpoint)
+    encoder = encoders.load_encoder(pretrained(config, name, workdir))
     costs[name] = cost(encoder)
     drawn = costs[name]['images_drawn']
     if drawn and abs(drawn - config.images_drawn) > encoder.config.batch_size:
       log.get_logger().warning(
         '%s drew %d images, not the %d of the others.',
-        checkpoint,
+        encoder.info.path,
         drawn,
         config.images_drawn,
       )
     for split in config.splits:
-      unit = probe_config(
-        config, name, checkpoint, split, encoder.method.timesteps
-      )
+      path, steps = encoder.info.path or '', encoder.method.timesteps
+      unit = probe_config(config, name, path, split, steps)
       folder = os.path.join(workdir, name, f'probe_{split}')
       log.get_logger().info('%s: probing in %s.', name, folder)
       found = finished(unit, folder, probe.run)
-      cells.setdefault(name, {})[split] = (found, folder)
-  scores = table1_rows.rows_of(
-    {
-      name: {split: found for split, (found, _) in by_split.items()}
-      for name, by_split in cells.items()
-    },
-    costs,
-    config.headline,
-  )
+      cells.setdefault(name, {})[split] = Cell(found, folder)
   results = {
     'task': 'table1',
-    'table': scores,
+    'table': rows_of(cells, costs, config.headline),
     'costs': costs,
     'candidates': {
       name: {
-        split: table1_rows.trials(found)
-        for split, (found, _) in by_split.items()
+        # How many candidates validation chose from: layers times settings.
+        split: len(cell.found['trials']['encoder'])
+        for split, cell in by_split.items()
       }
       for name, by_split in cells.items()
     },
-    'comparisons': table1_rows.comparisons(cells, config),
+    'comparisons': comparisons(
+      cells, config.headline, config.resamples, config.probe.seed
+    ),
     'headline': config.headline,
     'splits': config.splits,
   }
   if jax.process_index() == 0:
-    path = os.path.join(workdir, 'table1.csv')
-    page.write_csv(
-      path, list(scores[0]), [list(row.values()) for row in scores]
-    )
-    table1_rows.draw(os.path.join(workdir, 'table1.png'), results)
-    blocks = page_table1.blocks(Run('table1', workdir, results))
-    written = ('Table 1', '', [Section('Results', blocks)])
-    text = page.markdown(*written)
-    files.write_whole(os.path.join(workdir, 'table1.md'), text.encode())
-    html = page.render(*written)
-    files.write_whole(os.path.join(workdir, 'table1.html'), html.encode())
-    print(text, flush=True)
+    write(workdir, results)
   return files.write_results(workdir, results, config)
+
+
+def pretrained(config: ConfigDict, name: str, workdir: str) -> str:
+  """The checkpoint of a method, which is pretrained where none is given."""
+  path = config.checkpoints.get(name, '')
+  if not path:
+    path = os.path.join(workdir, name, 'pretrain')
+    log.get_logger().info('%s: pretraining in %s.', name, path)
+    finished(pretrain_config(config, name), path, train.run)
+  return path
+
+
+def write(workdir: str, results: Mapping[str, Any]) -> None:
+  """table1.csv, table1.png, table1.md and table1.html; prints the table."""
+  lines = results['table']
+  path = os.path.join(workdir, 'table1.csv')
+  page.write_csv(path, list(lines[0]), lines)
+  draw(os.path.join(workdir, 'table1.png'), results)
+  blocks = page_table1.blocks(Run('table1', workdir, dict(results)))
+  written = ('Table 1', '', [Section('Results', blocks)])
+  text = page.markdown(*written)
+  files.write_whole(os.path.join(workdir, 'table1.md'), text.encode())
+  html = page.render(*written)
+  files.write_whole(os.path.join(workdir, 'table1.html'), html.encode())
+  print(text, flush=True)
+
+
+def in_paper(method: str, row: str, headline: str) -> float | None:
+  """The paper's number; it gives others one, stood beside our headline row."""
+  if method == OURS:
+    return PAPER_OURS.get(row)
+  return PAPER.get(method) if row == headline else None
+
+
+def rows_of(
+  cells: Mapping[str, Mapping[str, Cell]],
+  costs: Mapping[str, Mapping[str, Any]],
+  headline: str,
+) -> list[dict[str, Any]]:
+  """One line per method, row of its probe, and split.
+
+  What pretraining cost and which labels it had stands beside rows of its
+  weights only, not beside floors and random ones.
+  """
+  lines = []
+  for name, by_split in cells.items():
+    for split, cell in by_split.items():
+      for row, scored in cell.found['rows'].items():
+        value = scored['test']['all']['accuracy']
+        floor = row.startswith(FLOOR)
+        trained = not floor and not row.startswith(RANDOM)
+        cost = costs[name] if trained else {}
+        lines.append(
+          {
+            'method': page_table1.FLOOR if floor else name,
+            'row': row.removeprefix(FLOOR),
+            'paper': in_paper(name, row, headline),
+            'split': split,
+            'accuracy': value['value'],
+            'low': value['low'],
+            'high': value['high'],
+            'flags': ' '.join(cost.get('flags', ())),
+            **{key: cost.get(key) for key in COSTS},
+          }
+        )
+  return lines
+
+
+def _predictions(folder: str, row: str) -> dict[str, np.ndarray]:
+  with np.load(os.path.join(folder, 'predictions.npz')) as z:
+    names = {'label': 'test.label', 'group': 'test.group', 'id': 'test.id'}
+    found = {name: z[key] for name, key in names.items()}
+    return {**found, 'probs': z[f'test.probs.{row}']}
+
+
+def comparisons(
+  cells: Mapping[str, Mapping[str, Cell]],
+  headline: str,
+  resamples: int,
+  seed: int,
+) -> list[dict[str, Any]]:
+  """Ours minus each other method on the same test groups, row by row."""
+  lines: list[dict[str, Any]] = []
+  if OURS not in cells:
+    return lines
+  for name, by_split in cells.items():
+    for split, cell in by_split.items():
+      ours = cells[OURS][split]
+      for row in dict.fromkeys((headline, 'knn', 'kernel', MSFA)):
+        both = (ours.found['rows'], cell.found['rows'])
+        if name == OURS or not all(row in found for found in both):
+          continue
+        a = _predictions(ours.folder, row)
+        b = _predictions(cell.folder, row)
+        assert (a['id'] == b['id']).all()
+        lines.append(
+          {
+            'other': name,
+            'row': row,
+            'split': split,
+            **bootstrap.compare(
+              a['label'],
+              a['probs'],
+              b['probs'],
+              a['group'],
+              'accuracy',
+              resamples,
+              seed,
+            ),
+          }
+        )
+  return lines
+
+
+def draw(path: str, results: Mapping[str, Any]) -> None:
+  """The headline row and MSFA of each method, on the first split."""
+  split, headline = results['splits'][0], results['headline']
+  of_encoders, floors = [], []
+  for line in (x for x in results['table'] if x['split'] == split):
+    method, row = line['method'], line['row']
+    scored = {**line, 'value': line['accuracy']}
+    if method == page_table1.FLOOR:
+      floors.append((title(row), scored, FLOOR))
+    elif row == MSFA or row.removeprefix(RANDOM) == headline:
+      name = f'{page_table1.flagged(line)}, {title(row)}'
+      # One row stands out: the headline of ours.
+      others = method != OURS and not row.startswith(RANDOM)
+      of_encoders.append((name, scored, '' if others else row))
+  figure = plots.intervals(
+    of_encoders + floors,
+    headline,
+    f'accuracy in percent, test part of {split!r}',
+  )
+  plots.save(path, figure)

@@ -1,0 +1,96 @@
+"""What a head is: fitted on features, it predicts; all kinds alike.
+
+Letters: n rows, d features, k classes, v validation rows, a heads side by side.
+"""
+
+from collections.abc import Callable
+import functools
+from types import MappingProxyType
+from typing import Any, NamedTuple
+
+import jax
+from jax import Array
+import jax.numpy as jnp
+import numpy as np
+
+from micdiffrep_jax.heads.matrix import Features
+
+BLOCK = 256  # rows at a time
+
+Params = dict[str, Any]
+Apply = Callable[[Any, Array], Array]  # params, x (b, d) -> logits (b, k)
+
+
+class Problem(NamedTuple):
+  """What a head is fitted on: rows to train on and rows to choose on.
+
+  features of n rows, their labels (n,) int, -1 where a head must not read
+  them; classes k; train and validation: row numbers.
+  """
+
+  features: Features
+  labels: np.ndarray
+  classes: int
+  train: np.ndarray
+  validation: np.ndarray
+
+
+class Fitted(NamedTuple):
+  """A fitted head.
+
+  params: what its `predict` reads; of a head that can be saved they are arrays
+  with a leading axis of one. chosen: its settings by name; score: the accuracy
+  on validation rows that they were chosen for; told: what a result says of the
+  fit besides; logits (v, k) of the validation rows where fitting gives them.
+  """
+
+  params: Params
+  chosen: dict[str, Any]
+  score: float
+  told: MappingProxyType | dict[str, Any] = MappingProxyType({})
+  logits: np.ndarray | None = None
+
+
+class Head(NamedTuple):
+  """A kind of head.
+
+  predict(params, features) -> (n, k): logits, or probabilities where it is not
+  `calibrated` by a temperature. fit(problem, **settings) -> Fitted, where each
+  setting is a tuple of what to try; None for a head that trained.fit trains.
+  chooses: the names of its settings; kind: what its file says, '' for a head
+  that has none.
+  """
+
+  predict: Callable[[Params, Features], np.ndarray]
+  fit: Callable[..., Fitted] | None = None
+  chooses: tuple[str, ...] = ()
+  kind: str = ''
+  calibrated: bool = True
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _apply_block(
+  apply: Apply, params: Any, x: Array, shift: Array, scale: Array
+) -> Array:
+  part = (x.astype(jnp.float32) - shift[None, :]) * scale[None, :]
+  return jax.vmap(apply, in_axes=(0, None))(params, part)
+
+
+def apply_all(apply: Apply, params: Params, features: Features) -> np.ndarray:
+  """Logits (a, n, k) of all rows, averaged over draws, of heads (a, ...)."""
+  x = features.x[None] if features.x.ndim == 2 else features.x
+  n = x.shape[1]
+  blocks = []
+  for start in range(0, n, BLOCK):
+    at = np.resize(np.arange(start, min(n, start + BLOCK)), BLOCK)
+    one = [
+      _apply_block(apply, params, draw[at], features.shift, features.scale)
+      for draw in x
+    ]
+    blocks.append(np.mean(one, axis=0))
+  return np.concatenate(blocks, axis=1)[:, :n]
+
+
+def predict_with(apply: Apply) -> Callable[[Params, Features], np.ndarray]:
+  """The `predict` of a head whose logits a JAX function gives."""
+  return lambda params, features: apply_all(apply, params, features)[0]
