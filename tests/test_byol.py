@@ -46,7 +46,7 @@ def test_tau_rises_from_its_start_to_one():
 def test_the_target_moves_after_the_optimizer(method):
   tx = optax.sgd(0.5)
   step = jax.jit(make_step(method, tx))
-  first = make_state(method, tx, jax.random.key(0))
+  first = jax.jit(lambda k: make_state(method, tx, k))(jax.random.key(0))
   second, _ = step(first, {'image': images(seed=1)}, jax.random.key(1))
   third, _ = step(second, {'image': images(seed=2)}, jax.random.key(1))
 
