@@ -11,7 +11,7 @@ from micdiffrep_jax.training.state import make_state, make_step
 
 def config(**changes):
   c = baselines.get_config('byol,test')
-  c.update_from_flattened_dict({'steps': 40, **changes})
+  c.update_from_flattened_dict({'model.blocks': (1, 1), 'steps': 40, **changes})
   return c
 
 

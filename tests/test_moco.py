@@ -13,7 +13,7 @@ from micdiffrep_jax.training.state import make_state, make_step
 
 def config(**changes):
   c = baselines.get_config('moco,test')
-  c.update_from_flattened_dict(changes)
+  c.update_from_flattened_dict({'model.blocks': (1, 1), **changes})
   return c
 
 
