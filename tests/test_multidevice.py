@@ -78,9 +78,8 @@ def assert_close(workdir, reference, tolerance):
     assert line == pytest.approx(other, abs=10 * tolerance)
 
 
-@pytest.mark.parametrize(
-  'fsdp', [False, pytest.param(True, marks=pytest.mark.slow)]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize('fsdp', [False, True])
 def test_eight_devices_train_as_one_does(
   tmp_path, monkeypatch, on_devices, on_one, fsdp
 ):
