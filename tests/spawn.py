@@ -21,6 +21,10 @@ PR_SET_PDEATHSIG = 1  # of <linux/prctl.h>
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 
 
+class Ended(AssertionError):
+  """A run came to its end before it did what was awaited."""
+
+
 class Spawner:
   """The test's side: starts, awaits and kills runs."""
 
@@ -85,7 +89,8 @@ class Spawner:
     while not os.path.exists(path):
       for pid in pids:
         status = self.poll(pid)
-        assert status is None, f'ended with {status} before {path}'
+        if status is not None:
+          raise Ended(f'process {pid} ended with {status} before {path}')
       assert time.monotonic() < end, f'no {path} after {timeout_s} s'
       time.sleep(0.02)
 

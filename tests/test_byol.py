@@ -11,7 +11,7 @@ from micdiffrep_jax.pretrain.state import make_state, make_step
 
 def config(**changes):
   c = baselines.get_config('byol,test')
-  c.update_from_flattened_dict({'steps': 40, **changes})
+  c.update_from_flattened_dict({'model.blocks': (1, 1), 'steps': 40, **changes})
   return c
 
 
@@ -46,7 +46,7 @@ def test_tau_rises_from_its_start_to_one():
 def test_the_target_moves_after_the_optimizer(method):
   tx = optax.sgd(0.5)
   step = jax.jit(make_step(method, tx))
-  first = make_state(method, tx, jax.random.key(0))
+  first = jax.jit(lambda k: make_state(method, tx, k))(jax.random.key(0))
   second, _ = step(first, {'image': images(seed=1)}, jax.random.key(1))
   third, _ = step(second, {'image': images(seed=2)}, jax.random.key(1))
 

@@ -70,9 +70,10 @@ def test_later_tokens_do_not_change_earlier_outputs():
   model = TextTransformer(32, 6, 16, 2, 2, 8)
   ids = np.array([[30, 2, 3, 31, 0, 0]])
   changed = np.array([[30, 2, 3, 31, 9, 8]])
-  variables = model.init(jax.random.key(0), ids)
-  out, taps = model.apply(variables, ids)
-  again, others = model.apply(variables, changed)
+  variables = jax.jit(model.init)(jax.random.key(0), ids)
+  apply = jax.jit(model.apply)
+  out, taps = apply(variables, ids)
+  again, others = apply(variables, changed)
   # What pads a caption leaves its embedding alone.
   np.testing.assert_allclose(out, again, rtol=1e-5, atol=1e-6)
   np.testing.assert_allclose(
@@ -164,7 +165,7 @@ def test_training_tells_captions_apart(phantom, name):
     'tokens': np.tile(np.arange(16), (4, 1)) * 0
     + np.array([[30, i + 2, 31, *[0] * 13] for i in range(4)]),
   }
-  params, _ = method.init(jax.random.key(0))
+  params, _ = jax.jit(method.init)(jax.random.key(0))
 
   @jax.jit
   def step(params, key):
@@ -180,6 +181,7 @@ def test_training_tells_captions_apart(phantom, name):
   assert values[-1] < 0.5 * values[0]
 
 
+@pytest.mark.slow
 def test_a_run_is_flagged_and_its_encoder_loads(tmp_path, phantom):
   config = baselines.get_config('clip,test')
   config.steps, config.optim.warmup_steps = 2, 1

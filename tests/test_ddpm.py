@@ -30,9 +30,10 @@ def test_an_untrained_network_has_unit_loss(method, state):
 
 def test_average_weights_warm_up_and_then_trail(method, state):
   params, extra = state
-  new = jax.tree.map(lambda p: p + 1.0, params)
-  early = method.after(new, extra, 0)['ema']['in']['kernel']
-  late = method.after(new, extra, 10**6)['ema']['in']['kernel']
+  new = jax.tree.map(lambda p: p + np.float32(1), jax.device_get(params))
+  after = jax.jit(method.after)
+  early = after(new, extra, 0)['ema']['in']['kernel']
+  late = after(new, extra, 10**6)['ema']['in']['kernel']
   old = params['in']['kernel']
   np.testing.assert_allclose(early - old, 0.9, rtol=1e-4)  # 1 - 1/10
   np.testing.assert_allclose(late - old, 0.1, rtol=1e-3)  # 1 - ema_decay

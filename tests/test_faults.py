@@ -112,6 +112,7 @@ def test_killed_runs_end_bit_identical(tmp_path, undisturbed, kills, steps):
   assert_same(workdir, reference)
 
 
+@pytest.mark.slow
 def test_sigterm_saves_and_the_run_goes_on_from_there(tmp_path, undisturbed):
   workdir, output = tmp_path / 'run', tmp_path / 'output'
   run = spawner().start(*pretrain(workdir, steps=STEPS), output=output)
@@ -126,7 +127,14 @@ def test_sigterm_saves_and_the_run_goes_on_from_there(tmp_path, undisturbed):
   assert_same(workdir, undisturbed())
 
 
-@pytest.mark.parametrize('damage', ['bit', 'seal', 'half'])
+@pytest.mark.parametrize(
+  'damage',
+  [
+    'bit',
+    pytest.param('seal', marks=pytest.mark.slow),
+    pytest.param('half', marks=pytest.mark.slow),
+  ],
+)
 def test_a_damaged_checkpoint_costs_no_more_than_its_steps(
   tmp_path, undisturbed, damage
 ):
@@ -167,6 +175,7 @@ def small_disk(tmp_path):
   subprocess.run(['umount', '-l', str(folder)], check=True)
 
 
+@pytest.mark.slow
 def test_a_full_disk_leaves_the_last_good_step(small_disk, undisturbed):
   workdir, output = small_disk / 'run', small_disk.parent / 'output'
   run = spawner().start(*pretrain(workdir, steps=STEPS), output=output)
@@ -210,6 +219,7 @@ def processes_of_session(session):
   return found
 
 
+@pytest.mark.slow
 def test_a_second_run_is_refused_and_a_kill_leaves_no_process(tmp_path):
   workdir, output = tmp_path / 'run', tmp_path / 'output'
   arguments = pretrain(workdir, steps=10_000)
@@ -224,6 +234,7 @@ def test_a_second_run_is_refused_and_a_kill_leaves_no_process(tmp_path):
   assert processes_of_session(first) == []
 
 
+@pytest.mark.slow
 def test_a_loss_that_is_not_finite_stops_the_run(tmp_path):
   workdir, output = tmp_path / 'run', tmp_path / 'output'
   arguments = pretrain(
@@ -244,6 +255,7 @@ def test_a_loss_that_is_not_finite_stops_the_run(tmp_path):
   assert 'invalid value (nan) encountered in' in text(output)
 
 
+@pytest.mark.slow
 def test_a_profile_of_some_steps_lies_where_tensorboard_looks(tmp_path):
   workdir, output = tmp_path / 'run', tmp_path / 'output'
   arguments = pretrain(workdir, steps=6, profile='3:4', data__path=phantom())

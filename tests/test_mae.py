@@ -74,17 +74,18 @@ def test_targets_are_standardised_but_not_below_the_floor():
 
 def test_the_loss_is_the_mean_over_hidden_patches(method, params, images):
   keys = jax.random.split(jax.random.key(1), len(images))
-  total, count = method.validate(params, images, keys, jnp.ones(len(images)))[
-    'loss'
-  ]
+  total, count = jax.jit(method.validate)(
+    params, images, keys, np.ones(len(images), np.float32)
+  )['loss']
   encoder = vit.Encoder(16, 2, 2, PATCH)
   decoder = vit.Decoder(8, 1, 2, PATCH**2)
+  encode, decode = jax.jit(encoder.apply), jax.jit(decoder.apply)
   want = []
   for key, image in zip(keys, images):
     x = image[None].astype(np.float32) / 127.5 - 1
     keep, restore, hidden = mae.random_mask(key, 16, 4)
-    tokens, _ = encoder.apply({'params': params['encoder']}, x, keep[None])
-    drawn = decoder.apply({'params': params['decoder']}, tokens, restore[None])
+    tokens, _ = encode({'params': params['encoder']}, x, keep[None])
+    drawn = decode({'params': params['decoder']}, tokens, restore[None])
     errors = []
     for place in np.flatnonzero(hidden):
       i, j = divmod(place, SIZE // PATCH)
@@ -102,22 +103,20 @@ def test_the_encoder_reads_nothing_of_hidden_patches(params, images):
   x = images[:1].astype(np.float32)
   changed = x.copy()
   changed[:, 0:4, 4:8] += 50  # patch 1
-  of = lambda x: encoder.apply(  # noqa: E731
-    {'params': params['encoder']}, x, keep
-  )[0]
+  apply = jax.jit(encoder.apply)
+  of = lambda x: apply({'params': params['encoder']}, x, keep)[0]  # noqa: E731
   np.testing.assert_array_equal(of(x), of(changed))
   changed[:, 0:4, 0:4] += 50  # patch 0
   assert np.abs(np.asarray(of(x)) - of(changed)).max() > 1e-3
 
 
 def test_taps_do_not_depend_on_later_blocks(method, params, images):
-  other = jax.tree.map(jnp.copy, params)
+  other = jax.device_get(params)
   other['encoder']['block1'] = jax.tree.map(
     lambda x: x + 1, other['encoder']['block1']
   )
-  a, b = (
-    method.features(p, images, None, jnp.int32(0)) for p in (params, other)
-  )
+  features_of = jax.jit(method.features)
+  a, b = (features_of(p, images, None, 0) for p in (params, other))
   assert method.layers == ('block0', 'block1', 'cls')
   np.testing.assert_array_equal(a['block0'], b['block0'])
   assert np.abs(np.asarray(a['block1']) - b['block1']).max() > 1e-3

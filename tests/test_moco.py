@@ -13,7 +13,7 @@ from micdiffrep_jax.run import devices
 
 def config(**changes):
   c = baselines.get_config('moco,test')
-  c.update_from_flattened_dict(changes)
+  c.update_from_flattened_dict({'model.blocks': (1, 1), **changes})
   return c
 
 
@@ -84,7 +84,7 @@ def test_keys_come_from_the_average_of_all_parameters_so_far(method):
   # Two steps; what the second one queues tells which weights encoded it.
   tx = optax.sgd(0.5)
   step = jax.jit(make_step(method, tx))
-  first = make_state(method, tx, jax.random.key(0))
+  first = jax.jit(lambda k: make_state(method, tx, k))(jax.random.key(0))
   second, _ = step(first, {'image': images(seed=1)}, jax.random.key(5))
   third, _ = step(second, {'image': images(seed=2)}, jax.random.key(5))
   average = jax.tree.map(
@@ -92,13 +92,19 @@ def test_keys_come_from_the_average_of_all_parameters_so_far(method):
   )
   model = two_view.make_embedder(config(), 16, 16, 8, norm=False)
   key = jax.random.fold_in(jax.random.key(5), 1)
-  _, x_k = views.two_views(key, to_float(images(seed=2)), 'paper')
+  _, x_k = jax.jit(lambda k, x: views.two_views(k, to_float(x), 'paper'))(
+    key, images(seed=2)
+  )
   order = np.asarray(moco.scatter(jnp.arange(16), 2))
 
-  def queued_by(params):
-    k, _ = two_view.train_pass(
+  @jax.jit
+  def encode(params):
+    return two_view.train_pass(
       model, params, second.extra['key_stats'], x_k[order]
-    )
+    )[0]
+
+  def queued_by(params):
+    k = encode(params)
     rows = np.empty((16, 8))
     rows[order] = two_view.unit(k)
     return rows
@@ -179,9 +185,9 @@ def test_validation_compares_directions_not_lengths(method, state):
   found = [
     jax.jit(method.validate)(
       method.frozen(p, {**extra, 'key': k}),
-      images(8),
-      jax.random.split(jax.random.key(0), 8),
-      np.ones(8, np.float32),
+      images(4),  # as above: compiled once
+      jax.random.split(jax.random.key(0), 4),
+      np.ones(4, np.float32),
     )['loss'][0]
     for p, k in (
       (params, extra['key']),
@@ -194,6 +200,7 @@ def test_validation_compares_directions_not_lengths(method, state):
   assert alike > 1.01
 
 
+@pytest.mark.slow
 def test_eight_devices_give_the_loss_and_the_queue_of_one(method, state):
   mesh = jax.sharding.Mesh(np.array(jax.devices()), ('data',))
   f = jax.jit(jax.value_and_grad(method.loss, has_aux=True))

@@ -84,6 +84,7 @@ def assert_close(workdir, reference, tolerance):
     assert line == pytest.approx(other, abs=10 * tolerance)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('fsdp', [False, True])
 def test_eight_devices_train_as_one_does(
   tmp_path, monkeypatch, on_devices, on_one, fsdp

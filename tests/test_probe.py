@@ -197,7 +197,15 @@ def test_heads_see_a_fresh_view_each_epoch_and_are_scored_without(
   config = get_config(
     keep_features=True,
     random_encoder=False,
-    **{'grids': (4,), 'online.views': 3, 'online.augment.brightness': 0.2},
+    grids=(4,),
+    seeds=(0,),
+    classic=(),
+    floors=(),
+    **{
+      'heads.kinds': ('mlp',),
+      'online.views': 3,
+      'online.augment.brightness': 0.2,
+    },
   )
   results = probe.run(config, str(tmp_path))
   rows = results['rows']

@@ -21,7 +21,13 @@ def ds():
 @pytest.mark.parametrize('row', ['mlp_concat', 'kernel', 'logistic'])
 def test_it_learns_from_validation_and_test_rows(tmp_path, ds, row):
   config = get_config(
-    bundle=row, random_encoder=False, floors=(), classic=('logistic', 'kernel')
+    bundle=row,
+    random_encoder=False,
+    floors=(),
+    classic=('logistic', 'kernel'),
+    grids=(4,),
+    seeds=(0,),
+    **{'heads.kinds': ('mlp',)},
   )
   with pytest.MonkeyPatch.context() as patch:
     use_fake(patch, ds)

@@ -70,15 +70,16 @@ def test_a_vit_is_that_of_mae_and_its_class_token_is_what_is_trained():
   image = np.random.default_rng(0).integers(0, 256, (4, 16, 16, 1), np.uint8)
   # One encoder gives the same features under both.
   variables = method.frozen(params, extra)
-  taps = method.features(variables, image, None, 0)
-  same = other.features({'encoder': params['encoder']}, image, None, 0)
+  taps = jax.jit(method.features)(variables, image, None, 0)
+  same = {'encoder': params['encoder']}
+  same = jax.jit(other.features)(same, image, None, 0)
   for name in method.layers:
     np.testing.assert_array_equal(taps[name], same[name])
   # The loss reads the tap cls, here without augmentation.
   still = vit.copy_and_resolve_references()
   still.augment.update(dict.fromkeys(still.augment, 0.0))
   labels = jnp.arange(4)
-  found, _ = supervised.make(still, 16, 1).loss(
+  found, _ = jax.jit(supervised.make(still, 16, 1).loss)(
     params, extra, {'image': image, 'label': labels}, jax.random.key(0)
   )
   logits = HEADS['linear'].apply(params['head'], taps['cls'][:, 0, 0])
@@ -96,6 +97,7 @@ def test_a_vit_that_does_not_fit_is_refused(field, value):
     supervised.make(config, 16, 1)
 
 
+@pytest.mark.slow
 def test_a_vit_is_pretrained_resumed_and_read_back(tmp_path):
   config = baselines.get_config('supervised_vit,test')
   config.steps, config.save_every, config.monitor.probe_images = 2, 1, 0

@@ -25,6 +25,8 @@ def get_config(**changes):
     config.pretrain[name].log_every = 1
     config.pretrain[name].monitor.samples = 0
     config.pretrain[name].monitor.probe_images = 0
+  config.pretrain.ddpm.model.multipliers = (1,)
+  config.pretrain.ddpm.model.attention = ()
   config.update_from_flattened_dict(changes)
   return config.lock()
 
@@ -35,6 +37,7 @@ def finished(tmp_path_factory):
   return workdir, table1.run(get_config(), str(workdir))
 
 
+@pytest.mark.slow
 def test_every_method_draws_the_same_images_and_has_its_rows(finished):
   workdir, results = finished
   assert {c['images_drawn'] for c in results['costs'].values()} == {64}
@@ -66,6 +69,7 @@ def test_every_method_draws_the_same_images_and_has_its_rows(finished):
   assert (workdir / 'table1.png').stat().st_size > 5000
 
 
+@pytest.mark.slow
 def test_a_report_shows_it(finished):
   workdir, _ = finished
   sections = report.compose([report.read(str(workdir), 'all methods')], False)
@@ -76,6 +80,7 @@ def test_a_report_shows_it(finished):
   assert plot.stem == 'table1'
 
 
+@pytest.mark.slow
 def test_methods_are_compared_on_the_same_groups(finished):
   workdir, results = finished
   (found,) = [c for c in results['comparisons'] if c['row'] == 'knn']
@@ -90,6 +95,7 @@ def test_methods_are_compared_on_the_same_groups(finished):
   assert len(bootstrap.group_weights(groups, 2, 0)[0][0]) > 3
 
 
+@pytest.mark.slow
 def test_finished_cells_are_not_run_again(finished, monkeypatch):
   workdir, results = finished
   for module, name in ((train, 'run'), (table1.probe, 'run')):

@@ -81,6 +81,7 @@ def test_accumulated_parts_equal_one_batch():
 
 
 def tiny_config(**changes):
+  """A run of seconds, of the smallest network: it compiles fastest."""
   config = pretrain.get_config('test').lock()
   config.update_from_flattened_dict(
     {
@@ -89,6 +90,10 @@ def tiny_config(**changes):
       'log_every': 2,
       'save_every': 3,
       'eval_every': 4,
+      'model.channels': 4,
+      'model.multipliers': (1,),
+      'model.attention': (),
+      'model.groups': 2,
       'optim.lr': 1e-3,
       'monitor.samples': 0,
       'monitor.probe_images': 0,
@@ -134,6 +139,7 @@ def test_a_run_leaves_results_config_and_proof(uninterrupted):
   }
 
 
+@pytest.mark.slow
 def test_a_stopped_run_goes_on_bit_for_bit(
   uninterrupted, tmp_path, monkeypatch
 ):
@@ -278,9 +284,19 @@ def test_unknown_fields_are_refused():
     tiny_config(**{'optim.lrr': 1.0})
 
 
+@pytest.mark.slow
 def test_a_tiny_unet_overfits_one_batch():
   # One picture, one batch: the loss must fall far below that of predicting 0.
-  config = tiny_config(**{'optim.lr': 3e-3, 'augment.flip': 0.0})
+  config = tiny_config(
+    **{
+      'model.channels': 8,
+      'model.multipliers': (1, 2),
+      'model.attention': (8,),
+      'model.groups': 4,
+      'optim.lr': 3e-3,
+      'augment.flip': 0.0,
+    }
+  )
   ds = data.open_dataset(config.data.path)
   from micdiffrep_jax.encoders.encoder import make_method
 
@@ -292,7 +308,7 @@ def test_a_tiny_unet_overfits_one_batch():
   fixed = dataclasses.replace(
     method, loss=lambda p, e, b, key: method.loss(p, e, b, jax.random.key(7))
   )
-  state = make_state(fixed, tx, jax.random.key(0))
+  state = jax.jit(lambda k: make_state(fixed, tx, k))(jax.random.key(0))
   step = jax.jit(make_step(fixed, tx))
   losses = []
   for _ in range(120):

@@ -75,7 +75,9 @@ def make_config(name, **changes):
   return config.lock()
 
 
-@pytest.mark.parametrize('name', ['moco', 'byol'])
+@pytest.mark.parametrize(
+  'name', ['moco', pytest.param('byol', marks=pytest.mark.slow)]
+)
 def test_a_resumed_run_is_the_whole_one_and_gives_features(name, tmp_path):
   whole, resumed = tmp_path / 'whole', tmp_path / 'resumed'
   results = train.run(make_config(name), str(whole))
@@ -116,6 +118,7 @@ def test_a_queue_too_long_for_the_images_is_refused_before_a_compile(
     train.run(make_config('moco', **{'moco.queue': 4096}), str(tmp_path))
 
 
+@pytest.mark.slow
 def test_a_fall_of_the_rank_below_its_first_value_is_warned_of(
   tmp_path, monkeypatch
 ):
