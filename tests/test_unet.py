@@ -67,7 +67,7 @@ def apply(perturbed):
 
 
 def test_taps_ignore_layers_above(perturbed, apply):
-  _, variables, x, t = perturbed
+  model, variables, x, t = perturbed
   before = apply(variables, x, t)[1]
   names = (*encoder_taps(model), *decoder_taps(model))
   changed = jax.tree.map(lambda v: v, variables)
