@@ -1,8 +1,4 @@
-"""The rooms of the package: their order, their size, and what is said of them.
-
-The tuples below are what does not hold yet. A test fails where one of their
-entries holds by now, so that they shrink to nothing.
-"""
+"""The rooms of the package: their order, their size, what is said of them."""
 
 import ast
 import graphlib
@@ -24,39 +20,6 @@ import pytest
 
 PAGE = ROOT / 'docs' / 'architecture.md'
 LINES = 70  # a function fits a screen
-TOO_LONG = (
-  'encoders.cache fill',
-  'generate.sample run',
-  'heads.train_head train_head',
-  'heads.trained fit',
-  'methods.byol make',
-  'methods.clip make',
-  'methods.ddpm make',
-  'methods.moco make',
-  'models.unet __call__',
-  'pretrain.monitor make',
-  'pretrain.train fit',
-  'studies.ablate_grid search',
-  'studies.ablate_pass fill',
-  'studies.probe run',
-)
-# Imported on use, which hides a circle from Python but not from a reader.
-CIRCLES = (
-  ('data.phantom', 'data.sources'),
-  ('data.sources', 'data.tfds_source'),
-)
-# Rooms that do not say what enters, what leaves and who may import them.
-SILENT = (
-  'scores draw data heads diffusion models methods encoders bundle generate '
-  'pretrain studies'
-).split()
-# Files that docs/architecture.md names before they are there.
-ABSENT = (
-  'data/sources/',
-  'heads/base.py',
-  'heads/table.py',
-  'models/backbones.py',
-)
 
 
 def test_every_unit_has_its_place():
@@ -88,10 +51,6 @@ def test_no_circle_of_rooms():
 
 def test_no_circle_of_files():
   graph = {module_name(p): set(imports(p)[0]) - {module_name(p)} for p in FILES}
-  for one, other in CIRCLES:
-    assert other in graph[one], 'no circle by now: take it off the list'
-    assert one in graph[other], 'no circle by now: take it off the list'
-    graph[one].remove(other)
   graphlib.TopologicalSorter(graph).prepare()
 
 
@@ -102,7 +61,7 @@ def test_a_function_fits_a_screen():
     for node in ast.walk(ast.parse(path.read_text()))
     if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
   }
-  assert {k for k, n in functions.items() if n > LINES} == set(TOO_LONG)
+  assert not {k: n for k, n in functions.items() if n > LINES}
 
 
 def test_a_room_says_what_enters_what_leaves_and_who_may_import_it():
@@ -113,7 +72,7 @@ def test_a_room_says_what_enters_what_leaves_and_who_may_import_it():
   }
   words = ('enter', 'leave', 'import')
   silent = [k for k, text in said.items() if not all(w in text for w in words)]
-  assert silent == SILENT
+  assert not silent
 
 
 def test_the_picture_shows_the_imports_of_today():
@@ -131,4 +90,4 @@ def test_the_page_names_every_room_in_order_and_files_that_are_there():
     for name in named
     if not (PACKAGE / name).exists() and not (ROOT / name).exists()
   }
-  assert absent == set(ABSENT)
+  assert not absent

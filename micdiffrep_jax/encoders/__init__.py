@@ -1,7 +1,7 @@
 """Frozen encoders and their features.
 
-A pretraining run, a bundle or a file of weights that others trained comes in;
-an Encoder goes out, and the features of images, extracted once and cached.
-Heads stay outside, but for what is needed to lay features side by side; studies
-read features by cache.py alone, so that no image passes an encoder twice.
+Pretraining runs, bundles and files of weights that others trained enter; an
+Encoder leaves, and the features of images, extracted once and cached. The rooms
+above import this one, which imports of heads only what lays features side by
+side. Studies read features by cache.py alone: no image passes an encoder twice.
 """

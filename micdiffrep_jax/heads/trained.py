@@ -20,7 +20,6 @@ from jax import Array
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 import numpy as np
-import optax
 
 from micdiffrep_jax.heads.base import BLOCK, Apply
 from micdiffrep_jax.heads.matrix import Features
@@ -182,6 +181,8 @@ def train_head(
   setting: Array,  # (2,) learning rate, weight decay
 ) -> tuple[Any, Array, Array]:
   """One head, from start to end: parameters, trace, evaluation logits."""
+  import optax  # for training alone; a bundle needs none
+
   head = lookup(HEADS, options.kind, 'head', '--config.heads.kinds')
   d, k = data.x.shape[-1], len(data.class_weights)
   learning_rate, weight_decay = setting
