@@ -67,13 +67,21 @@ def curves(lines: list[dict[str, float]]) -> list[Picture]:
     ]
     return tuple(zip(*points)) if points else None
 
-  def chart(names, ylabel, caption, log_y=False):
+  def chart(names, ylabel, caption, log_y=False, y_range=None):
     series = {label: line(name) for name, label in names.items()}
     series = {k: v for k, v in series.items() if v}
     if not series:
       return []
     return [
-      drawn(report_plots.lines, series, axis, ylabel, log_y, caption=caption)
+      drawn(
+        report_plots.lines,
+        series,
+        axis,
+        ylabel,
+        log_y,
+        y_range,
+        caption=caption,
+      )
     ]
 
   known = sorted({k for x in lines for k in x})
@@ -91,7 +99,10 @@ def curves(lines: list[dict[str, float]]) -> list[Picture]:
     *chart(
       {'probe_accuracy': 'quick probe'},
       'balanced accuracy',
-      'Quick probe of frozen features on validation images.',
+      'Quick probe of frozen features on validation images. It is fitted and '
+      'scored on few images and moves by chance: the log has its intervals, '
+      'and the results of a probe are the ones to quote.',
+      y_range=(0, 1),  # a point up or down must not fill the picture
     ),
     *chart(
       {'images_per_s': 'speed'}, 'images per second', 'Speed of training.'

@@ -13,7 +13,6 @@ import jax
 from ml_collections import ConfigDict
 import numpy as np
 from sklearn.linear_model import RidgeClassifierCV
-from sklearn.metrics import balanced_accuracy_score
 from sklearn.preprocessing import StandardScaler
 
 from micdiffrep_jax import encoders, features, log, sharding
@@ -22,8 +21,7 @@ from micdiffrep_jax.generation import grids
 from micdiffrep_jax.keys import stream
 from micdiffrep_jax.methods import Method
 from micdiffrep_jax.stats.rank import effective_rank
-
-COLLAPSE = 0.9  # share of the first rank below which a warning is given
+from micdiffrep_jax.training import readings
 
 
 class Clock:
@@ -73,7 +71,8 @@ def make(
   (balanced, of a ridge classifier on a few frozen features: features peak
   before samples do), feature_rank (effective, of the averaged output layer, and
   feature_rank_init with initial weights: a loss may fall while features
-  collapse), and a picture of samples.
+  collapse), and a picture of samples. The log also has the quick probe of
+  initial weights, and an interval of each.
   """
   split = config.data.split
   val = data.rows(dataset, split, 'val')
@@ -123,23 +122,6 @@ def make(
     ]
     return effective_rank(np.concatenate(found).reshape(len(watched), -1))
 
-  @functools.cache
-  def first_rank():
-    # Computed, not stored: a resumed run has it too.
-    encoder = encoders.Encoder(method, None, config, info)
-    return rank(encoders.random_encoder(encoder, config.seed).variables)
-
-  def ranks(variables):
-    now, first = rank(variables), first_rank()
-    if now < COLLAPSE * first:
-      log.get_logger().warning(
-        'Features may be collapsing: their effective rank is %.1f, %.1f with '
-        'initial weights.',
-        now,
-        first,
-      )
-    return {'feature_rank': now, 'feature_rank_init': first}
-
   def validation_loss(variables):
     sums: dict[str, np.ndarray] = {}
     for _, batch in batches_of(watched):
@@ -156,7 +138,7 @@ def make(
     )
     test_rows = _spread(val[labels[val] >= 0], config.monitor.probe_images)
     if not len(fit_rows) or not len(test_rows):
-      return {}
+      return None
     x = [
       np.concatenate(
         [
@@ -181,24 +163,41 @@ def make(
       alphas=np.logspace(1, 5, 5), class_weight='balanced'
     )
     probe.fit(scaler.transform(x[0]), labels[fit_rows])
-    guess = probe.predict(scaler.transform(x[1]))
-    return {'probe_accuracy': balanced_accuracy_score(labels[test_rows], guess)}
+    return readings.score(
+      labels[test_rows],
+      probe.predict(scaler.transform(x[1])),
+      data.groups(dataset)[test_rows],
+      len(dataset.classes),
+      len(fit_rows),
+    )
+
+  def read(variables):
+    enough = len(watched) > 1 and method.layers
+    return readings.Reading(
+      rank(variables) if enough else None,
+      quick_probe(variables) if config.monitor.probe_images else None,
+    )
+
+  @functools.cache
+  def read_initial():
+    # Computed, not stored: a resumed run has it too.
+    encoder = encoders.Encoder(method, None, config, info)
+    return read(encoders.random_encoder(encoder, config.seed).variables)
 
   def watch(state, step):
     variables = frozen(state.params, state.extra)
     metrics = validation_loss(variables) if len(val) else {}
-    if len(watched) > 1 and method.layers:
-      metrics |= ranks(variables)
-    if config.monitor.probe_images:
-      metrics |= quick_probe(variables)
+    now, initial = read(variables), read_initial()
+    metrics |= readings.metrics(now, initial)
+    ranked = now.rank is not None
+    if ranked and readings.may_collapse(now.rank, initial.rank):
+      log.get_logger().warning('%s', readings.warning(now.rank, initial.rank))
     if config.monitor.samples and method.sample is not None:
       images = sharding.fetch(draw(variables))
       writer.image(step, 'samples', grids.make_grid(grids.to_uint8(images)))
     writer.scalars(step, metrics)
     log.get_logger().info(
-      'step %d: %s',
-      step,
-      ', '.join(f'{k} {v:.4f}' for k, v in metrics.items() if '_t0' not in k),
+      '%s', readings.line(step, metrics.get('val_loss'), now, initial)
     )
     return metrics
 
