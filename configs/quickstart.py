@@ -4,8 +4,9 @@ python -m micdiffrep_jax.main --config=configs/quickstart.py
 
 Pretrains a small UNet on the phantom (cartoon brain slices of 32 px), probes it
 beside random weights and the floors, draws samples, and writes report.html and
-results.json under runs/quickstart. A few minutes on 2 CPU cores. The same
-command goes on where a stopped run was.
+results.json under runs/quickstart. A few minutes on 2 CPU cores. MSFA has about
+90 % on the test part, random weights 74, pixel neighbours 75, and the samples
+show heads. The same command goes on where a stopped run was.
 """
 
 from ml_collections import ConfigDict
@@ -37,13 +38,16 @@ def get_config(preset: str = '') -> ConfigDict:
   first.model.multipliers = (1, 2, 2)  # on patches: 16, 8, 4 px
   first.model.patch = 2
   first.model.groups = 8
+  # With the defaults, noise and linear, samples are still noisy at the end.
+  first.diffusion.target = 'v'
+  first.diffusion.schedule = 'cosine'
   first.optim.lr = 1e-3
   first.ema_decay = 0.99
   first.save_every = 300
   first.keep_every = 0
   first.eval_every = 300
   first.monitor.images = 256
-  first.monitor.probe_images = 256
+  first.monitor.probe_images = 1000  # with 256 it moves by 5 points by chance
 
   second = config.probe
   second.data.path = PHANTOM

@@ -157,6 +157,7 @@ def test_parts_of_a_batch_give_the_gradient_of_the_whole(accumulate, devices):
   assert float(found['loss']) == pytest.approx(np.mean(residual**2), abs=1e-6)
 
 
+@pytest.mark.slow
 def test_features_are_the_same_on_any_number_of_devices(on_devices, on_one):
   dataset = data.open_dataset(phantom())
   rows = np.arange(21)  # neither a multiple of the batch nor of the devices

@@ -1,3 +1,4 @@
+import base64
 import json
 import re
 
@@ -146,6 +147,19 @@ def test_curves_of_an_unfinished_run_are_drawn(tmp_path):
   html, _ = written(tmp_path, (str(folder),))
   assert 'not finished' in html
   assert html.count('data:image/svg+xml') == 2
+
+
+def test_a_quick_probe_is_drawn_on_the_whole_range_of_accuracies(tmp_path):
+  folder = tmp_path / 'pretrain'
+  folder.mkdir()
+  lines = [{'step': s, 'probe_accuracy': 0.8 + s / 100} for s in (1, 2)]
+  (folder / 'metrics.jsonl').write_text('\n'.join(map(json.dumps, lines)))
+  html, _ = written(tmp_path, (str(folder),))
+  (encoded,) = re.findall(r'data:image/svg\+xml;base64,([^"]+)', html)
+  picture = base64.b64decode(encoded).decode()
+  assert '<!-- 0.0 -->' in picture  # labels of the axis's ticks
+  assert '<!-- 1.0 -->' in picture
+  assert 'moves by chance' in html
 
 
 def test_a_folder_of_runs_stands_for_them(tmp_path, runs):

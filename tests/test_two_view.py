@@ -75,9 +75,8 @@ def make_config(name, **changes):
   return config.lock()
 
 
-@pytest.mark.parametrize(
-  'name', ['moco', pytest.param('byol', marks=pytest.mark.slow)]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize('name', ['moco', 'byol'])
 def test_a_resumed_run_is_the_whole_one_and_gives_features(name, tmp_path):
   whole, resumed = tmp_path / 'whole', tmp_path / 'resumed'
   results = train.run(make_config(name), str(whole))

@@ -144,6 +144,7 @@ def lines(
   xlabel: str,
   ylabel: str,
   log_y: bool = False,
+  y_range: tuple[float, float] | None = None,
 ) -> Figure:
   """Lines of many points {name: (x, y)}; a legend where there are several."""
   figure, axes = _axes(5.2, 3.4)
@@ -156,6 +157,8 @@ def lines(
   axes.set_ylabel(ylabel, fontsize=9)
   if log_y:
     axes.set_yscale('log')
+  if y_range:
+    axes.set_ylim(y_range)
   axes.grid(alpha=0.3)
   if len(series) > 1:
     axes.legend(fontsize=7, ncols=2)

@@ -13,7 +13,6 @@ import jax
 from ml_collections import ConfigDict
 import numpy as np
 from sklearn.linear_model import RidgeClassifierCV
-from sklearn.metrics import balanced_accuracy_score
 from sklearn.preprocessing import StandardScaler
 
 from micdiffrep_jax.data import dataset as data
@@ -22,13 +21,10 @@ from micdiffrep_jax.encoders import encoder as encoders
 from micdiffrep_jax.encoders import features
 from micdiffrep_jax.heads.matrix import pool
 from micdiffrep_jax.methods import Method
+from micdiffrep_jax.pretrain import readings
 from micdiffrep_jax.run import devices, log
 from micdiffrep_jax.run.keys import stream
 from micdiffrep_jax.scores.metrics import effective_rank
-
-COLLAPSE = 0.9  # share of the first rank below which a warning is given
-
-Evaluator = Callable[[Any], dict[str, float]]  # frozen variables -> metrics
 
 
 class Subject(NamedTuple):
@@ -68,7 +64,9 @@ def _spread(rows: np.ndarray, count: int) -> np.ndarray:
   return rows[np.linspace(0, len(rows) - 1, count).astype(np.int64)]
 
 
-def validation_loss(subject: Subject, rows: np.ndarray) -> Evaluator:
+def validation_loss(
+  subject: Subject, rows: np.ndarray
+) -> Callable[[Any], dict[str, float]]:
   """val_loss and val_loss_t*: fixed images, timesteps and noise."""
   key = subject.key()
 
@@ -87,10 +85,12 @@ def validation_loss(subject: Subject, rows: np.ndarray) -> Evaluator:
   return evaluate
 
 
-def feature_rank(subject: Subject, rows: np.ndarray, t: int) -> Evaluator:
-  """feature_rank of the averaged output layer, and with initial weights.
+def feature_rank(
+  subject: Subject, rows: np.ndarray, t: int
+) -> Callable[[Any], float]:
+  """Effective rank of the averaged output layer.
 
-  Effective ranks: a loss may fall while features collapse.
+  A loss may fall while features collapse.
   """
   method, mesh, key = subject.method, subject.mesh, subject.key()
   layer = method.output or method.layers[-1]
@@ -106,33 +106,13 @@ def feature_rank(subject: Subject, rows: np.ndarray, t: int) -> Evaluator:
     ]
     return effective_rank(np.concatenate(found).reshape(len(rows), -1))
 
-  @functools.cache
-  def first_rank() -> float:
-    # Computed, not stored: a resumed run has it too.
-    first = encoders.random_encoder(subject.encoder(None), subject.seed)
-    return rank(first.variables)
-
-  def evaluate(variables: Any) -> dict[str, float]:
-    now, first = rank(variables), first_rank()
-    warn_of_collapse(now, first)
-    return {'feature_rank': now, 'feature_rank_init': first}
-
-  return evaluate
+  return rank
 
 
-def warn_of_collapse(now: float, first: float) -> None:
-  """Warns where the rank has fallen too far below that of initial weights."""
-  if now < COLLAPSE * first:
-    log.get_logger().warning(
-      'Features may be collapsing: their effective rank is %.1f, %.1f with '
-      'initial weights.',
-      now,
-      first,
-    )
-
-
-def quick_probe(subject: Subject, images: int, t: int) -> Evaluator:
-  """probe_accuracy, balanced: of a ridge classifier on a few frozen features.
+def quick_probe(
+  subject: Subject, images: int, t: int
+) -> Callable[[Any], readings.QuickProbe | None]:
+  """What a ridge classifier makes of a few frozen features; None without any.
 
   Features peak before samples do. images: how many of each part.
   """
@@ -158,9 +138,9 @@ def quick_probe(subject: Subject, images: int, t: int) -> Evaluator:
     pooled = [pool(x, 2) for x in found.values()]
     return np.concatenate(pooled, axis=1).astype(np.float32)
 
-  def evaluate(variables: Any) -> dict[str, float]:
+  def evaluate(variables: Any) -> readings.QuickProbe | None:
     if not all(map(len, rows.values())):
-      return {}
+      return None
     x = matrix(variables, 'train')
     scaler = StandardScaler().fit(x)
     probe = RidgeClassifierCV(
@@ -168,8 +148,13 @@ def quick_probe(subject: Subject, images: int, t: int) -> Evaluator:
     )
     probe.fit(scaler.transform(x), labels[rows['train']])
     guess = probe.predict(scaler.transform(matrix(variables, 'val')))
-    truth = labels[rows['val']]
-    return {'probe_accuracy': balanced_accuracy_score(truth, guess)}
+    return readings.score(
+      labels[rows['val']],
+      guess,
+      data.groups(ds)[rows['val']],
+      len(ds.classes),
+      len(rows['train']),
+    )
 
   return evaluate
 
@@ -200,42 +185,59 @@ def make(
 ) -> Callable[[Any, int], dict[str, float]]:
   """Returns watch(state, step) -> metrics, which it also logs.
 
-  config: of the run. What is measured, config.monitor says.
+  config: of the run. What is measured, config.monitor says. The log also has
+  the quick probe of initial weights, and an interval of each.
   """
   settings = config.monitor
   batch_size = -(-settings.batch_size // mesh.size) * mesh.size
   split = config.data.split
   subject = Subject(method, info, dataset, split, config.seed, mesh, batch_size)
   rows = _spread(data.rows(dataset, split, 'val'), settings.images)
-  t = min(settings.probe_timestep, method.timesteps - 1)
-  evaluators = []
-  if len(rows):
-    evaluators.append(validation_loss(subject, rows))
-  if len(rows) > 1 and method.layers:
-    evaluators.append(feature_rank(subject, rows, t))
-  if settings.probe_images:
-    evaluators.append(quick_probe(subject, settings.probe_images, t))
+  losses = validation_loss(subject, rows) if len(rows) else lambda _: {}
+  read = reader(subject, rows, settings)
   picture = None
   if settings.samples and method.sample is not None:
     picture = samples(subject, settings.samples)
   frozen = jax.jit(method.frozen, out_shardings=devices.replicated(mesh))
 
+  @functools.cache
+  def read_initial() -> readings.Reading:
+    # Computed, not stored: a resumed run has it too.
+    first = encoders.random_encoder(subject.encoder(None), config.seed)
+    return read(first.variables)
+
   def watch(state: Any, step: int) -> dict[str, float]:
     variables = frozen(state.params, state.extra)
-    metrics: dict[str, float] = {}
-    for evaluate in evaluators:
-      metrics |= evaluate(variables)
+    metrics = losses(variables)
+    now, initial = read(variables), read_initial()
+    metrics |= readings.metrics(now, initial)
+    readings.warn_of_collapse(now, initial)
     if picture:
       writer.image(step, 'samples', picture(variables))
     writer.scalars(step, metrics)
     log.get_logger().info(
-      'step %d: %s',
-      step,
-      ', '.join(f'{k} {v:.4f}' for k, v in metrics.items() if '_t0' not in k),
+      '%s', readings.line(step, metrics.get('val_loss'), now, initial)
     )
     return metrics
 
   return watch
+
+
+def reader(
+  subject: Subject, rows: np.ndarray, settings: ConfigDict
+) -> Callable[[Any], readings.Reading]:
+  """frozen variables -> what is read of their features; as config.monitor says.
+
+  rows: validation images whose rank is taken, where there are several.
+  """
+  method = subject.method
+  t = min(settings.probe_timestep, method.timesteps - 1)
+  ranked = len(rows) > 1 and bool(method.layers)
+  rank = feature_rank(subject, rows, t) if ranked else lambda _: None
+  probe: Callable[[Any], readings.QuickProbe | None] = lambda _: None
+  if settings.probe_images:
+    probe = quick_probe(subject, settings.probe_images, t)
+  return lambda variables: readings.Reading(rank(variables), probe(variables))
 
 
 def last_metrics(workdir: str) -> dict[str, float]:

@@ -225,7 +225,9 @@ def curves(lines: Sequence[Mapping[str, float]]) -> list[Block]:
     (
       {'probe_accuracy': 'quick probe'},
       'balanced accuracy',
-      'Quick probe of frozen features on validation images.',
+      'Quick probe of frozen features on validation images. It is fitted and '
+      'scored on few images and moves by chance: the log has its intervals, '
+      'and the results of a probe are the ones to quote.',
     ),
     (
       {'images_per_s': 'speed'},
@@ -241,7 +243,9 @@ def curves(lines: Sequence[Mapping[str, float]]) -> list[Block]:
       if (points := _points(lines, name))
     }
     if series:
-      figure = plots.lines(series, axis, ylabel, log_y=ylabel == 'loss')
+      # A point of accuracy up or down must not fill the picture.
+      y_range = (0.0, 1.0) if ylabel == 'balanced accuracy' else None
+      figure = plots.lines(series, axis, ylabel, ylabel == 'loss', y_range)
       found.append(drawn(figure, caption))
   return found
 
