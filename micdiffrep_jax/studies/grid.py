@@ -139,8 +139,8 @@ def fit_cells(
 
   sets: the features of each spot, of all parts or of the first ones; evaluate:
   ascending positions, among them the `val` of every cell; options: those of
-  config.heads if None; how: more for trained.fit. Returns the table, one line per cell and setting, and of each
-  line the logits (len(evaluate), k).
+  config.heads if None; how: more for trained.fit. Returns the table, one line
+  per cell and setting, and of each line the logits (len(evaluate), k).
   """
   settings = trained.settings_of(training.heads)
   labels = parts.labels[: sets[0].x.shape[-2]]
