@@ -25,7 +25,7 @@ from micdiffrep_jax.heads import floors, matrix, table, trained
 from micdiffrep_jax.heads.base import Problem
 from micdiffrep_jax.heads.head_file import SavedHead
 from micdiffrep_jax.heads.matrix import Features
-from micdiffrep_jax.heads.trained import Setting
+from micdiffrep_jax.heads.trained import Options, Setting
 from micdiffrep_jax.run import log
 from micdiffrep_jax.scores import calibration, metrics
 from micdiffrep_jax.studies.base import Parts
@@ -132,17 +132,17 @@ def fit_cells(
   cells: Sequence[Cell],
   evaluate: np.ndarray,
   training: Training,
+  options: Options | None = None,
   **how: Any,
 ) -> tuple[pd.DataFrame, list[np.ndarray]]:
   """Trains every setting of config.heads on every cell, all at once.
 
   sets: the features of each spot, of all parts or of the first ones; evaluate:
-  ascending positions, among them the `val` of every cell; how: more for
-  trained.fit. Returns the table, one line per cell and setting, and of each
-  line the logits (len(evaluate), k).
+  ascending positions, among them the `val` of every cell; options: those of
+  config.heads if None; how: more for trained.fit. Returns the table, one line
+  per cell and setting, and of each line the logits (len(evaluate), k).
   """
   settings = trained.settings_of(training.heads)
-  options = how.pop('options', trained.options_of(training.heads, kind))
   labels = parts.labels[: sets[0].x.shape[-2]]
   criteria = dict.fromkeys((*metrics.HEADLINE, training.select))
   fits = trained.fit(
@@ -152,7 +152,7 @@ def fit_cells(
     [trained.Cell(c.features, c.train, c.seed) for c in cells],
     settings,
     evaluate,
-    options,
+    options or trained.options_of(training.heads, kind),
     memory_mb=training.heads.memory_mb,
     **how,
   )
