@@ -233,11 +233,16 @@ def reader(
   method = subject.method
   t = min(settings.probe_timestep, method.timesteps - 1)
   ranked = len(rows) > 1 and bool(method.layers)
-  rank = feature_rank(subject, rows, t) if ranked else lambda _: None
-  probe: Callable[[Any], readings.QuickProbe | None] = lambda _: None
-  if settings.probe_images:
-    probe = quick_probe(subject, settings.probe_images, t)
-  return lambda variables: readings.Reading(rank(variables), probe(variables))
+  rank = feature_rank(subject, rows, t) if ranked else None
+  wanted = settings.probe_images
+  probe = quick_probe(subject, wanted, t) if wanted else None
+
+  def read(variables: Any) -> readings.Reading:
+    return readings.Reading(
+      rank(variables) if rank else None, probe(variables) if probe else None
+    )
+
+  return read
 
 
 def last_metrics(workdir: str) -> dict[str, float]:

@@ -74,10 +74,11 @@ def may_collapse(rank: float, initial: float) -> bool:
 
 
 def warn_of_collapse(now: Reading, initial: Reading) -> None:
-  """Warns where `may_collapse`."""
-  if now.rank is not None and initial.rank is not None:
-    if may_collapse(now.rank, initial.rank):
-      log.get_logger().warning('%s', warning(now.rank, initial.rank))
+  """Warns where the rank `may_collapse`; without one nothing is said."""
+  if now.rank is None or initial.rank is None:
+    return
+  if may_collapse(now.rank, initial.rank):
+    log.get_logger().warning('%s', warning(now.rank, initial.rank))
 
 
 def warning(rank: float, initial: float) -> str:
