@@ -11,7 +11,6 @@ from ml_collections import ConfigDict
 import numpy as np
 import pytest
 
-from configs import ablate as ablate_config
 from configs import probe as probe_config
 from configs import splits as splits_config
 from micdiffrep_jax import tasks
@@ -145,24 +144,21 @@ def test_a_pass_of_a_pipeline_gives_what_later_stages_read(
 
 
 def pipeline(**changes):
-  """A probe, the whole grid, and the probe under two splits."""
-  stages = {
-    'probe': study_config(probe_config, random_encoder=True, **changes),
-    'ablate': study_config(ablate_config, random_encoder=True),
+  """A probe with a random twin, and the same probe under two splits."""
+  small = {
+    'timesteps': (1, 51),
+    'grids': (4,),
+    'classic': (),
+    'heads.kinds': ('mlp',),
+    'heads.epochs': 2,
+    'resamples': 20,
   }
+  one = study_config(probe_config, random_encoder=True, **small, **changes)
   splits = splits_config.get_config('test')
   splits.splits = ('paper', 'grouped')
   splits.checkpoint = 'fake'
-  splits.probe = study_config(probe_config, random_encoder=False)
-  stages['splits'] = splits
-  for name, unit in stages.items():
-    with unit.unlocked():
-      unit.task = name
-      where = unit.probe if name == 'splits' else unit
-      with where.unlocked():
-        where.timesteps = (1, 51)
-        where.grids = (2, 4)
-        where.heads.epochs = 2
+  splits.probe = study_config(probe_config, random_encoder=False, **small)
+  stages = {'probe': one, 'splits': splits}
   return ConfigDict({'task': 'pipeline', 'stages': tuple(stages), **stages})
 
 
@@ -171,18 +167,16 @@ def test_all_stages_of_a_pipeline_share_one_pass(
 ):
   use_fake(monkeypatch, ds)
   tasks.TASKS['pipeline'](pipeline(), str(tmp_path))
-  rows = set()
-  for split in ('paper', 'grouped'):
-    rows |= set(probe.labelled_parts(ds, split).rows)
-  grouped = len(probe.labelled_parts(ds, 'grouped').rows)
+  parts = {s: probe.labelled_parts(ds, s) for s in ('paper', 'grouped')}
+  rows = set(parts['paper'].rows) | set(parts['grouped'].rows)
+  alone = len(parts['grouped'].rows)  # random weights, in the first stage only
   assert shown == {
     (1.0, 1): len(rows),
     (1.0, 51): len(rows),
-    (0.0, 1): grouped,  # random weights, under one split alone
-    (0.0, 51): grouped,
+    (0.0, 1): alone,
+    (0.0, 51): alone,
   }
-  kept = [f for f, _, names in os.walk(tmp_path) if 'key.json' in names]
-  assert not kept
+  assert not [f for f, _, names in os.walk(tmp_path) if 'key.json' in names]
 
 
 def test_features_stay_where_a_stage_keeps_them(tmp_path, ds, monkeypatch):

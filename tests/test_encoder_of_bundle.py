@@ -2,6 +2,7 @@
 
 import importlib
 
+from fakes import quadrants
 import jax
 import numpy as np
 import pytest
@@ -59,12 +60,12 @@ def test_it_draws_no_images(tmp_path):
 
 
 def test_features_of_a_file_put_in_its_place_are_made_anew(tmp_path):
-  keys = []
-  for precision in ('float32', 'float16'):
+  dataset = quadrants()
+  folder, rows = str(tmp_path / 'features'), np.arange(3)
+  for entries, precision in enumerate(('float32', 'float16'), 1):
     one = encoder.load_encoder(stored(tmp_path, precision=precision))
-    dataset = type('Dataset', (), {'fingerprint': 'x'})
-    keys.append(cache._key(one, dataset, np.arange(3)))
-  assert keys[0] != keys[1]
+    cache.fill(folder, one, dataset, rows, ('down0_0',), (3,), 2, 1, 0, 8)
+    assert len(list((tmp_path / 'features').glob('*/key.json'))) == entries
 
 
 def test_its_cost_in_a_table_has_no_seconds(tmp_path):
