@@ -63,7 +63,7 @@ def start_two_and_save(workdir, tmp_path):
     assert GLOO_GAVE_UP in said, said
     for output in outputs:
       output.unlink()
-  raise AssertionError(f'Three times: {GLOO_GAVE_UP}')
+  raise AssertionError(f'Three times: {GLOO_GAVE_UP}\n{said}')
 
 
 def start_one(workdir, output):
