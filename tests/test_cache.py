@@ -15,8 +15,8 @@ from configs import probe as probe_config
 from configs import splits as splits_config
 from micdiffrep_jax import tasks
 from micdiffrep_jax.encoders import cache, features
-from micdiffrep_jax.run import files, log
-from micdiffrep_jax.studies import probe
+from micdiffrep_jax.run import files
+from micdiffrep_jax.studies import base
 
 LAYERS = ('noise', 'mean', 'image')
 
@@ -101,10 +101,10 @@ def test_a_kill_between_rows_and_their_marks_loses_only_these_rows(
       raise KeyboardInterrupt
     write(path, content)
 
-  monkeypatch.setattr(log, 'write_whole', killed)
+  monkeypatch.setattr(files, 'write_whole', killed)
   with pytest.raises(KeyboardInterrupt):
     fill(tmp_path, encoder, ds, range(8))
-  monkeypatch.setattr(log, 'write_whole', write)
+  monkeypatch.setattr(files, 'write_whole', write)
   shown.clear()
   found = fill(tmp_path, encoder, ds, range(8))
   assert shown == {(1.0, 10): 4}
@@ -167,7 +167,7 @@ def test_all_stages_of_a_pipeline_share_one_pass(
 ):
   use_fake(monkeypatch, ds)
   tasks.TASKS['pipeline'](pipeline(), str(tmp_path))
-  parts = {s: probe.labelled_parts(ds, s) for s in ('paper', 'grouped')}
+  parts = {s: base.labelled_parts(ds, s) for s in ('paper', 'grouped')}
   rows = set(parts['paper'].rows) | set(parts['grouped'].rows)
   alone = len(parts['grouped'].rows)  # random weights, in the first stage only
   assert shown == {
@@ -186,5 +186,5 @@ def test_features_stay_where_a_stage_keeps_them(tmp_path, ds, monkeypatch):
   tasks.TASKS['pipeline'](config, str(tmp_path))
   folder = str(tmp_path / 'probe' / 'features' / 'encoder')
   found = cache.Cache(folder, ('image',), (1, 51))
-  rows = probe.labelled_parts(ds, 'grouped').rows
+  rows = base.labelled_parts(ds, 'grouped').rows
   assert len(cache.matrix(found, (1, 51), ('image',), 4)) == len(rows)

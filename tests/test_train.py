@@ -219,10 +219,10 @@ def test_changed_settings_are_named_and_refused(uninterrupted):
 
 
 def test_a_run_whose_config_names_no_network_goes_on(monkeypatch):
-  now = {'config': files.plain(tiny_config()), 'info': {'fingerprint': 'a'}}
-  saved = json.loads(json.dumps(now))
-  del saved['config']['model']['name']
-  saved['info']['images_seen'] = 16
+  now = checkpoint.Metadata(files.plain(tiny_config()), {'fingerprint': 'a'})
+  saved = checkpoint.Metadata(*json.loads(json.dumps(now)))
+  del saved.config['model']['name']
+  saved.info['images_seen'] = 16
   monkeypatch.setattr(train, 'read_metadata', lambda *_: saved)
   kept = types.SimpleNamespace(
     latest=1, directory='', restore=lambda abstract: 'restored'
