@@ -75,6 +75,7 @@ def test_images_are_resized_as_pillow_does(size, to):
     )
 
 
+@pytest.mark.slow
 @pytest.mark.needs('safetensors')
 def test_a_converted_encoder_is_probed(tmp_path):
   results = convert.run(settings(tmp_path, tower()), str(tmp_path / 'run'))

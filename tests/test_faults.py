@@ -80,10 +80,8 @@ def until(condition, run, output):
   return True
 
 
-@pytest.mark.parametrize(
-  ('kills', 'steps'),
-  [(4, STEPS), pytest.param(20, 120, marks=pytest.mark.slow)],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize(('kills', 'steps'), [(4, STEPS), (20, 120)])
 def test_killed_runs_end_bit_identical(tmp_path, undisturbed, kills, steps):
   reference = undisturbed(steps)
   workdir, output = tmp_path / 'run', tmp_path / 'output'
