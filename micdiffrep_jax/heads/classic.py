@@ -7,14 +7,13 @@ Letters: n rows, d features, k classes, q query rows.
 
 from collections.abc import Sequence
 import functools
+from typing import TYPE_CHECKING
 import warnings
 
 import jax
 from jax import Array
 import jax.numpy as jnp
 import numpy as np
-from sklearn.exceptions import ConvergenceWarning
-from sklearn.linear_model import LogisticRegression
 
 from micdiffrep_jax.heads import kernel, nets
 from micdiffrep_jax.heads.base import (
@@ -26,13 +25,16 @@ from micdiffrep_jax.heads.base import (
 )
 from micdiffrep_jax.heads.matrix import Features, as_float32, unit
 
+if TYPE_CHECKING:
+  from sklearn.linear_model import LogisticRegression
+
 STRENGTHS = (1.0, 0.1, 1e-2, 1e-3, 1e-4, 1e-5)  # L2 per row, strong to weak
 NEIGHBOURS = (1, 3, 5, 10, 20, 50)
 _BLOCK = 512  # query rows at a time
 _SHARPNESS = 1 / 0.07  # of neighbour weights, Wu et al. 2018
 
 
-def _coefficients(model: LogisticRegression, k: int) -> dict[str, np.ndarray]:
+def _coefficients(model: 'LogisticRegression', k: int) -> dict[str, np.ndarray]:
   """Weights of all k classes; one that was not trained on never wins."""
   weight, bias = model.coef_, model.intercept_
   if len(model.classes_) == 2:  # scikit-learn keeps the difference alone
@@ -53,6 +55,10 @@ def logistic(problem: Problem, strength: Sequence[float] = STRENGTHS) -> Fitted:
   params are those of a linear head; told: `converged`, whether the chosen one
   stopped by its tolerance, and `scores` of each strength tried.
   """
+  # On use: predicting needs no scikit-learn, which takes seconds.
+  from sklearn.exceptions import ConvergenceWarning
+  from sklearn.linear_model import LogisticRegression
+
   features, labels, classes, train, validation = problem
   z, y = as_float32(features, train), labels[train]
   z_val, y_val = as_float32(features, validation), labels[validation]

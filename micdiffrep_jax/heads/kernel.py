@@ -13,8 +13,6 @@ from jax import Array
 import jax.numpy as jnp
 import numpy as np
 from scipy import linalg
-from sklearn.decomposition import PCA
-from sklearn.metrics.pairwise import rbf_kernel
 
 from micdiffrep_jax.heads.base import Fitted, Head, Problem, predict_with
 from micdiffrep_jax.heads.matrix import as_float32, unit
@@ -42,6 +40,8 @@ def _components(
   z: np.ndarray, most: int, seed: int
 ) -> tuple[np.ndarray, np.ndarray]:
   """W (p, d) and W_bias (p,), scaled to a mean squared distance of 1."""
+  from sklearn.decomposition import PCA  # for fitting alone
+
   # Small deviations of few rows are noise, which whitening would blow up.
   p = max(min(most, z.shape[1], len(z) // _ROWS_PER_COMPONENT), 1)
   pca = PCA(p, svd_solver='randomized', random_state=seed).fit(z)
@@ -51,6 +51,14 @@ def _components(
   scale /= np.sqrt(2 * np.square(deviation * scale).sum())
   weights = (pca.components_ * scale[:, None]).astype(np.float32)
   return weights, -(weights @ pca.mean_).astype(np.float32)
+
+
+def _near(x: np.ndarray, y: np.ndarray | None, gamma: float) -> np.ndarray:
+  """exp(-gamma |x - y|^2) of rows, y None for x itself."""
+  # On use, as PCA above: predicting needs no scikit-learn, which takes seconds.
+  from sklearn.metrics.pairwise import rbf_kernel
+
+  return rbf_kernel(x, y, gamma=gamma)
 
 
 def _ridge(
@@ -64,7 +72,7 @@ def _ridge(
   share = np.bincount(y, minlength=k) / len(y)
   # float32, and at most ROWS rows: the LAPACK of SciPy 1.17 crashes on a matrix
   # of more than 2 GiB.
-  kernel = rbf_kernel(w.astype(np.float32), gamma=gamma)
+  kernel = _near(w.astype(np.float32), None, gamma)
   kernel[np.diag_indices(len(w))] += strength
   factor = linalg.cho_factor(kernel, overwrite_a=True, check_finite=False)
   targets = (np.eye(k)[y] - share).astype(np.float32)
@@ -99,7 +107,7 @@ def fit(
   scores: list[list[float]] = []
   best: Fitted | None = None
   for g in gamma:
-    near = rbf_kernel(w_val, w, gamma=g)
+    near = _near(w_val, w, g)
     root = np.float32(np.sqrt(g))  # folded in: the head's own gamma is 1
     for s in strength:
       m, bias = _ridge(w, y, classes, g, s)
