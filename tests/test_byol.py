@@ -43,6 +43,7 @@ def test_tau_rises_from_its_start_to_one():
   np.testing.assert_allclose(found, want, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_the_target_moves_after_the_optimizer(method):
   tx = optax.sgd(0.5)
   step = jax.jit(make_step(method, tx))

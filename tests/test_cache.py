@@ -162,6 +162,7 @@ def pipeline(**changes):
   return ConfigDict({'task': 'pipeline', 'stages': tuple(stages), **stages})
 
 
+@pytest.mark.slow
 def test_all_stages_of_a_pipeline_share_one_pass(
   tmp_path, ds, shown, monkeypatch
 ):

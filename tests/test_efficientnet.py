@@ -38,6 +38,7 @@ def test_the_network_equals_a_torch_one_on_odd_and_even_sizes():
     assert tuple(taps) == tap_names(STAGES)
 
 
+@pytest.mark.slow
 def test_random_weights_neither_vanish_nor_explode():
   # A block of each stage, an eighth of its width.
   narrow = [(*s[:3], s.width // 8, 1) for s in LITE0]

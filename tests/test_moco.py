@@ -80,6 +80,7 @@ def test_the_queue_starts_as_random_directions(state):
     np.testing.assert_array_equal(a, b)
 
 
+@pytest.mark.slow
 def test_keys_come_from_the_average_of_all_parameters_so_far(method):
   # Two steps; what the second one queues tells which weights encoded it.
   tx = optax.sgd(0.5)

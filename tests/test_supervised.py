@@ -39,6 +39,7 @@ def test_labels_of_the_train_part_alone_are_handed_over():
     supervised.make(config, 16, 1).side(ds)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('preset', ['supervised', 'supervised_vit'])
 def test_a_batch_is_learnt_by_heart(preset):
   ds = data.open_dataset(PHANTOM)
@@ -58,6 +59,7 @@ def test_a_batch_is_learnt_by_heart(preset):
   assert losses[0] > 1.0 > 0.3 > losses[-1]
 
 
+@pytest.mark.slow
 def test_a_vit_is_that_of_mae_and_its_class_token_is_what_is_trained():
   vit, mae = (
     baselines.get_config(f'{name},test').lock()

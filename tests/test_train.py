@@ -239,6 +239,7 @@ def test_changed_data_is_named():
   train.check_unchanged(before, now, accepted=True)
 
 
+@pytest.mark.slow
 def test_a_loss_that_is_not_finite_stops_the_run(tmp_path):
   config = tiny_config(**{'optim.lr': 1e30, 'optim.clip_norm': 0.0})
   with pytest.raises(FloatingPointError, match=r'not finite at step \d'):
