@@ -220,7 +220,7 @@ def fill(
     if feature_fn is None or names != layers:
       feature_fn = features.make_feature_fn(encoder.method, names, grid)
     view_fn = views and make_view_fn(encoder.method, names, grid, views.augment)
-    _check_space(store, images * _image_bytes(feature_fn, encoder, batch_size))
+    check_space(store, images * image_bytes(feature_fn, encoder, batch_size))
     for part, missing in zip(parts, lacking):
       function = view_fn if part.view else feature_fn
       _extract(part, encoder, dataset, missing, names, batch_size, function)
@@ -363,7 +363,7 @@ def _selection(folder: str, t: int, view: str) -> str:
   return os.path.join(folder, name)
 
 
-def _image_bytes(
+def image_bytes(
   feature_fn: Callable, encoder: encoders.Encoder, batch_size: int
 ) -> int:
   """Bytes on disk of the features of one image."""
@@ -380,7 +380,7 @@ def _image_bytes(
   return 2 * sum(int(np.prod(m.shape[1:])) for m in maps.values())
 
 
-def _check_space(store: str, need: int) -> None:
+def check_space(store: str, need: int) -> None:
   """ValueError where the features do not fit on the disk."""
   os.makedirs(store, exist_ok=True)
   free = shutil.disk_usage(store).free

@@ -22,6 +22,7 @@ from scipy import stats
 
 from micdiffrep_jax.data import dataset as data
 from micdiffrep_jax.draw import page, plots
+from micdiffrep_jax.encoders import cache as feature_cache
 from micdiffrep_jax.encoders import features
 from micdiffrep_jax.encoders.cache import Cache
 from micdiffrep_jax.encoders.encoder import Encoder
@@ -79,17 +80,7 @@ def choose_layers(method: Reader, config: ConfigDict) -> tuple[str, ...]:
 
 def size_bytes(feature_fn: Callable, encoder: Encoder, images: int) -> int:
   """Bytes on disk of the features of one timestep."""
-  info = encoder.info
-  shape = (1, info.size_px, info.size_px, info.channels)
-  maps = jax.eval_shape(
-    feature_fn,
-    encoder.variables,
-    jax.ShapeDtypeStruct(shape, np.uint8),
-    jax.ShapeDtypeStruct((1,), np.uint32),
-    jax.random.key(0),
-    jax.ShapeDtypeStruct((), np.int32),
-  )
-  return images * 2 * sum(int(np.prod(m.shape[1:])) for m in maps.values())
+  return images * feature_cache.image_bytes(feature_fn, encoder, 1)
 
 
 def check_space(folder: str, need: int, timesteps: int, images: int) -> None:
@@ -105,12 +96,7 @@ def check_space(folder: str, need: int, timesteps: int, images: int) -> None:
     folder,
     free / 2**30,
   )
-  if total > free:
-    raise ValueError(
-      f'The features take {total / 2**30:.1f} GiB, {folder} has '
-      f'{free / 2**30:.1f} free. Give another --workdir, fewer '
-      '--config.timesteps or smaller --config.grids.'
-    )
+  feature_cache.check_space(folder, total)
 
 
 def key(source: Source, level: Level, config: ConfigDict) -> dict[str, Any]:
