@@ -27,6 +27,9 @@ def get_config(preset: str = '') -> ConfigDict:
   data.source = ''  # folder of class folders
   data.class_map = ()  # ('folder=class', ...) for folders of other names
   # What belongs together, for the intervals; the first that is set wins.
+  # Which files are copies of one picture: crystal_clean, or a pattern with the
+  # named groups source and variant.
+  data.variant_regex = ''
   data.group_csv = ''  # table with the columns file, group
   data.group_regex = ''  # crystal_clean, or a pattern: '^(patient\\d+)'
   data.group_by = ''  # parent (folder) or file (each picture stands alone)

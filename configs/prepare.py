@@ -38,11 +38,15 @@ def get_config(preset: str = '') -> ConfigDict:
   data.slices = 'foreground'  # of volumes: foreground | all | central-N
   data.ct_window = (40.0, 80.0)  # centre and width of CT, HU: brain
 
-  # What belongs together; the first that is set wins.
-  data.group_csv = ''  # table with the columns file, group
+  # Which files are copies of one picture: crystal_clean, or a pattern with the
+  # named groups source and variant.
+  data.variant_regex = ''
+  # Whose they are: per file, the first that names a patient wins; after these
+  # DICOM's PatientID and a folder sub-XX.
+  data.group_csv = ''  # table: file (a source will do), group, patient_known
   data.group_field = ''  # feature of a TFDS dataset
-  data.group_regex = ''  # crystal_clean, or a pattern: '^(patient\d+)'
-  data.group_by = ''  # parent (folder) or file (each picture stands alone)
+  data.group_regex = ''  # of the patient: '^(patient\d+)'
+  data.group_by = ''  # parent (folder) or file (accept unknown patients)
 
   data.near_duplicates = ConfigDict()  # correlations of 32 px head crops
   data.near_duplicates.enabled = True  # False joins equal pixels only
@@ -55,7 +59,7 @@ def get_config(preset: str = '') -> ConfigDict:
   data.val_share = 0.15  # of what test leaves
 
   if preset == 'crystal_clean':
-    data.group_regex = 'crystal_clean'
+    data.variant_regex = 'crystal_clean'
     data.classes = (
       'Normal',
       'glioma_tumor',

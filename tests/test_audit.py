@@ -27,6 +27,8 @@ def made(n=60, seed=0):
     'source': np.array([f's{s}' for s in source]),
     'variant': np.where(np.arange(n) % 2, 'HF', ''),
     'unit': np.array([f'u{s}' for s in source]),
+    'patient_id': np.array([f'p{s}' if s % 2 else '' for s in source]),
+    'near': np.array([f'n{s}' for s in source]),
     'group': np.array([f'g{s}' for s in source]),
     'width': np.full(n, 100),
     'height': np.full(n, 90),
@@ -99,11 +101,11 @@ def test_an_unlabelled_copy_of_a_test_image_is_a_leak():
 
 def test_groups_and_sources_that_cross_fail_where_promised():
   dataset = made()
-  dataset.manifest['group'][4] = dataset.manifest['group'][0]
+  dataset.manifest['near'][4] = dataset.manifest['near'][0]
   assert 'near-duplicate groups' in checks.check(dataset, 'grouped')[0]
   assert checks.check(dataset, 'paper') == []
   dataset.manifest['unit'][4] = dataset.manifest['unit'][0]
-  assert 'sources or patients' in checks.check(dataset, 'paper')[0]
+  assert 'sources lie' in checks.check(dataset, 'paper')[0]
   assert checks.check(dataset, 'leaky') == []
 
 
@@ -130,12 +132,14 @@ def test_two_labels_an_empty_class_and_no_search_fail():
 def test_twins_are_counted_by_hand():
   dataset = made()
   dataset.manifest['sha256'][4] = dataset.manifest['sha256'][0]  # a test source
-  dataset.manifest['group'][10] = dataset.manifest['group'][0]  # another one
+  dataset.manifest['near'][10] = dataset.manifest['near'][0]  # another one
   twins = checks.held_out_twins(dataset, 'grouped')
   assert twins == {
     'test_sources': 10,
     'unit_seen': 0,
-    'group_seen': 1,
+    'patient_id_seen': 0,
+    'near_seen': 1,
+    'group_seen': 0,
     'sha256_seen': 1,
   }
 

@@ -1,29 +1,29 @@
 import pytest
 
-from micdiffrep_jax.data import groups
+from micdiffrep_jax.data import classes
 
 TREE = ['Normal/N_1.jpg', 'Tumor/glioma/G_1.jpg', 'Tumor/pituitary/P_1.jpg']
 
 
 def test_class_is_the_last_folder_at_any_depth():
-  assert groups.label_files(TREE) == ['Normal', 'glioma', 'pituitary']
+  assert classes.label_files(TREE) == ['Normal', 'glioma', 'pituitary']
 
 
 def test_same_leaf_under_train_and_test_is_one_class():
   files = ['train/glioma/1.jpg', 'test/glioma/1.jpg', 'test/normal/1.jpg']
-  assert groups.label_files(files) == ['glioma', 'glioma', 'normal']
+  assert classes.label_files(files) == ['glioma', 'glioma', 'normal']
 
 
 def test_patient_folder_leaves_the_class_to_the_folder_above():
   files = ['sick/p1/a.png', 'well/p2/a.png']
-  assert groups.label_files(files, parent_is_group=True) == ['sick', 'well']
+  assert classes.label_files(files, parent_is_group=True) == ['sick', 'well']
   with pytest.raises(ValueError, match='above their group folder'):
-    groups.label_files(['sick/a.png'], parent_is_group=True)
+    classes.label_files(['sick/a.png'], parent_is_group=True)
 
 
 def test_explicit_class_is_found_above_other_folders():
   files = ['sick/p1/a.png', 'well/p2/a.png']
-  assert groups.label_files(files, ('well', 'sick')) == ['sick', 'well']
+  assert classes.label_files(files, ('well', 'sick')) == ['sick', 'well']
 
 
 @pytest.mark.parametrize(
@@ -39,7 +39,7 @@ def test_explicit_class_is_found_above_other_folders():
 )
 def test_names_that_look_alike_are_an_error_naming_both(a, b):
   with pytest.raises(ValueError, match='look like one class') as e:
-    groups.label_files([f'{a}/1.png', f'{b}/2.png', 'other/3.png'])
+    classes.label_files([f'{a}/1.png', f'{b}/2.png', 'other/3.png'])
   assert repr(a) in str(e.value)
   assert repr(b) in str(e.value)
 
@@ -55,35 +55,35 @@ def test_names_that_look_alike_are_an_error_naming_both(a, b):
   ],
 )
 def test_different_classes_pass(a, b):
-  assert groups.label_files([f'{a}/1.png', f'{b}/2.png']) == [a, b]
+  assert classes.label_files([f'{a}/1.png', f'{b}/2.png']) == [a, b]
 
 
 def test_alike_names_pass_when_named_as_classes():
   files = ['hypotension/1.png', 'hypertension/1.png']
   with pytest.raises(ValueError, match='look like one class'):
-    groups.label_files(files)
+    classes.label_files(files)
   named = ('hypotension', 'hypertension')
-  assert groups.label_files(files, named) == list(named)
+  assert classes.label_files(files, named) == list(named)
 
 
 def test_unknown_class_names_the_nearest():
   with pytest.raises(ValueError, match="Did you mean 'glioma'"):
-    groups.label_files(['Gliomaa/1.png'], ('glioma', 'normal'))
+    classes.label_files(['Gliomaa/1.png'], ('glioma', 'normal'))
 
 
 def test_class_without_files_is_an_error():
   with pytest.raises(ValueError, match="No file belongs to \\['normal'\\]"):
-    groups.label_files(['glioma/1.png'], ('glioma', 'normal'))
+    classes.label_files(['glioma/1.png'], ('glioma', 'normal'))
 
 
 def test_file_outside_class_folders_is_an_error():
   with pytest.raises(ValueError, match='no class folder'):
-    groups.label_files(['glioma/1.png', 'stray.png'])
+    classes.label_files(['glioma/1.png', 'stray.png'])
 
 
 def test_map_renames_before_the_check():
-  mapping = groups.parse_class_map(('notumor=no_tumor',))
+  mapping = classes.parse_class_map(('notumor=no_tumor',))
   files = ['no_tumor/1.png', 'notumor/2.png']
-  assert groups.label_files(files, (), mapping) == ['no_tumor', 'no_tumor']
+  assert classes.label_files(files, (), mapping) == ['no_tumor', 'no_tumor']
   with pytest.raises(ValueError, match='old=new'):
-    groups.parse_class_map(('notumor',))
+    classes.parse_class_map(('notumor',))

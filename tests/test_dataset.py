@@ -21,7 +21,7 @@ def prepared(tmp_path_factory):
   config = trees.config(
     source=str(root / 'pictures'),
     out=str(root / 'out'),
-    group_regex='crystal_clean',
+    variant_regex='crystal_clean',
   )
   prepare.prepare(config.data)
   return root / 'out'
@@ -93,7 +93,7 @@ def test_swapped_pixels_are_found_when_cached(folder, tmp_path):
   config = trees.config(
     source=str(tmp_path / 'pictures'),
     out=str(other),
-    group_regex='crystal_clean',
+    variant_regex='crystal_clean',
   )
   prepare.prepare(config.data)
   shard = next(folder.glob('*.array_record-*'))

@@ -154,7 +154,7 @@ def test_misspelt_folder_is_an_error(tree, tmp_path):
 @pytest.mark.parametrize(
   ('change', 'message'),
   [
-    ({'group_regex': ''}, 'Nothing says which pictures belong together'),
+    ({'variant_regex': ''}, 'Nothing says which pictures belong together'),
     ({'out': ''}, r'config\.data\.out'),
     ({'source': ''}, 'Nothing to prepare'),
     ({'source': '/nowhere'}, 'not a folder'),
@@ -168,7 +168,7 @@ def test_misspelt_folder_is_an_error(tree, tmp_path):
 )
 def test_settings_that_cannot_work_are_errors(tree, tmp_path, change, message):
   data = {'source': str(tree), 'out': str(tmp_path / 'out')}
-  data |= {'group_regex': 'crystal_clean', **change}
+  data |= {'variant_regex': 'crystal_clean', **change}
   with pytest.raises(ValueError, match=message):
     prepare.prepare(trees.config(**data).data)
 

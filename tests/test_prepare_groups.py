@@ -98,7 +98,7 @@ def test_unlabelled_images_train_unless_they_repeat_a_held_out(tree, tmp_path):
 def test_a_flat_folder_is_unlabelled(tmp_path):
   for i in range(5):
     trees.write(tmp_path / 'flat' / f'{i}.png', trees.head(i))
-  ds = run(tmp_path / 'flat', tmp_path, group_regex='')
+  ds = run(tmp_path / 'flat', tmp_path, variant_regex='')
   assert ds.classes == ()
   assert (dataset.labels(ds) == -1).all()
   assert len(dataset.rows(ds, 'grouped', 'train')) == 5
@@ -111,12 +111,12 @@ def test_patient_folders_are_groups(tmp_path):
       for i in range(3):
         seed = 100 * k + 10 * p + i
         trees.write(root / name / f'p{k}{p}' / f'{i}.png', trees.head(seed))
-  ds = run(root, tmp_path, group_regex='', group_by='parent')
+  ds = run(root, tmp_path, variant_regex='', group_by='parent')
   assert ds.classes == ('sick', 'well')
   assert len(set(ds.manifest['group'])) == 16
-  for unit in set(ds.manifest['unit']):
-    rows = ds.manifest['unit'] == unit
-    assert len(set(ds.manifest['paper'][rows])) == 1
+  for patient in set(ds.manifest['patient_id']):
+    rows = ds.manifest['patient_id'] == patient
+    assert len(set(ds.manifest['patient'][rows])) == 1
 
 
 def test_equal_unlabelled_images_are_found_without_the_search(tree, tmp_path):

@@ -76,7 +76,7 @@ def test_pictures_that_it_was_fitted_on_do_not_count_as_a_test(
 ):
   settings = {
     'data.source': str(pictures),
-    'data.group_regex': 'crystal_clean',
+    'data.variant_regex': 'crystal_clean',
   }
   with pytest.raises(ValueError, match=r'--config\.overlap'):
     run(evaluate, tmp_path, **settings)

@@ -75,10 +75,10 @@ def test_prepares_with_the_patient_as_group(data_dir, tmp_path):
   ds = dataset.open_dataset(str(tmp_path / 'out'))
   assert ds.classes == ('sick', 'well')
   assert len(set(ds.manifest['group'])) == 16
-  for unit in set(ds.manifest['unit']):
-    rows = ds.manifest['unit'] == unit
+  for patient in set(ds.manifest['patient_id']):
+    rows = ds.manifest['patient_id'] == patient
     assert rows.sum() == 2
-    assert len(set(ds.manifest['grouped'][rows])) == 1
+    assert len(set(ds.manifest['patient'][rows])) == 1
 
 
 def test_unlabelled_tfds_joins_a_labelled_folder(data_dir, tmp_path):
@@ -87,7 +87,7 @@ def test_unlabelled_tfds_joins_a_labelled_folder(data_dir, tmp_path):
     source=str(tmp_path / 'pictures'),
     unlabelled=('tfds:tiny_scans',),
     data_dir=data_dir,
-    group_regex='crystal_clean',
+    variant_regex='crystal_clean',
     out=str(tmp_path / 'out'),
   )
   prepare.prepare(config.data)

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import trees
 
-from micdiffrep_jax.data import dataset, prepare, sources, volumes
+from micdiffrep_jax.data import dataset, prepare, sources, splits, volumes
 
 OPTIONS = volumes.Options()
 
@@ -214,25 +214,49 @@ def test_patients_of_dicom_folders_stay_together(tmp_path):
   prepare.prepare(config.data)
   ds = dataset.open_dataset(str(tmp_path / 'out'))
   assert len(ds.images) == 32
-  assert len(set(ds.manifest['unit'])) == 16
-  for name in ('paper', 'grouped'):
-    for unit in set(ds.manifest['unit']):
-      assert len(set(ds.manifest[name][ds.manifest['unit'] == unit])) == 1
-  assert 'sick0' not in ''.join(ds.manifest['unit'])
+  patients = ds.manifest['patient_id']
+  assert len(set(patients)) == 16
+  for patient in set(patients):
+    assert len(set(ds.manifest['patient'][patients == patient])) == 1
+  assert 'sick0' not in ''.join(patients)
+  assert ds.info.patients == {
+    'patients': 16,
+    'images': 32,
+    'unknown': 0,
+    'groups': 16,
+    'named_by': {'header': 32},
+  }
+
+
+@pytest.mark.needs('pydicom')
+def test_the_split_does_not_hang_on_a_machines_secret(tmp_path, monkeypatch):
+  for k, name in enumerate(('sick', 'well')):
+    for p in range(6):
+      pixels = trees.head(100 * k + p).astype(np.int16)
+      write_dicom(tmp_path / 'in' / name / f'{p}.dcm', pixels, f'{name}{p}')
+  made = []
+  for salt in (b'one', b'another'):
+    monkeypatch.setattr(volumes, '_salt', lambda root, salt=salt: salt)
+    out = tmp_path / salt.decode()
+    config = trees.config(source=str(tmp_path / 'in'), out=str(out))
+    prepare.prepare(config.data)
+    made.append(dataset.open_dataset(str(out)).manifest)
+  assert set(made[0]['patient_id']).isdisjoint(made[1]['patient_id'])
+  for name in splits.NAMES:
+    np.testing.assert_array_equal(made[0][name], made[1][name])
 
 
 @pytest.mark.needs('nibabel')
-@pytest.mark.parametrize('group_by', ['', 'file'])
-def test_slices_of_a_volume_stay_together(tmp_path, group_by):
+def test_slices_of_a_volume_stay_together(tmp_path):
   rng = np.random.default_rng(0)
   for name in ('sick', 'well'):
     for p in range(5):
       volume = rng.uniform(50, 255, (16, 16, 4)).astype(np.float32)
       write_nifti(tmp_path / 'in' / name / f'{p}.nii.gz', volume)
-  config = trees.config(
-    source=str(tmp_path / 'in'), out=str(tmp_path / 'out'), group_by=group_by
-  )
-  prepare.prepare(config.data)
+  made = {'source': str(tmp_path / 'in'), 'out': str(tmp_path / 'out')}
+  with pytest.raises(ValueError, match='Nothing says which pictures'):
+    prepare.prepare(trees.config(**made).data)
+  prepare.prepare(trees.config(**made, group_by='file').data)
   ds = dataset.open_dataset(str(tmp_path / 'out'))
   assert len(ds.images) == 40
   assert len(set(ds.manifest['source'])) == 40

@@ -53,7 +53,7 @@ def config(preset='', **data):
 
 def prepared(tree, tmp_path, out='out', **data):
   """`tree` prepared into tmp_path / out, opened."""
-  data = {'group_regex': 'crystal_clean', 'max_bad_share': 0.1, **data}
+  data = {'variant_regex': 'crystal_clean', 'max_bad_share': 0.1, **data}
   made = config(source=str(tree), out=str(tmp_path / out), **data)
   prepare.run(made, str(tmp_path / 'work'))
   return open_dataset(str(tmp_path / out))

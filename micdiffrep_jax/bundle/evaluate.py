@@ -13,7 +13,8 @@ import numpy as np
 
 from micdiffrep_jax.bundle import fingerprints, predict
 from micdiffrep_jax.bundle.classifier import Classifier, load_bundle
-from micdiffrep_jax.data import duplicates, groups, store
+from micdiffrep_jax.data import classes as folders
+from micdiffrep_jax.data import duplicates, groups, identity, store
 from micdiffrep_jax.draw import plots
 from micdiffrep_jax.run import log
 from micdiffrep_jax.run.checks import one_of
@@ -59,21 +60,15 @@ def run(config: ConfigDict, workdir: str) -> dict[str, Any]:
   model = load_bundle(config.bundle)
   where = config.data
   root, files = predict.list_files(where.source, '--config.data.source')
-  renames = groups.parse_class_map(where.class_map)
+  renames = folders.parse_class_map(where.class_map)
   labels = match_classes(files, model.classes, renames)
-  units = groups.assign(
-    files,
-    [''] * len(files),
-    where.group_csv,
-    where.group_regex,
-    where.group_by,
-  )
+  who = identity.assign(files, [''] * len(files), identity.Rules.of(where))
   os.makedirs(workdir, exist_ok=True)
   found = read(model, root, files, config.workers)
   write_leaks(workdir, files, found)
   write_predictions(workdir, model, found, labels)
   at = choose(found, files, model, config.overlap)
-  test, normal = score(model, found, labels, units, at, config)
+  test, normal = score(model, found, labels, who, at, config)
   draw(workdir, test)
   failed = [[i.file, i.reason] for i in found.items if i.reason]
   record = write_results(
@@ -137,7 +132,7 @@ def score(
   model: Classifier,
   found: External,
   labels: Sequence[str],
-  units: groups.Units,
+  who: identity.Identity,
   at: np.ndarray,
   config: ConfigDict,
 ) -> tuple[dict[str, Any], str]:
@@ -148,9 +143,9 @@ def score(
   test = bootstrap.summarise(
     np.array([model.classes.index(labels[i]) for i in at]),
     np.stack([found.probs[i] for i in at]),  # type: ignore[misc]
-    joined_groups(units.unit, found.crops, at),
+    joined_groups(who.people(), found.crops, at),
     model.classes,
-    np.array([units.variant[i] for i in at]),
+    np.array([who.variant[i] for i in at]),
     normal,
     resamples=config.resamples,
     seed=config.seed,
@@ -185,7 +180,7 @@ def match_classes(
     known = [p for p in parts if p in classes]
     if not known:
       # The error speaks of the bundle's classes under the flag for renaming.
-      raise groups.unknown_class(parts[-1] if parts else '', classes)
+      raise folders.unknown_class(parts[-1] if parts else '', classes)
     labels.append(known[-1])
   return labels
 

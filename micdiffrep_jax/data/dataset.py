@@ -108,6 +108,14 @@ def groups(ds: Dataset) -> np.ndarray:
   )
 
 
+def patients(ds: Dataset) -> np.ndarray:
+  """Patient numbers (N,) int32; a source of an unknown patient stands alone."""
+  known = ds.manifest['patient_id']
+  unit = np.char.add('unit:', ds.manifest['unit'])
+  name = np.where(known == '', unit, np.char.add('patient:', known))
+  return np.unique(name, return_inverse=True)[1].astype(np.int32)
+
+
 def rows(ds: Dataset, split: str, part: str) -> np.ndarray:
   """Row numbers (n,) int64 of a part of a named split, in order.
 
@@ -138,8 +146,19 @@ def split_hash(ds: Dataset, split: str) -> str:
   return digest.hexdigest()
 
 
+def split_names(ds: Dataset) -> tuple[str, ...]:
+  """The splits that a data set has: older ones have none of patients."""
+  return tuple(name for name in splits.NAMES if name in ds.manifest)
+
+
 def _split(ds: Dataset, split: str) -> np.ndarray:
-  table = {name: ds.manifest[name] for name in splits.NAMES}
+  names = split_names(ds)
+  if split in splits.NAMES and split not in names:
+    raise ValueError(
+      f'{ds.path} was prepared before patients were known, so it has no split '
+      f'{split!r}. Prepare it again, or take --config.data.split=grouped.'
+    )
+  table = {name: ds.manifest[name] for name in names}
   return lookup(table, split, 'split', '--config.data.split')
 
 

@@ -3,6 +3,7 @@
 n: prepared images, the rows of the table.
 """
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 import hashlib
 import json
@@ -11,7 +12,7 @@ from typing import Any, NamedTuple
 from ml_collections import ConfigDict
 import numpy as np
 
-from micdiffrep_jax.data import groups, splits
+from micdiffrep_jax.data import groups, identity, splits
 
 # Settings that the ids and pixels themselves show.
 _SHOWN_BY_IMAGES = ('slices', 'ct_window', 'group_field')
@@ -36,12 +37,15 @@ class Row(NamedTuple):
     return f'#{self.part}' if self.part else ''
 
 
-def build(rows: Sequence[Row], data: ConfigDict) -> dict[str, np.ndarray]:
-  """Columns (n,) for all rows, but for group and splits.
+def build(
+  rows: Sequence[Row], data: ConfigDict
+) -> tuple[dict[str, np.ndarray], dict[str, int]]:
+  """Columns (n,) for all rows but near, group and splits; who named patients.
 
   Ids are paths below the labelled source; those of an unlabelled source begin
-  with its name. Unlabelled pictures stand alone. Raises ValueError where
-  groups are missing and where two pictures have one id.
+  with its name. Unlabelled pictures stand alone. The second result counts
+  labelled images by what named their patient. Raises ValueError where patients
+  are missing and where two pictures have one id.
   """
   table = {
     name: np.array([getattr(row, name) for row in rows])
@@ -52,47 +56,63 @@ def build(rows: Sequence[Row], data: ConfigDict) -> dict[str, np.ndarray]:
   table['id'] = np.array(
     [('' if r.label else f'{r.origin}:') + r.file + r.suffix for r in rows]
   )
-  table.update(_units(table, rows, data))
+  columns, named_by = _identities(table, rows, data)
+  table.update(columns)
   if len(np.unique(table['id'])) != len(rows):
     raise ValueError('Two sources have one name; rename a folder.')
-  return table
+  return table, named_by
 
 
-def units_of(
-  files: Sequence[str], known: Sequence[str], data: ConfigDict
-) -> groups.Units:
-  """Units of files by the rules in config.data; raises as groups.assign."""
-  return groups.assign(
-    files, known, data.group_csv, data.group_regex, data.group_by
-  )
-
-
-def _units(
+def _identities(
   table: Mapping[str, np.ndarray], rows: Sequence[Row], data: ConfigDict
-) -> dict[str, np.ndarray]:
-  """Columns unit, source, variant; slices of one file go with their file."""
+) -> tuple[dict[str, np.ndarray], dict[str, int]]:
+  """Columns unit, source, variant, patient_id; images by what named a patient.
+
+  A unit is a source with its variants, or a volume with its slices.
+  """
   unit, source = table['id'].astype(object), table['id'].astype(object)
-  variant = np.full(len(rows), '', object)
+  variant, patient = (np.full(len(rows), '', object) for _ in range(2))
+  named_by: Counter = Counter()
   labelled = np.flatnonzero(table['class'] != '')
   files, first, back = np.unique(
     table['file'][labelled], return_index=True, return_inverse=True
   )
   if len(labelled):
-    any_rule = data.group_csv or data.group_regex or data.group_by
-    known = []
-    for row in (rows[i] for i in labelled[first].tolist()):
-      # A volume is a group of its own where nothing better is said.
-      volume = row.file if row.part and not any_rule else ''
-      known.append(row.group or volume)
-    made = units_of(files.tolist(), known, data)
+    known = [rows[i].group for i in labelled[first].tolist()]
+    made = identity.assign(files.tolist(), known, identity.Rules.of(data))
     for at, i in zip(back.tolist(), labelled.tolist(), strict=True):
-      unit[i] = made.unit[at]
+      unit[i] = made.source[at]
       source[i] = made.source[at] + rows[i].suffix
       variant[i] = made.variant[at]
+      patient[i] = made.patient[at]
+      named_by[made.named_by[at]] += 1
+  columns = {
+    'unit': unit,
+    'source': source,
+    'variant': variant,
+    'patient_id': patient,
+  }
+  return {k: v.astype(str) for k, v in columns.items()}, dict(named_by)
+
+
+def join_patients(table: Mapping[str, np.ndarray]) -> np.ndarray:
+  """Groups (n,) int32: near-duplicate groups joined where a patient is one."""
+  pairs = groups.same_name(table['patient_id'])
+  return groups.join(table['near'], pairs)
+
+
+def count_patients(
+  table: Mapping[str, np.ndarray], named_by: Mapping[str, int]
+) -> dict[str, Any]:
+  """What dataset.json says of patients; counts are of labelled images."""
+  labelled = table['class'] != ''
+  known = labelled & (table['patient_id'] != '')
   return {
-    'unit': unit.astype(str),
-    'source': source.astype(str),
-    'variant': variant.astype(str),
+    'patients': len(np.unique(table['patient_id'][known])),
+    'images': int(labelled.sum()),
+    'unknown': int((labelled & ~known).sum()),
+    'groups': len(np.unique(table['group'][labelled])),
+    'named_by': dict(named_by),
   }
 
 
@@ -115,8 +135,9 @@ def split_rows(
   if len(rows):
     made = splits.make_splits(
       table['class'][rows],
-      table['unit'][rows],
-      table['group'][rows],
+      splits.Units(
+        table['unit'][rows], table['near'][rows], table['group'][rows]
+      ),
       usable[rows],
       data.test_share,
       data.val_share,

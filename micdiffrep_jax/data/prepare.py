@@ -19,10 +19,11 @@ from ml_collections import ConfigDict
 import numpy as np
 
 from micdiffrep_jax.data import (
+  classes,
   dataset,
   decode,
   duplicates,
-  groups,
+  identity,
   manifest,
   relatives,
   sources,
@@ -33,14 +34,15 @@ from micdiffrep_jax.data.sources import phantom
 from micdiffrep_jax.run import files, log
 from micdiffrep_jax.run.checks import in_range
 
-VERSION = 1  # of the rules: raise it when the same files give other pixels
+VERSION = 2  # of the rules: raise it when the same files give other pixels
 # Fields that say where things are or how to work, not what comes out.
 _NOT_SETTINGS = (
   'source unlabelled data_dir out overwrite workers group_csv'
 ).split()
 # Of a description, what results.json repeats.
 _REPORTED = (
-  'fingerprint images classes counts rejected junk rules near_duplicates'
+  'fingerprint images classes counts rejected junk rules near_duplicates '
+  'patients'
 ).split()
 _CHUNK = 16  # files that a thread reads at once
 
@@ -141,6 +143,7 @@ def phantom_config(arguments: str, size_px: int, out: str) -> ConfigDict:
       'class_map': (),
       'max_bad_share': 0.01,
       'workers': 0,
+      'variant_regex': '',
       'group_csv': '',
       'group_regex': '',
       'group_by': '',
@@ -201,14 +204,14 @@ def _labels(listed: list[sources.Source], data: ConfigDict) -> list[list[str]]:
   if not data.source:
     return labels
   first = listed[0]
-  mapping = groups.parse_class_map(data.class_map)
+  mapping = classes.parse_class_map(data.class_map)
   if first.labels is not None:
     labels[0] = [mapping.get(x, x) for x in first.labels]
     if data.classes:
       for name in sorted(set(labels[0]) - {'', *data.classes}):
-        raise groups.unknown_class(name, data.classes)
+        raise classes.unknown_class(name, data.classes)
   elif any('/' in f for f in first.files) or data.classes:
-    labels[0] = groups.label_files(
+    labels[0] = classes.label_files(
       first.files, data.classes, mapping, data.group_by == 'parent'
     )
   else:
@@ -218,7 +221,7 @@ def _labels(listed: list[sources.Source], data: ConfigDict) -> list[list[str]]:
     )
   if any(labels[0]) and not all(first.groups) and not first.groups_on_read:
     # Fails now, not after an hour.
-    manifest.units_of(first.files, first.groups, data)
+    identity.assign(first.files, first.groups, identity.Rules.of(data))
   return labels
 
 
@@ -254,10 +257,11 @@ def assemble(
     gathered = gather(listed, labels, data, f)
   rows = gathered.rows
   _check_share(gathered.rejected, listed, data.max_bad_share)
-  table = manifest.build(rows, data)
+  table, named_by = manifest.build(rows, data)
   constant = np.array([row.constant for row in rows], bool)
   near = relatives.find(table, gathered.crops, constant, data.near_duplicates)
-  table['group'] = near.group.astype(str)
+  table['near'] = near.group.astype(str)
+  table['group'] = manifest.join_patients(table).astype(str)
   usable, summary = relatives.usable(table, near, data.conflicts)
   seed = settings['seed']
   table.update(manifest.split_rows(table, usable, near.seen, data, seed))
@@ -285,6 +289,7 @@ def assemble(
     junk=dict(junk),
     rules=gathered.rules,
     near_duplicates=summary._asdict(),
+    patients=manifest.count_patients(table, named_by),
     settings=settings,
     stamp=stamp,
     fingerprint=manifest.fingerprint(table, settings),

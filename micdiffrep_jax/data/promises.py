@@ -13,13 +13,16 @@ from micdiffrep_jax.run.checks import lookup
 
 # What a split promises not to have on both sides. `leaky` promises nothing.
 PROMISES: dict[str, tuple[str, ...]] = {
-  'grouped': ('unit', 'group', 'sha256'),
+  'patient': ('unit', 'patient_id', 'near', 'group', 'sha256'),
+  'grouped': ('unit', 'near', 'sha256'),
   'paper': ('unit',),
   'leaky': (),
 }
 WORDS = {
-  'unit': 'sources or patients',
-  'group': 'near-duplicate groups',
+  'unit': 'sources',
+  'patient_id': 'patients',
+  'near': 'near-duplicate groups',
+  'group': 'groups of patients and near-duplicates',
   'sha256': 'pictures of equal pixels',
 }
 _SHOWN = 5
@@ -44,7 +47,7 @@ def check(dataset: data.Dataset, split: str) -> list[str]:
         f'{split!r}: {examples}'
       )
   reasons += _conflicts(dataset, split) + _absent(dataset, split)
-  if 'group' in promised and _labelled(dataset).any():
+  if 'near' in promised and _labelled(dataset).any():
     search = dataset.info.settings.get('near_duplicates', {})
     if not search.get('enabled', True):
       reasons.append(
@@ -79,6 +82,7 @@ def crossings(
   rows = np.flatnonzero(manifest[split] != splits.EXCLUDED)
   if column != 'sha256':
     rows = rows[_labelled(dataset)[rows]]
+    rows = rows[manifest[column][rows] != '']  # a patient that nobody knows
   if not len(rows):
     return {}
   values, number = np.unique(manifest[column][rows], return_inverse=True)
@@ -111,7 +115,8 @@ def held_out_twins(dataset: data.Dataset, split: str) -> dict[str, int]:
   seen = np.isin(manifest[split], ('train', 'val'))
   counts = {'test_sources': int(test.sum())}
   for column in WORDS:
-    known = np.isin(manifest[column][test], manifest[column][seen])
+    values = manifest[column][seen]
+    known = np.isin(manifest[column][test], values[values != ''])
     counts[f'{column}_seen'] = int(known.sum())
   return counts
 

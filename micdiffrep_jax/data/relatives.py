@@ -34,7 +34,7 @@ class Summary(NamedTuple):
 class Near(NamedTuple):
   """What the search found."""
 
-  group: np.ndarray  # (n,) int32: units joined where pictures nearly repeat
+  group: np.ndarray  # (n,) int32: units joined where they nearly repeat
   same: np.ndarray  # (n,) int32: rows that show one picture
   pairs: np.ndarray  # (m, 2) labelled rows that nearly repeat
   seen: np.ndarray  # (m, 2) an unlabelled row, a labelled one it repeats
@@ -142,7 +142,7 @@ def _warn_of_chains(
   sizes = np.bincount(group_of_unit)
   if sizes.max() > max(2, _LARGE * len(names)):
     log.get_logger().warning(
-      'Near-duplicates join %d of %d sources or patients (%s ...): look at '
+      'Near-duplicates join %d of %d sources (%s ...): look at '
       'them, or raise config.data.near_duplicates.detail.',
       sizes.max(),
       len(names),

@@ -1,28 +1,38 @@
 """Named splits of a manifest into train, val and test.
 
-`paper`: a share of the units of each class, rounded up, is test; a unit is a
-source picture with all its variants, or a patient. `grouped`: units joined
-where pictures nearly repeat, stratified by class. `leaky`: single images drawn
-at random, which puts variants of one source on both sides; it shows what that
-does and is good for nothing else. Validation is drawn from the training units
-of a split in the same manner.
+`patient`: patients joined where their pictures nearly repeat, stratified by
+class; the honest one. The others show what leaks are worth. `grouped`: sources
+with their variants, joined where they nearly repeat. `paper`: a share of the
+sources of each class, rounded up, is test. `leaky`: single images drawn at
+random. Validation is drawn from the training units of a split in the same
+manner.
 """
 
+import itertools
 import math
+from typing import NamedTuple
 import warnings
 import zlib
 
 import numpy as np
 
-NAMES = ('paper', 'grouped', 'leaky')
+NAMES = ('patient', 'grouped', 'paper', 'leaky')  # from honest to leaky
 PARTS = ('train', 'val', 'test')
 EXCLUDED = 'excluded'
+_TRIES = 20  # draws of folds before a share is given up
+
+
+class Units(NamedTuple):
+  """What stays together in which split, (n,) each, of any type."""
+
+  unit: np.ndarray  # a source with its variants, or a volume: `paper`
+  near: np.ndarray  # units joined where they nearly repeat: `grouped`
+  group: np.ndarray  # those joined where a patient is one: `patient`
 
 
 def make_splits(
   labels: np.ndarray,
-  units: np.ndarray,
-  groups: np.ndarray,
+  units: Units,
   usable: np.ndarray,
   test_share: float = 0.2,
   val_share: float = 0.15,
@@ -30,49 +40,63 @@ def make_splits(
 ) -> dict[str, np.ndarray]:
   """Assigns each labelled row to a part, in every named split.
 
-  labels, units, groups (n,) of any type; usable (n,) bool, False rows become
-  `excluded`. val_share is a share of what test leaves. `grouped` cuts in
-  folds, so its shares are the nearest 1 / k. Returns {name: (n,) parts}.
-  Raises ValueError where a class has too few units to be in every part.
+  labels (n,) of any type; usable (n,) bool, False rows become `excluded`.
+  val_share is a share of what test leaves. `patient` and `grouped` cut in
+  folds, so their shares are the nearest 1 / k; they are equal where no patient
+  is known. Returns {name: (n,) parts}. Raises ValueError where a class has too few units to be in every part.
   """
   for name, share in (('test_share', test_share), ('val_share', val_share)):
     if not 0 < share < 1:
       raise ValueError(
         f'config.data.{name}={share}; a share lies between 0 and 1.'
       )
-  labels, units, groups = map(np.asarray, (labels, units, groups))
-  check_enough_units(labels[usable], groups[usable])
+  labels = np.asarray(labels)
+  units = Units(*(_by_appearance(x) for x in units))
+  check_enough_units(labels[usable], units.group[usable])
+  single = np.arange(len(labels))
   cutters = {
-    'paper': lambda i, share, rng: _by_unit(labels[i], units[i], share, rng),
-    'grouped': lambda i, share, rng: _by_group(
-      labels[i], groups[i], share, rng
-    ),
-    'leaky': lambda i, share, rng: _by_unit(labels[i], i, share, rng),
+    'patient': (_by_group, units.group),
+    'grouped': (_by_group, units.near),
+    'paper': (_by_unit, units.unit),
+    'leaky': (_by_unit, single),
   }
   splits = {}
-  for name, cut in cutters.items():
-    rng = np.random.default_rng([seed, zlib.crc32(name.encode())])
+  for name, (cut_by, unit) in cutters.items():
+    # One seed for both, so that they are equal where no patient is known.
+    drawn_as = 'grouped' if name == 'patient' else name
+    rng = np.random.default_rng([seed, zlib.crc32(drawn_as.encode())])
     part = np.full(len(labels), EXCLUDED, dtype='<U8')
     rows = np.flatnonzero(usable)
-    is_test = cut(rows, test_share, rng)
+    is_test = cut_by(labels[rows], unit[rows], test_share, rng, 2)
     rest = rows[~is_test]
-    is_val = cut(rest, val_share, rng)
+    is_val = cut_by(labels[rest], unit[rest], val_share, rng, 1)
     part[rows[is_test]] = 'test'
     part[rest[is_val]] = 'val'
     part[rest[~is_val]] = 'train'
     check_parts(name, part, labels)
     splits[name] = part
-  check_disjoint('paper', splits['paper'], units)
-  check_disjoint('grouped', splits['grouped'], groups)
+  for name, (_, unit) in cutters.items():
+    check_disjoint(name, splits[name], unit)
   return splits
 
 
+def _by_appearance(units: np.ndarray) -> np.ndarray:
+  """Numbers (n,) in order of first appearance: what units are called is no
+  part of the draw, for names may be hashed with a machine's secret."""
+  _, first, number = np.unique(units, return_index=True, return_inverse=True)
+  return np.argsort(np.argsort(first))[number]
+
+
 def _by_unit(
-  labels: np.ndarray, units: np.ndarray, share: float, rng: np.random.Generator
+  labels: np.ndarray,
+  units: np.ndarray,
+  share: float,
+  rng: np.random.Generator,
+  left: int,
 ) -> np.ndarray:
   """Draws a share of the units of each class, rounded up: (n,) bool.
 
-  A unit that holds several classes counts for its most frequent one.
+  At least `left` units of a class are not drawn. A unit that holds several classes counts for its most frequent one.
   """
   names, unit = np.unique(units, return_inverse=True)
   classes, label = np.unique(labels, return_inverse=True)
@@ -83,36 +107,45 @@ def _by_unit(
   for k in range(len(classes)):
     members = rng.permutation(np.flatnonzero(class_of_unit == k))
     # 1e-9: 0.2 x 15 is 3.0000000000000004 in floats.
-    drawn[members[: math.ceil(share * len(members) - 1e-9)]] = True
+    count = math.ceil(share * len(members) - 1e-9)
+    drawn[members[: min(count, len(members) - left)]] = True
   return drawn[unit]
 
 
 def _by_group(
-  labels: np.ndarray, groups: np.ndarray, share: float, rng: np.random.Generator
+  labels: np.ndarray,
+  groups: np.ndarray,
+  share: float,
+  rng: np.random.Generator,
+  left: int,
 ) -> np.ndarray:
   """Draws whole groups, keeping the classes' proportions: (n,) bool.
 
-  Takes the first fold that has every class on both sides; where a class has
-  fewer groups than there are folds, fewer and larger folds are tried too.
+  Takes the first fold that has every class, and leaves `left` groups of every
+  class; where a class has fewer groups than there are folds, fewer and larger
+  folds are tried too.
   """
   # Imported on use: who opens a dataset needs only the names of its splits.
   from sklearn.model_selection import StratifiedGroupKFold
 
-  seed = int(rng.integers(2**31))
   classes, label = np.unique(labels, return_inverse=True)
   drawn = np.zeros(len(labels), bool)
-  for folds in range(max(2, round(1 / share)), 1, -1):
+  most = min(max(2, round(1 / share)), len(np.unique(groups)))
+  for folds, _ in itertools.product(range(most, 1, -1), range(_TRIES)):
     if folds > np.bincount(label).max():
       continue
-    cutter = StratifiedGroupKFold(folds, shuffle=True, random_state=seed)
+    cutter = StratifiedGroupKFold(
+      folds, shuffle=True, random_state=int(rng.integers(2**31))
+    )
     with warnings.catch_warnings():
       warnings.simplefilter('ignore')  # of few members: that is dealt with
       cuts = list(cutter.split(labels, labels, groups))
     for rest, held_out in cuts:
       drawn = np.zeros(len(labels), bool)
       drawn[held_out] = True
-      sides = len(np.unique(label[held_out])), len(np.unique(label[rest]))
-      if sides == (len(classes), len(classes)):
+      kept = np.unique(np.stack([label[rest], groups[rest]]), axis=1)[0]
+      enough = np.bincount(kept, minlength=len(classes)).min() >= left
+      if enough and len(np.unique(label[held_out])) == len(classes):
         return drawn
   return drawn  # check_parts says what is missing
 
@@ -126,7 +159,7 @@ def check_enough_units(labels: np.ndarray, groups: np.ndarray) -> None:
         f'Class {str(label)!r} has {n} group{"s" * (n != 1)} of pictures that '
         f'belong together; a split into {"/".join(PARTS)} needs at least '
         f'{len(PARTS)}. Add data, drop the class, or check how config.data '
-        'groups (group_csv, group_regex, group_by).'
+        'groups (group_csv, group_regex, group_by, variant_regex).'
       )
 
 

@@ -20,8 +20,8 @@ REJECTED = 'rejected.csv'
 INFO = 'dataset.json'
 SPLIT = 'images'
 COLUMNS = tuple(
-  'index id file origin class source variant unit group width height sha256 '
-  'paper grouped leaky'.split()
+  'index id file origin class source variant unit patient_id near group width '
+  'height sha256 patient grouped paper leaky'.split()
 )
 _INTEGERS = ('index', 'width', 'height')
 _NAME = 'dataset'
@@ -36,7 +36,7 @@ class Info:
   counts: images per split, part and class. origins: names of the sources.
   rejected: files that could not be read. junk: files that were ignored, by
   kind. rules: how often each rule of decoding applied. near_duplicates: see
-  relatives.Summary. settings: what config.data and the seed set. stamp: the
+  relatives.Summary. patients: see manifest.count_patients. settings: what config.data and the seed set. stamp: the
   same for the same sources and settings. fingerprint: sha256 over ids, labels,
   pixels and settings. files: what check_unchanged compares.
   """
@@ -51,6 +51,7 @@ class Info:
   junk: Mapping[str, int] = field(default_factory=dict)
   rules: Mapping[str, int] = field(default_factory=dict)
   near_duplicates: Mapping[str, Any] = field(default_factory=dict)
+  patients: Mapping[str, Any] = field(default_factory=dict)
   settings: Mapping[str, Any] = field(default_factory=dict)
   stamp: str = ''
   fingerprint: str
@@ -173,15 +174,22 @@ def write_manifest(folder: str, manifest: Mapping[str, np.ndarray]) -> None:
 
 
 def read_manifest(folder: str) -> dict[str, np.ndarray]:
-  """Reads manifest.csv as {column: (n,)}, text but for index and sizes."""
+  """Reads manifest.csv as {column: (n,)}, text but for index and sizes.
+
+  One that was written before patients were known has no split `patient`.
+  """
   with open(os.path.join(folder, MANIFEST), newline='') as f:
     reader = csv.reader(f)
     header = next(reader)
     columns = list(zip(*reader, strict=True)) or [()] * len(header)
-  return {
+  manifest = {
     name: np.array(column, int if name in _INTEGERS else str)
     for name, column in zip(header, columns, strict=True)
   }
+  if 'patient_id' not in manifest:  # of a version that knew no patients
+    manifest['near'] = manifest['group']
+    manifest['patient_id'] = np.full(len(manifest['id']), '')
+  return manifest
 
 
 def write_info(folder: str, info: Info) -> None:

@@ -1,0 +1,360 @@
+"""What a file is a picture of: its source and variant, and whose it is.
+
+A source is a picture as published, a variant a copy of it that was changed. A
+patient is known or not: what is not known is said, never guessed.
+"""
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+import csv
+import io
+import os
+import re
+from typing import NamedTuple
+
+from micdiffrep_jax.run import log
+
+# G_12.jpg is a picture as published, G_12_BR_.jpg one of its variants.
+PRESETS = {'crystal_clean': r'^(?P<source>[A-Za-z]+_\d+)(?P<variant>.*)$'}
+CHOICES = ('', 'file', 'parent')
+UNKNOWN = 'unknown'  # where nothing names the patient
+_SUBJECT = re.compile(r'(?:^|/)(sub-[A-Za-z0-9]+)(?=[/_.]|$)')  # of BIDS
+_COLUMNS = ('group', 'patient', 'patient_id', 'participant_id', 'subject')
+_PLACEHOLDER = re.compile(
+  r'(anon\w*|unknown|none|n/?a|null|removed|de-?identified|-+|\?+)[\s_^]*',
+  re.IGNORECASE,
+)
+_NOT_KNOWN = ('0', 'false', 'no')
+_SHOWN = 5
+
+
+class Rules(NamedTuple):
+  """Fields of config.data that say what belongs together."""
+
+  variant_regex: str = ''  # crystal_clean, or a pattern with source, variant
+  group_csv: str = ''  # table with the columns file, group
+  group_regex: str = ''  # pattern of the patient's name
+  group_by: str = ''  # parent (folder is patient) or file (patients unknown)
+
+  @classmethod
+  def of(cls, data: Mapping[str, str]) -> 'Rules':
+    """From config.data; a preset of variants is no pattern of patients."""
+    found = {k: str(data.get(k, '') or '') for k in cls._fields}
+    if found['group_regex'] in PRESETS and not found['variant_regex']:
+      found['variant_regex'] = found['group_regex']
+    if found['group_regex'] in PRESETS:
+      found['group_regex'] = ''
+    return cls(**found)
+
+
+class Identity(NamedTuple):
+  """Per file (n): source, variant, patient, and what named the patient.
+
+  variant is '' for an untouched source, patient '' where nobody knows.
+  """
+
+  source: list[str]
+  variant: list[str]
+  patient: list[str]
+  named_by: list[str]  # group_csv, group_regex, parent, header, BIDS, unknown
+
+  def people(self) -> list[str]:
+    """The patient of each file; a source of an unknown one stands alone."""
+    return [
+      f'patient:{p}' if p else f'unit:{s}'
+      for p, s in zip(self.patient, self.source, strict=True)
+    ]
+
+
+def assign(
+  files: Sequence[str], known: Sequence[str], rules: Rules
+) -> Identity:
+  """Decides file by file, the first that names a patient wins.
+
+  The order: `group_csv`, `group_regex`, `group_by=parent`, what the file or
+  its source says of itself (`known`, '' for nothing), a folder or name sub-XX
+  of BIDS. A file that none of them names has an unknown patient, which must be
+  accepted: by `variant_regex`, `group_by=file`, or a table that says so.
+  Patterns see the name without its ending, or the path where they contain a
+  '/'. Raises ValueError for a rule that does not work, contradictions, and
+  files that are left without a patient.
+  """
+  if rules.group_by not in CHOICES:
+    raise ValueError(
+      f'config.data.group_by={rules.group_by!r}; one of {CHOICES}. A pattern '
+      'goes into config.data.group_regex.'
+    )
+  source, variant = _variants(files, rules)
+  table = _table(rules, files, source)
+  told = _headers(files, known, rules)
+  pattern = _compiled('group_regex', rules.group_regex)
+  ways = {
+    'group_csv': [table.get(i, '') for i in range(len(files))],
+    'group_regex': [_matched(pattern, file) for file in files],
+    'parent': [_parent(file, rules.group_by) for file in files],
+    'header': told,
+    'BIDS': [_subject(file) for file in files],
+  }
+  patient, named_by = [], []
+  for names in zip(*ways.values(), strict=True):
+    at = next((k for k, n in zip(ways, names, strict=True) if _tidy(n)), '')
+    named_by.append(at or UNKNOWN)
+    patient.append(_tidy(names[list(ways).index(at)]) if at else '')
+  found = Identity(source, variant, patient, named_by)
+  accepted = bool(rules.variant_regex) or rules.group_by == 'file'
+  if not accepted:
+    _check_all_named(files, found, set(table), rules)
+  _warn_of_torn_headers(files, told, found)
+  return found
+
+
+def counts(found: Identity) -> dict[str, int]:
+  """How many files got their patient from where, 'unknown' among them."""
+  return dict(Counter(found.named_by).most_common())
+
+
+def stem(file: str) -> str:
+  """A path without its ending, .nii.gz being one."""
+  if file.lower().endswith('.nii.gz'):
+    return file[: -len('.nii.gz')]
+  return os.path.splitext(file)[0]
+
+
+def is_placeholder(name: str) -> bool:
+  """Whether a patient's id is what a program writes in place of one."""
+  return bool(_PLACEHOLDER.fullmatch(name.strip()))
+
+
+def _tidy(name: str) -> str:
+  """Without blanks that mean nothing: DICOM pads ids to an even length."""
+  return ' '.join(name.replace('\0', ' ').split())
+
+
+def _subject(file: str) -> str:
+  found = _SUBJECT.search(file)
+  return found.group(1) if found else ''
+
+
+def _parent(file: str, group_by: str) -> str:
+  return os.path.dirname(file) if group_by == 'parent' else ''
+
+
+def _compiled(field: str, pattern: str) -> re.Pattern | None:
+  """The pattern of a field, with a group; None where there is none."""
+  if not pattern:
+    return None
+  try:
+    regex = re.compile(pattern)
+  except re.error as e:
+    raise ValueError(
+      f'config.data.{field}={pattern!r} is no pattern: {e}'
+    ) from None
+  return regex if regex.groups else re.compile(f'({pattern})')
+
+
+def _search(regex: re.Pattern, file: str) -> re.Match | None:
+  name = stem(file)
+  return regex.search(name if '/' in regex.pattern else os.path.basename(name))
+
+
+def _matched(regex: re.Pattern | None, file: str) -> str:
+  match = _search(regex, file) if regex else None
+  if regex is None or match is None:
+    return ''
+  return match.group('group' if 'group' in regex.groupindex else 1) or ''
+
+
+def _variants(
+  files: Sequence[str], rules: Rules
+) -> tuple[list[str], list[str]]:
+  """Source and variant of each file; raises ValueError for two of a kind."""
+  field, pattern = 'variant_regex', rules.variant_regex
+  if not pattern and '(?P<variant>' in rules.group_regex:
+    field, pattern = 'group_regex', rules.group_regex
+  if not pattern:
+    return list(files), [''] * len(files)
+  regex = _compiled(field, PRESETS.get(pattern, pattern))
+  assert regex is not None
+  if field == 'variant_regex' and not {'source', 'variant'} <= set(
+    regex.groupindex
+  ):
+    raise ValueError(
+      f'config.data.variant_regex={pattern!r} needs the named groups source '
+      f'and variant, as {PRESETS["crystal_clean"]!r} has them.'
+    )
+  source, variant = list(files), [''] * len(files)
+  missed = []
+  for i, file in enumerate(files):
+    match = _search(regex, file)
+    if match is None:
+      missed.append(file)
+      continue
+    named = 'source' if 'source' in regex.groupindex else 'group'
+    source[i] = match.group(named) or file
+    variant[i] = (match.group('variant') or '').strip('_')
+  if missed:
+    raise ValueError(
+      f'config.data.{field}={pattern!r} does not match {len(missed)} of '
+      f'{len(files)} files: {missed[:_SHOWN]}.'
+    )
+  twice = [k for k, n in Counter(zip(source, variant)).items() if n > 1]
+  if twice:
+    raise ValueError(
+      f'config.data.{field}={pattern!r} makes one picture of several '
+      f'files: {twice[:_SHOWN]}. A pattern that contains "/" sees the folders '
+      'too.'
+    )
+  return source, variant
+
+
+def _table(
+  rules: Rules, files: Sequence[str], source: Sequence[str]
+) -> dict[int, str]:
+  """{number of a file: patient, or '' where the table says unknown}.
+
+  A row names a file, or a source whose variants follow. Raises ValueError
+  where rows contradict each other and where no row names a file.
+  """
+  if not rules.group_csv:
+    return {}
+  by_path: dict[str, str] = {}
+  for line, name, patient in _read_table(rules.group_csv):
+    _set(by_path, name, patient, f'{rules.group_csv} line {line}')
+  regex = _compiled(
+    'variant_regex', PRESETS.get(rules.variant_regex, rules.variant_regex)
+  )
+  by_source: dict[str, str] = {}
+  for name, patient in by_path.items() if regex else ():
+    match = _search(regex, name) if regex else None
+    if match is not None:
+      where = f'{rules.group_csv} {name}'
+      _set(by_source, match.group('source'), patient, where)
+  found = {}
+  for i, file in enumerate(files):
+    if file in by_path:
+      found[i] = by_path[file]
+    elif source[i] in by_source:
+      found[i] = by_source[source[i]]
+  if files and not found:
+    raise ValueError(
+      f'config.data.group_csv={rules.group_csv!r} names none of the '
+      f'{len(files)} files: it has {list(by_path)[:3]}, they are called '
+      f'{list(files[:3])}. Files are named by their path below the source.'
+    )
+  return found
+
+
+def _set(table: dict[str, str], key: str, patient: str, where: str) -> None:
+  """Adds to a table; raises ValueError for a second, different value."""
+  if table.setdefault(key, patient) != patient:
+    raise ValueError(
+      f'{where} gives {key!r} the group {patient!r}, another line gives it '
+      f'{table[key]!r}.'
+    )
+
+
+def _read_table(path: str) -> list[tuple[int, str, str]]:
+  """Lines (number, file, patient) of a CSV file as programs export them."""
+  with open(os.path.expanduser(path), 'rb') as f:
+    data = f.read()
+  try:
+    text = data.decode('utf-8-sig')
+  except UnicodeDecodeError as e:
+    line = data[: e.start].count(b'\n') + 1
+    raise ValueError(
+      f'config.data.group_csv={path!r} is not UTF-8 in line {line}; save it '
+      'as "CSV UTF-8".'
+    ) from None
+  first = text.partition('\n')[0]
+  sign = max(',;\t', key=first.count)
+  reader = csv.reader(io.StringIO(text, newline=''), delimiter=sign)
+  header = [name.strip().lower() for name in next(reader, [])]
+  column = next((c for c in _COLUMNS if c in header), '')
+  if 'file' not in header or not column:
+    raise ValueError(
+      f'config.data.group_csv={path!r} needs the columns file and group; line '
+      f'1 has {header}.'
+    )
+  rows = []
+  for cells in reader:
+    if not any(cell.strip() for cell in cells):
+      continue
+    if len(cells) != len(header):
+      raise ValueError(
+        f'config.data.group_csv={path!r} has {len(cells)} cells in line '
+        f'{reader.line_num}, and {len(header)} columns: {header}.'
+      )
+    row = dict(zip(header, (cell.strip() for cell in cells)))
+    name = row['file'].replace('\\', '/').removeprefix('./')
+    said = row.get('patient_known', '').lower()
+    patient = '' if said in _NOT_KNOWN else _tidy(row[column])
+    rows.append((reader.line_num, name, patient))
+  return rows
+
+
+def _headers(
+  files: Sequence[str], known: Sequence[str], rules: Rules
+) -> list[str]:
+  """What files say of themselves, but for one id that all of them carry."""
+  told = [_tidy(name) for name in known]
+  if len(files) > 1 and len(set(told)) == 1 and told[0]:
+    log.get_logger().warning(
+      'All %d files carry one patient id, which is taken for none.', len(files)
+    )
+    return [''] * len(files)
+  return told
+
+
+def _check_all_named(
+  files: Sequence[str], found: Identity, listed: set[int], rules: Rules
+) -> None:
+  """Raises ValueError for files whose patient nothing names."""
+  left = [
+    i
+    for i, by in enumerate(found.named_by)
+    if by == UNKNOWN and i not in listed
+  ]
+  if not left:
+    return
+  examples = [files[i] for i in left[:_SHOWN]]
+  ways = (
+    'Set one of --config.data.group_csv=TABLE, '
+    "--config.data.group_regex='^(patient\\d+)', "
+    '--config.data.group_by=parent; say which files are copies of one picture '
+    f'with --config.data.variant_regex (presets: {sorted(PRESETS)}); or accept '
+    'that their patients are unknown with --config.data.group_by=file.'
+  )
+  if len(left) == len(files) and not (rules.group_csv or rules.group_regex):
+    raise ValueError(
+      'Nothing says which pictures belong together (one patient, one source '
+      f'picture), and a split by single files would leak. {ways}'
+    )
+  if rules.group_regex:
+    ways = f'group_regex={rules.group_regex!r} does not match them. {ways}'
+  named = {k: n for k, n in counts(found).items() if k != UNKNOWN}
+  raise ValueError(
+    f'{len(left)} of {len(files)} files have no patient: {examples}'
+    f'{", ..." if len(left) > _SHOWN else ""}. The others have theirs from '
+    f'{named or "nowhere"}. {ways}'
+  )
+
+
+def _warn_of_torn_headers(
+  files: Sequence[str], told: Sequence[str], found: Identity
+) -> None:
+  """Says so where what the user gave parts files of one header's patient."""
+  chosen: dict[str, tuple[str, str]] = {}
+  for file, header, patient in zip(files, told, found.patient, strict=True):
+    if not header:
+      continue
+    before = chosen.setdefault(header, (patient, file))
+    if before[0] != patient:
+      log.get_logger().warning(
+        'The headers of %s and %s name one patient, your rule names two: %r '
+        'and %r. The rule is followed.',
+        before[1],
+        file,
+        before[0],
+        patient,
+      )
+      return
