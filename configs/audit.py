@@ -21,7 +21,9 @@ def get_config(preset: str = '') -> ConfigDict:
 
   config.data = ConfigDict()
   config.data.path = 'phantom'  # a prepared folder, or phantom[:key=value,...]
-  config.data.split = 'patient'  # that decides: patient | grouped | paper | leaky
+  config.data.split = (
+    'patient'  # that decides: patient | grouped | paper | leaky
+  )
   config.data.cache = True  # images as one array in memory-mapped form
 
   config.source = ''  # folder of the original files, for header shortcuts

@@ -30,7 +30,9 @@ def get_config(preset: str = '') -> ConfigDict:
 
   config.data = ConfigDict()
   config.data.path = 'phantom'  # a prepared folder, or phantom[:key=value,...]
-  config.data.split = 'patient'  # patient | grouped | paper | leaky; test is never read
+  config.data.split = (
+    'patient'  # patient | grouped | paper | leaky; test is never read
+  )
   config.data.cache = True  # images as one array in memory-mapped form
 
   config.timesteps = (1,)  # of [0, T), 0 the least noise

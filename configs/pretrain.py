@@ -40,7 +40,9 @@ def get_config(preset: str = 'paper') -> ConfigDict:
 
   config.data = ConfigDict()
   config.data.path = 'phantom'  # a prepared folder, or phantom[:key=value,...]
-  config.data.split = 'patient'  # patient | grouped | paper | leaky; test is never read
+  config.data.split = (
+    'patient'  # patient | grouped | paper | leaky; test is never read
+  )
   config.data.spare = ()  # splits whose test images are left out too
   config.data.cache = True  # images as one array in memory-mapped form
 

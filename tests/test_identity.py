@@ -40,7 +40,9 @@ def test_pattern_with_a_slash_sees_folders():
 
 def test_one_pattern_may_name_patient_source_and_variant():
   pattern = r'^(?P<source>(?P<group>p\d+)_s\d+)(?P<variant>.*)$'
-  found = assign(['p1_s1.png', 'p1_s1_HF.png', 'p1_s2.png'], group_regex=pattern)
+  found = assign(
+    ['p1_s1.png', 'p1_s1_HF.png', 'p1_s2.png'], group_regex=pattern
+  )
   assert found.patient == ['p1', 'p1', 'p1']
   assert found.source == ['p1_s1', 'p1_s1', 'p1_s2']
   assert found.variant == ['', 'HF', '']
@@ -57,7 +59,9 @@ def test_two_files_of_one_source_and_variant_are_an_error():
 
 
 def test_a_file_that_the_pattern_misses_is_named():
-  with pytest.raises(ValueError, match=r'1 of 2 files.*odd\.png.*does not match'):
+  with pytest.raises(
+    ValueError, match=r'1 of 2 files.*odd\.png.*does not match'
+  ):
     assign(['p1.png', 'odd.png'], group_regex=r'^(p\d+)')
 
 
