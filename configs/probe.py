@@ -81,6 +81,7 @@ def get_config(preset: str = '') -> ConfigDict:
     'kernel_hog',
     'forest_brightness',
   )
+  config.pooling = 'mean'  # of a patient's slices: mean | geometric | vote
   config.normal_class = 'auto'  # reported with and without; '' for none
   config.resamples = 1000  # of groups, for 95 % intervals
   config.keep_features = False  # leave the features in the run's folder

@@ -25,7 +25,12 @@ from sklearn.model_selection import StratifiedGroupKFold
 from micdiffrep_jax.data import dataset as data
 from micdiffrep_jax.data import promises
 from micdiffrep_jax.draw import page, plots
-from micdiffrep_jax.draw.result import FLOOR, RANDOM
+from micdiffrep_jax.draw.result import (
+  FLOOR,
+  RANDOM,
+  SUBSETS,
+  patients_in_words,
+)
 from micdiffrep_jax.encoders import cache as feature_cache
 from micdiffrep_jax.encoders import encoder as encoders
 from micdiffrep_jax.encoders import features
@@ -276,6 +281,7 @@ def run(config: ConfigDict, workdir: str) -> dict[str, Any]:
       **base.describe(ds, config.data.split, whole),
       'predicted': len(rows),
       'groups': len(np.unique(groups)),
+      'predicted_patients': base.count_patients(ds, rows),
     },
   }
   if jax.process_index() == 0:
@@ -318,19 +324,20 @@ def score(
   that folds share most of their training rows is not in them.
   """
   rows = rotated[0].rows
-  labels, groups = data.labels(ds)[rows], data.groups(ds)[rows]
-  subsets = base.image_sets(ds, rows)
+  labels, slices = data.labels(ds)[rows], base.slices_of(ds, rows)
   spread = {
-    (key, name): bootstrap.resample(
-      labels[keep],
-      p.argmax(1)[None, keep],
-      groups[keep],
-      len(ds.classes),
-      resamples,
-      seed,
-    )
+    key: {
+      name: bootstrap.resample(
+        x.labels,
+        x.probs.argmax(1)[None],
+        x.groups,
+        len(ds.classes),
+        resamples,
+        seed,
+      )
+      for name, x in bootstrap.sets_of(labels, p, slices).items()
+    }
     for key, p in probs.items()
-    for name, keep in subsets.items()
   }
   lines = [
     {
@@ -342,9 +349,9 @@ def score(
       **{
         name: {
           metric: bootstrap.score(found.mean)._asdict()
-          for metric, found in spread[key, name].items()
+          for metric, found in by_metric.items()
         }
-        for name in subsets
+        for name, by_metric in spread[key].items()
       },
     }
     for key, p in probs.items()
@@ -355,12 +362,12 @@ def score(
       'b': b._asdict(),
       'images': name,
       **{
-        metric: bootstrap.difference(found, spread[b, name][metric])
-        for metric, found in spread[a, name].items()
+        metric: bootstrap.difference(found, spread[b][name][metric])
+        for metric, found in spread[a][name].items()
       },
     }
     for a, b in pairs(list(probs))
-    for name in subsets
+    for name in spread[a]
   ]
   return {'rows': lines, 'comparisons': comparisons}
 
@@ -368,7 +375,7 @@ def score(
 def write(workdir: str, results: Mapping[str, Any]) -> None:
   """cross_validation.csv, comparisons.csv and cross_validation.png."""
   rows, differences = results['rows'], results['comparisons']
-  subsets = [name for name in ('all', 'sources') if name in rows[0]]
+  subsets = [name for name in SUBSETS if name in rows[0]]
   page.write_csv(
     os.path.join(workdir, 'cross_validation.csv'),
     (*Key._fields, 'images', 'metric', *BOUNDS),
@@ -449,12 +456,14 @@ def text(results: Mapping[str, Any]) -> str:
   lines = {
     row_title(row): {
       'accuracy': page.brackets(row['all']['accuracy']),
+      'patients': page.brackets(row['patients']['accuracy']),
       'first minus this': minus.get((row['encoder'], row['head']), ''),
     }
     for row in results['rows']
   }
   return (
     f'Cross-validation, {told["predicted"]} images of {told["groups"]} groups, '
-    'percent [95 % over groups]; the test part was not read.\n'
+    f'{patients_in_words(told["predicted_patients"])}, percent [95 % over '
+    'groups]; the test part was not read.\n'
     + pd.DataFrame.from_dict(lines, orient='index').to_string()
   )

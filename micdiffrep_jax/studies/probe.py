@@ -17,7 +17,7 @@ import pandas as pd
 from micdiffrep_jax.data import dataset as data
 from micdiffrep_jax.data import promises
 from micdiffrep_jax.draw import page, plots
-from micdiffrep_jax.draw.result import RANDOM
+from micdiffrep_jax.draw.result import RANDOM, patients_in_words
 from micdiffrep_jax.encoders import features
 from micdiffrep_jax.encoders.cache import Cache
 from micdiffrep_jax.heads import classic, floors, head_file
@@ -27,7 +27,7 @@ from micdiffrep_jax.methods import Reader
 from micdiffrep_jax.methods.views import check_augment
 from micdiffrep_jax.run import files, log
 from micdiffrep_jax.run.checks import lookup, not_empty, one_of
-from micdiffrep_jax.scores import bootstrap, metrics
+from micdiffrep_jax.scores import bootstrap, metrics, pooling
 from micdiffrep_jax.studies import base, grid
 from micdiffrep_jax.studies.base import Parts, Study
 from micdiffrep_jax.studies.grid import Row
@@ -61,6 +61,7 @@ def check(config: ConfigDict) -> None:
     lookup(classic.HEADS, name, 'probe', '--config.classic')
   floors.check(config.floors)
   lookup(metrics.CRITERIA, config.select, 'criterion', '--config.select')
+  lookup(pooling.POOLS, config.pooling, 'pooling', '--config.pooling')
   not_empty(config.heads.kinds, '--config.heads.kinds')
   for name in ('timesteps', 'seeds', 'grids'):
     not_empty(config[name], f'--config.{name}')
@@ -141,7 +142,9 @@ def run(config: ConfigDict, workdir: str) -> dict[str, Any]:
       save_head(workdir, rows[config.bundle], study, config)
   rows |= grid.floor_rows(ds, parts, config.floors, config.seed)
 
-  results = score(rows, ds, parts, normal, config.resamples, config.seed)
+  results = score(
+    rows, ds, parts, normal, config.resamples, config.seed, config.pooling
+  )
   results |= {
     'bundle': config.bundle,
     'task': 'probe',
@@ -209,6 +212,7 @@ def _summaries(
   normal: str,
   resamples: int,
   seed: int,
+  pooling: str,
 ) -> dict[str, dict[str, Any]]:
   """Every metric of each row, on validation and on test rows."""
 
@@ -216,12 +220,12 @@ def _summaries(
     return bootstrap.summarise(
       data.labels(ds)[at],
       probs,
-      data.groups(ds)[at],
+      base.slices_of(ds, at),
       ds.classes,
-      ds.manifest['variant'][at],
       normal,
-      resamples=resamples,
-      seed=seed,
+      resamples,
+      seed,
+      pooling,
     )
 
   val, test = parts.rows[parts.val], parts.rows[parts.test]
@@ -277,13 +281,14 @@ def score(
   normal: str,
   resamples: int,
   seed: int,
+  pooling: str = 'mean',
 ) -> dict[str, Any]:
   """The results of all rows: summaries, 2 x 2 table, paired comparisons.
 
   Summaries and comparisons are of the first seed, the head that is bundled;
   `seeds` tells how the others did.
   """
-  scored = _summaries(rows, ds, parts, normal, resamples, seed)
+  scored = _summaries(rows, ds, parts, normal, resamples, seed, pooling)
   test = parts.rows[parts.test]
   return {
     'rows': scored,
@@ -337,7 +342,8 @@ def save_predictions(
   """predictions.npz, without pickle.
 
   For `part` in val, test: part.index (dataset rows), part.id, part.label,
-  part.group, part.variant; part.probs.<row> (n, k) float32 of the first seed.
+  part.patient_id, part.group, part.variant; part.probs.<row> (n, k) float32 of
+  the first seed.
   """
   arrays: dict[str, np.ndarray] = {'classes': np.array(ds.classes)}
   labels = data.labels(ds)
@@ -345,7 +351,7 @@ def save_predictions(
     at = parts.rows[getattr(parts, part)]
     arrays[f'{part}.index'] = at
     arrays[f'{part}.label'] = labels[at]
-    for field in ('id', 'group', 'variant'):
+    for field in ('id', 'patient_id', 'group', 'variant'):
       arrays[f'{part}.{field}'] = ds.manifest[field][at].astype(np.str_)
     for name, row in rows.items():
       probs = row.val if part == 'val' else row.test[0]
@@ -375,12 +381,13 @@ def text(results: Mapping[str, Any]) -> str:
       f'{metric.removesuffix("_accuracy")}, {part}': _percent(
         row['test'].get(part, {}).get(metric)
       )
-      for part in ('all', 'sources')
+      for part in ('all', 'sources', 'patients')
       for metric in metrics.HEADLINE
     } | {'chosen on validation': _chosen(row['chosen'])}
   note = (
     f'Test part of split {results["data"]["split"]!r}, percent, 95 % interval '
-    'over groups; mlp_concat is MSFA.'
+    'over groups; mlp_concat is MSFA; '
+    + patients_in_words(results['data']['patients'])
   )
   pairs = [
     f'{c["row_a"]} - {c["row_b"]}: {100 * c["difference"]:+.1f} '
