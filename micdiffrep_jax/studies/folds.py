@@ -20,7 +20,6 @@ import jax
 from ml_collections import ConfigDict
 import numpy as np
 import pandas as pd
-from sklearn.model_selection import StratifiedGroupKFold
 
 from micdiffrep_jax.data import dataset as data
 from micdiffrep_jax.data import promises
@@ -41,7 +40,7 @@ from micdiffrep_jax.scores import bootstrap
 from micdiffrep_jax.scores.bootstrap import BOUNDS
 from micdiffrep_jax.studies import base, grid
 from micdiffrep_jax.studies.base import Parts
-from micdiffrep_jax.studies.labels import group_classes
+from micdiffrep_jax.studies.cuts import group_folds
 from micdiffrep_jax.studies.page_folds import row_title
 
 
@@ -108,19 +107,13 @@ def rotations(
 
   labels (n,) int >= 0, groups (n,). Groups stay whole, classes in proportion as
   far as groups allow; the fold after the one predicted is the one to choose on.
-  Raises ValueError where a class has fewer groups than there are folds.
+  There are at most as many folds as a class has groups. Raises ValueError where
+  a class has fewer than three.
   """
-  fewest = np.bincount(group_classes(labels, groups)[1]).min()
-  if fewest < folds:
-    raise ValueError(
-      f'A class has {fewest} groups in train and validation, too few for '
-      f'{folds} folds. Lower --config.folds.'
-    )
-  cut = StratifiedGroupKFold(folds, shuffle=True, random_state=seed)
-  parts = [test for _, test in cut.split(labels, labels, groups)]
+  parts = group_folds(labels, groups, folds, seed, least=3)
   found = []
   for i, test in enumerate(parts):
-    val = parts[(i + 1) % folds]
+    val = parts[(i + 1) % len(parts)]
     held_out = np.concatenate([val, test])
     train = np.setdiff1d(np.arange(len(labels)), held_out)
     found.append((train, val, test))

@@ -70,7 +70,7 @@ def _about(record: Record) -> list[Text]:
       + (f', {sources["n"]} of them unaugmented sources' if sources else '')
       + f'; {patients_in_words(where.get("patients") or {})}'
       + '. Percent, with 95 % intervals that resample groups. Everything that '
-      'is chosen was chosen on validation images.'
+      f'is chosen was chosen on {record.get("chosen_on", "validation images")}.'
     )
   ]
   seen = record.get('pretraining_saw_test_images', 'no')
@@ -103,7 +103,7 @@ def _headline(record: Record) -> Table:
     for name, row in rows.items()
   ]
   return Table(
-    ['method', *heads, 'accuracy over seeds', 'chosen on validation'],
+    ['method', *heads, 'accuracy over seeds', 'chosen'],
     cells,
     strong=[list(rows).index(main)],
   )

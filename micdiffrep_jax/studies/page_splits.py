@@ -4,7 +4,13 @@ from collections.abc import Mapping
 from typing import Any
 
 from micdiffrep_jax.draw.page import Block, Text, interval, pivot
-from micdiffrep_jax.draw.result import Run, pictures, record_of, title
+from micdiffrep_jax.draw.result import (
+  Run,
+  patients_in_words,
+  pictures,
+  record_of,
+  title,
+)
 
 
 def blocks(run: Run) -> list[Block]:
@@ -13,13 +19,14 @@ def blocks(run: Run) -> list[Block]:
   seen = record['test_images_in_pretraining']
   scores = pivot(
     (
-      (title(r['method']), r['split'], interval(r))
+      (row_title(r), r['split'], interval(r))
       for r in record['table']
       if (r['images'], r['metric']) == ('all', 'accuracy')
     ),
     ['method'],
     {name: name for name in seen},
-    'Test accuracy in percent, all variants, 95 % interval over groups.',
+    'Test accuracy in percent, all variants, 95 % interval over groups; '
+    f'{patients_in_words(record.get("patients") or {})}.',
   )
   drawn = [
     Text(
@@ -29,6 +36,12 @@ def blocks(run: Run) -> list[Block]:
     for name, found in seen.items()
   ]
   return [scores, *drawn, *pictures(run)]
+
+
+def row_title(line: Mapping[str, Any]) -> str:
+  """Encoder and head of a line; '' is the first encoder."""
+  name = title(line['method'])
+  return f'{line["encoder"]}: {name}' if line.get('encoder') else name
 
 
 def drawn_in_words(seen: Mapping[str, Any]) -> str:

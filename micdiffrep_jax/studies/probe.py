@@ -5,7 +5,7 @@ validation rows. Test labels are read by `score` alone, when every head is
 final, and by what saves the predictions.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 import os
 import shutil
 from typing import Any
@@ -26,10 +26,11 @@ from micdiffrep_jax.heads.nets import HEADS
 from micdiffrep_jax.methods import Reader
 from micdiffrep_jax.methods.views import check_augment
 from micdiffrep_jax.run import files, log
-from micdiffrep_jax.run.checks import lookup, not_empty, one_of
+from micdiffrep_jax.run.checks import in_range, lookup, not_empty, one_of
 from micdiffrep_jax.scores import bootstrap, metrics, pooling
-from micdiffrep_jax.studies import base, grid
+from micdiffrep_jax.studies import base, cuts, grid
 from micdiffrep_jax.studies.base import Parts, Study
+from micdiffrep_jax.studies.cuts import Cut
 from micdiffrep_jax.studies.grid import Row
 
 # (a, b): is a better than b, on the same test groups?
@@ -60,7 +61,8 @@ def check(config: ConfigDict) -> None:
   for name in config.classic:
     lookup(classic.HEADS, name, 'probe', '--config.classic')
   floors.check(config.floors)
-  lookup(metrics.CRITERIA, config.select, 'criterion', '--config.select')
+  lookup(metrics.CRITERIA, config.criterion, 'metric', '--config.criterion')
+  _check_select(config)
   lookup(pooling.POOLS, config.pooling, 'pooling', '--config.pooling')
   not_empty(config.heads.kinds, '--config.heads.kinds')
   for name in ('timesteps', 'seeds', 'grids'):
@@ -87,19 +89,35 @@ def check(config: ConfigDict) -> None:
   one_of(rows, config.bundle, 'row', '--config.bundle')
 
 
+def _check_select(config: ConfigDict) -> None:
+  if 'select' not in config:  # a study that chooses on validation alone
+    return
+  if config.select in metrics.CRITERIA:
+    raise ValueError(
+      f'select={config.select!r} is a metric; give it as '
+      f'--config.criterion={config.select}.'
+    )
+  one_of(cuts.SELECT, config.select, 'choice', '--config.select')
+  in_range(config.folds, 2, 100, '--config.folds')
+
+
 def layers_of(method: Reader, config: ConfigDict) -> tuple[str, ...]:
   """The layers to read, all where none is named."""
   return features.check_request(method, config.layers, config.timesteps)
 
 
 def suite(
-  cache: Cache, parts: Parts, config: ConfigDict, desc: str
+  cache: Cache,
+  parts: Parts,
+  config: ConfigDict,
+  desc: str,
+  choosing: Sequence[Cut],
 ) -> tuple[dict[str, Row], list[dict[str, Any]]]:
   """The rows of one encoder by name, and all that was tried.
 
   Rows: {linear, mlp}_{single, concat}, where mlp_concat is MSFA; then the heads
   of config.classic, on the concatenation at the timestep and grid that the best
-  concatenated head chose.
+  concatenated head chose. Choices are the best of all cuts of `choosing`.
   """
   training = grid.training_of(config)
   choices = [*((layer,) for layer in cache.layers), cache.layers]
@@ -107,9 +125,16 @@ def suite(
   first = training._replace(seeds=config.seeds[:1])
   tried = grid.average(
     grid.search(
-      cache, parts, choices, cache.timesteps, config.grids, first, desc
+      cache,
+      parts,
+      choices,
+      cache.timesteps,
+      config.grids,
+      first,
+      desc,
+      choosing,
     ),
-    config.select,
+    config.criterion,
   )
   log.get_logger().info('Final heads: %d seeds.', len(config.seeds))
   rows = {
@@ -117,7 +142,7 @@ def suite(
     for name, trial in grid.choose(tried, config.heads.kinds).items()
   }
   spot = grid.best(tried[tried['part'] == 'concat']).spot
-  rows |= grid.classic_rows(cache, parts, spot, config.classic)
+  rows |= grid.classic_rows(cache, parts, spot, config.classic, choosing)
   return rows, [trial.record() for trial in grid.trials_of(tried)]
 
 
@@ -128,6 +153,7 @@ def run(config: ConfigDict, workdir: str) -> dict[str, Any]:
   ds, parts, split = study.ds, study.parts, config.data.split
   doubts = promises.refuse(ds, split, config.allow_failed_audit)
   normal = base.normal_class(config.normal_class, ds.classes)
+  choosing = cuts.cuts_of(ds, parts, config.select, config.folds, config.seed)
   os.makedirs(workdir, exist_ok=True)
 
   rows: dict[str, Row] = {}
@@ -135,7 +161,8 @@ def run(config: ConfigDict, workdir: str) -> dict[str, Any]:
   place = os.path.join(workdir, 'features', '{}')
   for source in base.sources(study, config, place):
     cache = source.extract(config.timesteps)
-    found, tried = suite(cache, parts, config, source.name + 'heads')
+    desc = source.name + 'heads'
+    found, tried = suite(cache, parts, config, desc, choosing)
     trials[base.who_of(source.name)] = tried
     rows |= {source.name + name: row for name, row in found.items()}
     if not source.name:
@@ -147,6 +174,7 @@ def run(config: ConfigDict, workdir: str) -> dict[str, Any]:
   )
   results |= {
     'bundle': config.bundle,
+    'chosen_on': cuts.in_words(choosing),
     'task': 'probe',
     'trials': trials,
     'audit_reasons': doubts,
@@ -212,7 +240,7 @@ def _summaries(
   normal: str,
   resamples: int,
   seed: int,
-  pooling: str,
+  how: str,
 ) -> dict[str, dict[str, Any]]:
   """Every metric of each row, on validation and on test rows."""
 
@@ -225,7 +253,7 @@ def _summaries(
       normal,
       resamples,
       seed,
-      pooling,
+      how,
     )
 
   val, test = parts.rows[parts.val], parts.rows[parts.test]
@@ -281,14 +309,14 @@ def score(
   normal: str,
   resamples: int,
   seed: int,
-  pooling: str = 'mean',
+  how: str,
 ) -> dict[str, Any]:
   """The results of all rows: summaries, 2 x 2 table, paired comparisons.
 
   Summaries and comparisons are of the first seed, the head that is bundled;
   `seeds` tells how the others did.
   """
-  scored = _summaries(rows, ds, parts, normal, resamples, seed, pooling)
+  scored = _summaries(rows, ds, parts, normal, resamples, seed, how)
   test = parts.rows[parts.test]
   return {
     'rows': scored,
@@ -383,10 +411,10 @@ def text(results: Mapping[str, Any]) -> str:
       )
       for part in ('all', 'sources', 'patients')
       for metric in metrics.HEADLINE
-    } | {'chosen on validation': _chosen(row['chosen'])}
+    } | {'chosen': _chosen(row['chosen'])}
   note = (
     f'Test part of split {results["data"]["split"]!r}, percent, 95 % interval '
-    'over groups; mlp_concat is MSFA; '
+    f'over groups; chosen on {results["chosen_on"]}; mlp_concat is MSFA; '
     + patients_in_words(results['data']['patients'])
   )
   pairs = [
