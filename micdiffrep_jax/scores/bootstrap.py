@@ -242,10 +242,11 @@ def sets_of(
   Sources are the untouched ones; patients are theirs, pooled as pooling.pool
   says of `how`. A set without rows is left out.
   """
-  sets = {'all': Scored(labels, probs, np.asarray(slices.groups), {})}
+  groups = np.asarray(slices.groups)
+  sets = {'all': Scored(labels, probs, groups, {})}
   if slices.variants is not None and (slices.variants == '').any():
     keep = slices.variants == ''
-    sets['sources'] = Scored(*(x[keep] for x in sets['all'][:3]), {})
+    sets['sources'] = Scored(labels[keep], probs[keep], groups[keep], {})
   if slices.patients is not None:
     patients = slices.patients
     if 'sources' in sets:

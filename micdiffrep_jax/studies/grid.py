@@ -410,9 +410,12 @@ def _best_of_cuts(
     problem = Problem(found, parts.labels, parts.classes, *cut)
     (fitted,) = table.fit(name, problem)
     for settings, score in fitted.tried:
-      scores.setdefault(tuple(settings.items()), []).append(score)
-  means = {k: np.mean(v) for k, v in scores.items() if len(v) == len(cuts)}
-  return dict(max(means, key=lambda k: means[k]))
+      key = tuple(settings.items())
+      scores.setdefault(key, []).append(score)
+  means: dict[tuple, float] = {
+    k: float(np.mean(v)) for k, v in scores.items() if len(v) == len(cuts)
+  }
+  return dict(max(means, key=means.__getitem__))
 
 
 def floor_rows(
