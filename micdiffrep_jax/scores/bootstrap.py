@@ -251,12 +251,12 @@ def sets_of(
     patients = slices.patients
     if 'sources' in sets:
       patients = patients[slices.variants == '']
-    y, p, g, _ = sets.get('sources', sets['all'])
-    pooled = pooling.pool(y, p, patients, how)
+    of = sets.get('sources', sets['all'])
+    pooled = pooling.pool(of.labels, of.probs, patients, how)
     told = {'pooling': how, 'of_several_labels': pooled.mixed}
     if len(pooled.labels):
       sets['patients'] = Scored(
-        pooled.labels, pooled.probs, g[pooled.first], told
+        pooled.labels, pooled.probs, of.groups[pooled.first], told
       )
   return sets
 

@@ -415,7 +415,8 @@ def _best_of_cuts(
   means: dict[tuple, float] = {
     k: float(np.mean(v)) for k, v in scores.items() if len(v) == len(cuts)
   }
-  return dict(max(means, key=means.__getitem__))
+  best = max(means.items(), key=lambda item: item[1])[0]
+  return dict(best)
 
 
 def floor_rows(
