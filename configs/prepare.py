@@ -8,7 +8,8 @@ crystal_clean  the Kaggle set "Crystal Clean: Brain Tumors MRI Dataset":
   python -m micdiffrep_jax.main --config=configs/prepare.py:crystal_clean \
     --config.data.source=~/data/crystal_clean --config.data.out=datasets/cc64
   12 s on 2 CPU cores for 17,332 files; 20 s at 112 px. Two pictures of that
-  set carry two labels: --config.data.conflicts=drop leaves them out.
+  set carry two labels: --config.data.conflicts=drop leaves them out. A table
+  of patients (file, group, patient_known): --config.data.group_csv=TABLE.
 """
 
 from ml_collections import ConfigDict

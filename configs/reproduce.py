@@ -6,6 +6,7 @@ python -m micdiffrep_jax.main --config=configs/reproduce.py:PRESET \
 (none)  112 px, the paper's model and schedule; for a GPU of 12 GB, days.
 tiny    64 px and 256,000 images drawn; a night on 2 CPU cores.
 test    all of it on generated pictures, in a few minutes.
+Where patients are known: --config.prepare.data.group_csv=TABLE.
 Prepares and audits the data, pretrains, then probes, goes over timesteps and
 layers (Fig. 4), over shares of the labels and over splits, draws samples (Fig.
 5), pretrains and probes the other methods (Table 1), and writes a bundle and
