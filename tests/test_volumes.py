@@ -4,7 +4,15 @@ import numpy as np
 import pytest
 import trees
 
-from micdiffrep_jax.data import dataset, prepare, sources, splits, volumes
+from micdiffrep_jax.data import (
+  dataset,
+  dicom,
+  nifti,
+  prepare,
+  sources,
+  splits,
+  volumes,
+)
 
 OPTIONS = volumes.Options()
 
@@ -56,7 +64,7 @@ def ct(tmp_path):
 
 @pytest.mark.needs('pydicom')
 def test_ct_is_rescaled_to_units_and_cut_to_the_window(ct):
-  [picture] = volumes.read_dicom(ct, OPTIONS)
+  [picture] = dicom.read(ct, OPTIONS)
   units = 2.0 * np.arange(81).reshape(9, 9)
   expected = np.rint(np.clip(units / 80, 0, 1) * 255)  # centre 40, width 80
   np.testing.assert_array_equal(picture.pixels, expected)
@@ -69,7 +77,7 @@ def test_monochrome1_is_the_negative(tmp_path):
   two = write_dicom(
     tmp_path / '2.dcm', pixels, PhotometricInterpretation='MONOCHROME1'
   )
-  [plain], [negative] = (volumes.read_dicom(p, OPTIONS) for p in (one, two))
+  [plain], [negative] = (dicom.read(p, OPTIONS) for p in (one, two))
   np.testing.assert_array_equal(negative.pixels, 255 - plain.pixels)
   assert 'inverted' in negative.rules
 
@@ -79,7 +87,7 @@ def test_mr_is_scaled_by_percentiles_of_what_is_not_zero(tmp_path):
   pixels = np.zeros((50, 50), np.int16)
   pixels[:20] = np.arange(1, 1001).reshape(20, 50)
   pixels[0, 0] = 30000  # one hot pixel
-  [picture] = volumes.read_dicom(write_dicom(tmp_path / 'a', pixels), OPTIONS)
+  [picture] = dicom.read(write_dicom(tmp_path / 'a', pixels), OPTIONS)
   low, high = np.percentile(pixels[pixels > 0], [0.5, 99.5])
   expected = np.rint(np.clip((pixels - low) / (high - low), 0, 1) * 255)
   np.testing.assert_allclose(picture.pixels, expected, atol=1)
@@ -93,19 +101,19 @@ def test_patient_becomes_a_salted_hash(tmp_path):
   paths = [
     write_dicom(tmp_path / f'{i}.dcm', pixels, p) for i, p in enumerate(ids)
   ]
-  a, b, c = (volumes.read_dicom(p, OPTIONS)[0].group for p in paths)
+  a, b, c = (dicom.read(p, OPTIONS)[0].group for p in paths)
   assert a == b != c
   assert 'Doe' not in a
-  volumes._salt.cache_clear()
-  assert volumes.read_dicom(paths[0], OPTIONS)[0].group == a  # kept on disk
+  dicom._salt.cache_clear()
+  assert dicom.read(paths[0], OPTIONS)[0].group == a  # kept on disk
   assert (tmp_path / 'cache' / 'salt').stat().st_mode & 0o077 == 0
 
 
 @pytest.mark.needs('pydicom')
 def test_other_user_gets_another_hash(tmp_path, monkeypatch, ct):
-  here = volumes.read_dicom(ct, OPTIONS)[0].group
+  here = dicom.read(ct, OPTIONS)[0].group
   monkeypatch.setenv('MICDIFFREP_CACHE', str(tmp_path / 'other'))
-  assert volumes.read_dicom(ct, OPTIONS)[0].group != here
+  assert dicom.read(ct, OPTIONS)[0].group != here
 
 
 @pytest.mark.needs('pydicom')
@@ -113,7 +121,7 @@ def test_frames_of_one_file_are_chosen_by_slices(tmp_path):
   frames = np.arange(1, 6 * 81 + 1, dtype=np.int16).reshape(6, 9, 9)
   path = write_dicom(tmp_path / 'a.dcm', frames)
   parts = lambda how: [  # noqa: E731
-    p.part for p in volumes.read_dicom(path, volumes.Options(how))
+    p.part for p in dicom.read(path, volumes.Options(how))
   ]
   assert len(parts('all')) == 6
   assert parts('central-2') == ['0002', '0003']
@@ -125,7 +133,7 @@ def test_damaged_dicom_is_refused(tmp_path, ct):
     data = f.read()
   (tmp_path / 'b.dcm').write_bytes(data[:-40])
   with pytest.raises(ValueError, match='damaged'):
-    volumes.read_dicom(str(tmp_path / 'b.dcm'), OPTIONS)
+    dicom.read(str(tmp_path / 'b.dcm'), OPTIONS)
 
 
 def write_nifti(path, values, flips=(1, 1, 1), slope=None):
@@ -149,10 +157,11 @@ def volume():
 @pytest.mark.needs('nibabel')
 def test_nifti_slices_show_the_front_on_top(tmp_path, volume):
   path = write_nifti(tmp_path / 'a.nii.gz', volume)
-  pictures = volumes.read_nifti(path, volumes.Options('all'))
+  pictures = nifti.read(path, volumes.Options('all'))
   assert [p.part for p in pictures] == [f'{k:04d}' for k in range(8)]
   low, high = np.percentile(volume, [0.5, 99.5])
-  expected = np.clip((volume[:, :, 5].T[::-1] - low) / (high - low), 0, 1)
+  shown = volume[:, :, 5].T[::-1, ::-1]  # the patient's right at the left
+  expected = np.clip((shown - low) / (high - low), 0, 1)
   assert pictures[5].pixels.shape == (7, 6)
   np.testing.assert_allclose(pictures[5].pixels, expected * 255, atol=0.51)
 
@@ -163,7 +172,7 @@ def test_nifti_orientation_of_the_file_does_not_matter(tmp_path, volume):
   mirrored = write_nifti(
     tmp_path / 'b.nii', volume[::-1, :, ::-1], flips=(-1, 1, -1)
   )
-  a, b = (volumes.read_nifti(p, OPTIONS) for p in (plain, mirrored))
+  a, b = (nifti.read(p, OPTIONS) for p in (plain, mirrored))
   for one, other in zip(a, b, strict=True):
     np.testing.assert_array_equal(one.pixels, other.pixels)
 
@@ -174,7 +183,7 @@ def test_foreground_leaves_out_slices_with_little_tissue(tmp_path):
   for k, radius in enumerate((0, 1, 4, 8, 9, 8, 7, 2, 0)):
     volume[10 - radius : 10 + radius, 10 - radius : 10 + radius, k] = 1 + k
   path = write_nifti(tmp_path / 'a.nii', volume)
-  kept = [p.part for p in volumes.read_nifti(path, OPTIONS)]
+  kept = [p.part for p in nifti.read(path, OPTIONS)]
   assert kept == ['0003', '0004', '0005', '0006']  # half of the largest
 
 
@@ -182,7 +191,7 @@ def test_foreground_leaves_out_slices_with_little_tissue(tmp_path):
 def test_several_volumes_in_one_file_are_refused(tmp_path, volume):
   path = write_nifti(tmp_path / 'a.nii', np.stack([volume, volume], -1))
   with pytest.raises(ValueError, match='split it into 3-D'):
-    volumes.read_nifti(path, OPTIONS)
+    nifti.read(path, OPTIONS)
 
 
 @pytest.mark.parametrize('slices', ['some', 'central-', 'central-0'])
@@ -236,7 +245,7 @@ def test_the_split_does_not_hang_on_a_machines_secret(tmp_path, monkeypatch):
       write_dicom(tmp_path / 'in' / name / f'{p}.dcm', pixels, f'{name}{p}')
   made = []
   for salt in (b'one', b'another'):
-    monkeypatch.setattr(volumes, '_salt', lambda root, salt=salt: salt)
+    monkeypatch.setattr(dicom, '_salt', lambda root, salt=salt: salt)
     out = tmp_path / salt.decode()
     config = trees.config(source=str(tmp_path / 'in'), out=str(out))
     prepare.prepare(config.data)

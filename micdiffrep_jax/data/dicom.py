@@ -1,0 +1,269 @@
+"""DICOM files: what each one is, whose it is, and its pictures.
+
+pydicom is optional. A header alone tells a picture from what is known to be
+none (masks, doses, reports, directories) and from damage.
+"""
+
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+import contextlib
+import functools
+import hashlib
+import logging
+import os
+import secrets
+import tempfile
+from typing import Any, NamedTuple
+import warnings
+
+from micdiffrep_jax.data import (
+  decode,
+  dicom_pixels,
+  geometry,
+  identity,
+  store,
+  volumes,
+)
+
+SUFFIXES = ('.dcm',)
+# Modalities of objects that are no pictures, whatever class they are saved as.
+NO_PICTURES = frozenset(
+  'SEG RTDOSE RTSTRUCT RTPLAN RTRECORD RTINTENT RTSEGANNOT RTRAD PLAN SR PR KO '
+  'DOC REG FID RWV HD ECG EEG EMG EOG EPS AU RESP ASMT ANN TEXTUREMAP M3D SMR '
+  'CTPROTOCOL XAPROTOCOL STRAIN IOL LEN AR KER SRF VA OAM OPV OPM'.split()
+)
+# Classes with 'Image Storage' in their name are pictures, and this one.
+_PICTURE_CLASSES = ('Enhanced US Volume Storage',)
+_EXTRA = "pip install 'micdiffrep_jax[medical]'"
+# Of a header: what decides here, in dicom_pixels.refusal and in _patient.
+_TAGS = (
+  'SOPClassUID Modality PatientID Rows Columns SamplesPerPixel NumberOfFrames '
+  'PhotometricInterpretation BitsAllocated BitsStored HighBit '
+  'PixelPresentation EnhancedPaletteColorLookupTableSequence '
+  'DirectoryRecordSequence'
+).split()
+_CHUNK = 64  # headers that a thread reads at once
+
+
+class Header(NamedTuple):
+  """What a file's header says; at most one of no_picture, refused is set."""
+
+  no_picture: str = ''  # the known kind of object that it is instead
+  refused: str = ''  # why it cannot become a picture
+  patient: str = ''  # salted hash of the id, '' for none
+
+
+def is_marked(path: str) -> bool:
+  """Whether a file has DICOM's mark, whatever its ending."""
+  try:
+    with open(path, 'rb') as f:
+      return f.read(132)[128:] == b'DICM'
+  except OSError:
+    return False
+
+
+def examine(paths: Sequence[str]) -> list[Header]:
+  """The header of each file, without its pixels."""
+  chunks = [paths[i : i + _CHUNK] for i in range(0, len(paths), _CHUNK)]
+  with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
+    found = pool.map(lambda some: [examine_one(p) for p in some], chunks)
+    return [header for some in found for header in some]
+
+
+def examine_one(path: str) -> Header:
+  """As `examine`, of one file. Raises ValueError where no salt can be kept."""
+  try:
+    record = _open(path, stop_before_pixels=True, specific_tags=_TAGS)
+  except (ValueError, OSError) as e:
+    return Header(refused=str(e) or type(e).__name__)
+  patient = _patient(record)
+  kind = _no_picture(record)
+  if kind:
+    return Header(no_picture=kind, patient=patient)
+  return Header(refused=_refusal(record), patient=patient)
+
+
+def read(path: str, options: volumes.Options) -> list[decode.Picture]:
+  """Frames of one file; the patient's salted hash is their group.
+
+  dicom_pixels.py says what is done to the stored values, geometry.py how the
+  slices are turned: where a file names no directions they stay as stored.
+  Raises ValueError for a file that is damaged, no picture, or has an attribute
+  that cannot be honoured.
+  """
+  record = _open(path)
+  kind = _no_picture(record)
+  refused = f'no picture but {kind}' if kind else _refusal(record)
+  if refused:
+    raise ValueError(refused)
+  try:
+    pixels = dicom_pixels.decode(record)
+    rules: tuple[str, ...] = ('as_stored',)
+    frames = pixels.frames
+    if frames.ndim == 3:
+      frames, rules = dicom_pixels.grey_levels(record, pixels, options)
+    laid = [_laid(record, k) for k in range(len(frames))]
+  except Exception as e:  # pydicom and its plugins raise all kinds
+    raise ValueError(f'damaged or no pixels: {_one_line(e)}') from None
+  if record.get('BurnedInAnnotation') == 'YES':
+    rules = ('burned_in_annotation', *rules)
+  group = _patient(record)
+  return volumes.pictures(frames, laid, ('dicom', *rules), group, options)
+
+
+def _open(path: str, **options: Any) -> Any:
+  """The record of a file; old ones without DICOM's mark are tried too.
+
+  Raises ValueError for a file that cannot be one.
+  """
+  import pydicom
+  from pydicom import uid
+
+  if not os.path.getsize(path):
+    raise ValueError('empty file')
+  _quiet()
+  marked = True
+  try:
+    try:
+      record = pydicom.dcmread(path, **options)
+    except pydicom.errors.InvalidDicomError:
+      marked = False
+      record = pydicom.dcmread(path, force=True, **options)
+  except Exception as e:  # whatever the damage leads to
+    raise ValueError(f'damaged: {_one_line(e)}') from None
+  if not marked and not ('Rows' in record and 'Columns' in record):
+    raise ValueError('no DICOM file: neither its mark nor an image header')
+  if 'TransferSyntaxUID' not in record.file_meta:
+    implicit, little = record.original_encoding
+    record.file_meta.TransferSyntaxUID = (
+      uid.ImplicitVRLittleEndian
+      if implicit
+      else uid.ExplicitVRLittleEndian
+      if little
+      else uid.ExplicitVRBigEndian
+    )
+  return record
+
+
+@functools.cache
+def _quiet() -> None:
+  """Keeps pydicom from a warning per file: what matters is refused here."""
+  warnings.filterwarnings('ignore', module='pydicom')
+  logging.getLogger('pydicom').setLevel(logging.CRITICAL)
+
+
+def _one_line(error: Exception) -> str:
+  return ' '.join(str(error).split()) or type(error).__name__
+
+
+def _no_picture(record: Any) -> str:
+  """The kind of an object that is known to be no picture; '' otherwise."""
+  stated = record.file_meta.get('MediaStorageSOPClassUID')
+  uid = record.get('SOPClassUID') or stated
+  name = uid.name if uid else ''
+  listed = bool(name) and name != str(uid)  # of the standard, not private
+  picture = 'Image Storage' in name or name in _PICTURE_CLASSES
+  if listed and not picture:
+    return name
+  modality = str(record.get('Modality') or '')
+  if modality in NO_PICTURES:
+    return modality
+  if record.get('BitsAllocated') == 1:
+    return 'one bit a pixel'
+  if 'DirectoryRecordSequence' in record:
+    return 'directory'
+  return '' if picture or record.get('Rows') else 'without pixels'
+
+
+def _refusal(record: Any) -> str:
+  """Why a picture cannot be read, from its header; '' if it can."""
+  if not record.get('Rows') or not record.get('Columns'):
+    return 'no pixels: Rows or Columns is missing'
+  syntax = record.file_meta.TransferSyntaxUID
+  reason = dicom_pixels.refusal(
+    record,
+    jpeg2000='JPEG 2000' in syntax.name or '2000' in syntax.keyword,
+    compressed=syntax.is_compressed and 'RLE' not in syntax.name,
+  )
+  return reason or _no_decoder(syntax, int(record.get('BitsStored') or 16))
+
+
+@functools.cache
+def _no_decoder(syntax: Any, bits_stored: int) -> str:
+  """What to install for a transfer syntax; '' where it can be decoded."""
+  from pydicom import uid
+  from pydicom.pixels import get_decoder
+
+  try:
+    decoder = get_decoder(syntax)
+  except NotImplementedError:
+    return f'transfer syntax {syntax.name} ({syntax}): nothing decodes it here'
+  # The decoders that are installed by default read eight bits of this one.
+  deep = syntax == uid.JPEGExtended12Bit and bits_stored > 8
+  if decoder.is_available and not (
+    deep and 'pylibjpeg' not in decoder.available_plugins
+  ):
+    return ''
+  how = 'pip install pylibjpeg-libjpeg' if deep else _EXTRA
+  needs = '; '.join(decoder.missing_dependencies)
+  return f'transfer syntax {syntax.name} needs a decoder: {how} ({needs})'
+
+
+def _laid(record: Any, number: int) -> geometry.Geometry:
+  """Directions and distances of a frame's rows and columns."""
+  of = functools.partial(dicom_pixels.of_frame, record, number)
+  spacing = next(
+    filter(
+      None,
+      (
+        geometry.known(of('PixelMeasuresSequence', name))
+        for name in (
+          'PixelSpacing',
+          'ImagerPixelSpacing',
+          'NominalScannedPixelSpacing',
+          'PixelAspectRatio',
+        )
+      ),
+    ),
+    None,
+  )
+  cosines = of('PlaneOrientationSequence', 'ImageOrientationPatient')
+  if not cosines:
+    return geometry.Geometry(spacing=spacing)
+  return geometry.of_cosines([float(x) for x in cosines], spacing)
+
+
+def _patient(record: Any) -> str:
+  """A name for the patient that cannot be turned back; '' for none.
+
+  Blanks are no part of an id, and what programs write in place of one is none.
+  """
+  patient = str(record.get('PatientID') or '').replace('\0', ' ')
+  patient = ' '.join(patient.split())
+  if not patient or identity.is_placeholder(patient):
+    return ''
+  salt = _salt(store.user_cache())
+  return hashlib.sha256(salt + patient.encode()).hexdigest()[:16]
+
+
+@functools.cache
+def _salt(root: str) -> bytes:
+  """A secret of this user: groups stay the same, ids cannot be guessed."""
+  path = os.path.join(root, 'salt')
+  try:
+    if not os.path.exists(path):
+      os.makedirs(root, exist_ok=True)
+      handle, partial = tempfile.mkstemp(dir=root)  # readable by its owner only
+      with os.fdopen(handle, 'wb') as f:
+        f.write(secrets.token_bytes(16))
+      with contextlib.suppress(FileExistsError):  # whoever comes first
+        os.link(partial, path)
+      os.remove(partial)
+    with open(path, 'rb') as f:
+      return f.read()
+  except OSError as e:
+    raise ValueError(
+      f'{root!r} cannot keep the secret that hides the ids of patients: '
+      f'{e.strerror or e}. Name a folder that can be written: '
+      'MICDIFFREP_CACHE=DIR.'
+    ) from None
