@@ -2,6 +2,7 @@ import importlib.util
 
 import numpy as np
 import pytest
+import scans
 import trees
 
 from micdiffrep_jax.data import (
@@ -22,38 +23,11 @@ def cache(tmp_path, monkeypatch):
   monkeypatch.setenv('MICDIFFREP_CACHE', str(tmp_path / 'cache'))
 
 
-def write_dicom(path, pixels, patient='Doe^Jane', **fields):
-  """pixels (h, w) or (k, h, w) int16."""
-  import pydicom
-
-  meta = pydicom.dataset.FileMetaDataset()
-  meta.MediaStorageSOPClassUID = pydicom.uid.MRImageStorage
-  meta.MediaStorageSOPInstanceUID = pydicom.uid.generate_uid()
-  meta.TransferSyntaxUID = pydicom.uid.ExplicitVRLittleEndian
-  record = pydicom.dataset.Dataset()
-  record.file_meta = meta
-  record.PatientID = patient
-  record.Modality = 'MR'
-  record.SamplesPerPixel = 1
-  record.PhotometricInterpretation = 'MONOCHROME2'
-  record.Rows, record.Columns = pixels.shape[-2:]
-  if pixels.ndim == 3:
-    record.NumberOfFrames = len(pixels)
-  record.BitsAllocated = record.BitsStored = 16
-  record.HighBit, record.PixelRepresentation = 15, 1
-  record.PixelData = pixels.astype('<i2').tobytes()
-  for name, value in fields.items():
-    setattr(record, name, value)
-  path.parent.mkdir(parents=True, exist_ok=True)
-  record.save_as(path, enforce_file_format=True)
-  return str(path)
-
-
 @pytest.fixture
 def ct(tmp_path):
   """Stored 1000 to 1080 with slope 2, intercept -2000: 0 to 160 HU."""
   pixels = np.arange(1000, 1081, dtype=np.int16).reshape(9, 9)
-  return write_dicom(
+  return scans.write_dicom(
     tmp_path / 'a.dcm',
     pixels,
     Modality='CT',
@@ -73,8 +47,8 @@ def test_ct_is_rescaled_to_units_and_cut_to_the_window(ct):
 @pytest.mark.needs('pydicom')
 def test_monochrome1_is_the_negative(tmp_path):
   pixels = np.arange(100, 181, dtype=np.int16).reshape(9, 9)
-  one = write_dicom(tmp_path / '1.dcm', pixels)
-  two = write_dicom(
+  one = scans.write_dicom(tmp_path / '1.dcm', pixels)
+  two = scans.write_dicom(
     tmp_path / '2.dcm', pixels, PhotometricInterpretation='MONOCHROME1'
   )
   [plain], [negative] = (dicom.read(p, OPTIONS) for p in (one, two))
@@ -87,7 +61,7 @@ def test_mr_is_scaled_by_percentiles_of_what_is_not_zero(tmp_path):
   pixels = np.zeros((50, 50), np.int16)
   pixels[:20] = np.arange(1, 1001).reshape(20, 50)
   pixels[0, 0] = 30000  # one hot pixel
-  [picture] = dicom.read(write_dicom(tmp_path / 'a', pixels), OPTIONS)
+  [picture] = dicom.read(scans.write_dicom(tmp_path / 'a', pixels), OPTIONS)
   low, high = np.percentile(pixels[pixels > 0], [0.5, 99.5])
   expected = np.rint(np.clip((pixels - low) / (high - low), 0, 1) * 255)
   np.testing.assert_allclose(picture.pixels, expected, atol=1)
@@ -99,7 +73,8 @@ def test_patient_becomes_a_salted_hash(tmp_path):
   pixels = np.arange(81, dtype=np.int16).reshape(9, 9)
   ids = ('Doe^Jane', 'Doe^Jane', 'Roe^Max')
   paths = [
-    write_dicom(tmp_path / f'{i}.dcm', pixels, p) for i, p in enumerate(ids)
+    scans.write_dicom(tmp_path / f'{i}.dcm', pixels, p)
+    for i, p in enumerate(ids)
   ]
   a, b, c = (dicom.read(p, OPTIONS)[0].group for p in paths)
   assert a == b != c
@@ -119,7 +94,7 @@ def test_other_user_gets_another_hash(tmp_path, monkeypatch, ct):
 @pytest.mark.needs('pydicom')
 def test_frames_of_one_file_are_chosen_by_slices(tmp_path):
   frames = np.arange(1, 6 * 81 + 1, dtype=np.int16).reshape(6, 9, 9)
-  path = write_dicom(tmp_path / 'a.dcm', frames)
+  path = scans.write_dicom(tmp_path / 'a.dcm', frames)
   parts = lambda how: [  # noqa: E731
     p.part for p in dicom.read(path, volumes.Options(how))
   ]
@@ -136,17 +111,6 @@ def test_damaged_dicom_is_refused(tmp_path, ct):
     dicom.read(str(tmp_path / 'b.dcm'), OPTIONS)
 
 
-def write_nifti(path, values, flips=(1, 1, 1), slope=None):
-  import nibabel
-
-  image = nibabel.Nifti1Image(values, np.diag([*flips, 1.0]))
-  if slope:
-    image.header.set_slope_inter(*slope)
-  path.parent.mkdir(parents=True, exist_ok=True)
-  nibabel.save(image, path)
-  return str(path)
-
-
 @pytest.fixture
 def volume():
   """(6 right, 7 front, 8 up); brighter to the right, front and top."""
@@ -156,7 +120,7 @@ def volume():
 
 @pytest.mark.needs('nibabel')
 def test_nifti_slices_show_the_front_on_top(tmp_path, volume):
-  path = write_nifti(tmp_path / 'a.nii.gz', volume)
+  path = scans.write_nifti(tmp_path / 'a.nii.gz', volume)
   pictures = nifti.read(path, volumes.Options('all'))
   assert [p.part for p in pictures] == [f'{k:04d}' for k in range(8)]
   low, high = np.percentile(volume, [0.5, 99.5])
@@ -168,9 +132,9 @@ def test_nifti_slices_show_the_front_on_top(tmp_path, volume):
 
 @pytest.mark.needs('nibabel')
 def test_nifti_orientation_of_the_file_does_not_matter(tmp_path, volume):
-  plain = write_nifti(tmp_path / 'a.nii', volume)
-  mirrored = write_nifti(
-    tmp_path / 'b.nii', volume[::-1, :, ::-1], flips=(-1, 1, -1)
+  plain = scans.write_nifti(tmp_path / 'a.nii', volume)
+  mirrored = scans.write_nifti(
+    tmp_path / 'b.nii', volume[::-1, :, ::-1], affine=(-1, 1, -1, 1)
   )
   a, b = (nifti.read(p, OPTIONS) for p in (plain, mirrored))
   for one, other in zip(a, b, strict=True):
@@ -182,14 +146,14 @@ def test_foreground_leaves_out_slices_with_little_tissue(tmp_path):
   volume = np.zeros((20, 20, 9), np.float32)
   for k, radius in enumerate((0, 1, 4, 8, 9, 8, 7, 2, 0)):
     volume[10 - radius : 10 + radius, 10 - radius : 10 + radius, k] = 1 + k
-  path = write_nifti(tmp_path / 'a.nii', volume)
+  path = scans.write_nifti(tmp_path / 'a.nii', volume)
   kept = [p.part for p in nifti.read(path, OPTIONS)]
   assert kept == ['0003', '0004', '0005', '0006']  # half of the largest
 
 
 @pytest.mark.needs('nibabel')
 def test_several_volumes_in_one_file_are_refused(tmp_path, volume):
-  path = write_nifti(tmp_path / 'a.nii', np.stack([volume, volume], -1))
+  path = scans.write_nifti(tmp_path / 'a.nii', np.stack([volume, volume], -1))
   with pytest.raises(ValueError, match='split it into 3-D'):
     nifti.read(path, OPTIONS)
 
@@ -218,7 +182,7 @@ def test_patients_of_dicom_folders_stay_together(tmp_path):
         pixels = trees.head(100 * k + 10 * p + i).astype(np.int16)
         # the second file has no ending, as archives write them
         file = f'{p}_{i}.dcm' if i else f'{p}_{i}'
-        write_dicom(tmp_path / 'in' / name / file, pixels, f'{name}{p}')
+        scans.write_dicom(tmp_path / 'in' / name / file, pixels, f'{name}{p}')
   config = trees.config(source=str(tmp_path / 'in'), out=str(tmp_path / 'out'))
   prepare.prepare(config.data)
   ds = dataset.open_dataset(str(tmp_path / 'out'))
@@ -242,7 +206,9 @@ def test_the_split_does_not_hang_on_a_machines_secret(tmp_path, monkeypatch):
   for k, name in enumerate(('sick', 'well')):
     for p in range(6):
       pixels = trees.head(100 * k + p).astype(np.int16)
-      write_dicom(tmp_path / 'in' / name / f'{p}.dcm', pixels, f'{name}{p}')
+      scans.write_dicom(
+        tmp_path / 'in' / name / f'{p}.dcm', pixels, f'{name}{p}'
+      )
   made = []
   for salt in (b'one', b'another'):
     monkeypatch.setattr(dicom, '_salt', lambda root, salt=salt: salt)
@@ -261,7 +227,7 @@ def test_slices_of_a_volume_stay_together(tmp_path):
   for name in ('sick', 'well'):
     for p in range(5):
       volume = rng.uniform(50, 255, (16, 16, 4)).astype(np.float32)
-      write_nifti(tmp_path / 'in' / name / f'{p}.nii.gz', volume)
+      scans.write_nifti(tmp_path / 'in' / name / f'{p}.nii.gz', volume)
   made = {'source': str(tmp_path / 'in'), 'out': str(tmp_path / 'out')}
   with pytest.raises(ValueError, match='Nothing says which pictures'):
     prepare.prepare(trees.config(**made).data)

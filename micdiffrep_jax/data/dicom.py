@@ -24,6 +24,7 @@ from micdiffrep_jax.data import (
   store,
   volumes,
 )
+from micdiffrep_jax.run import log
 
 SUFFIXES = ('.dcm',)
 # Modalities of objects that are no pictures, whatever class they are saved as.
@@ -37,11 +38,12 @@ _PICTURE_CLASSES = ('Enhanced US Volume Storage',)
 _EXTRA = "pip install 'micdiffrep_jax[medical]'"
 # Of a header: what decides here, in dicom_pixels.refusal and in _patient.
 _TAGS = (
-  'SOPClassUID Modality PatientID Rows Columns SamplesPerPixel NumberOfFrames '
+  'SpecificCharacterSet SOPClassUID Modality PatientID Rows Columns SamplesPerPixel NumberOfFrames '
   'PhotometricInterpretation BitsAllocated BitsStored HighBit '
   'PixelPresentation EnhancedPaletteColorLookupTableSequence '
   'DirectoryRecordSequence'
 ).split()
+_LAST_TAG = 0x0028FFFF
 _CHUNK = 64  # headers that a thread reads at once
 
 
@@ -64,16 +66,22 @@ def is_marked(path: str) -> bool:
 
 def examine(paths: Sequence[str]) -> list[Header]:
   """The header of each file, without its pixels."""
+  if not paths:
+    return []
   chunks = [paths[i : i + _CHUNK] for i in range(0, len(paths), _CHUNK)]
   with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
-    found = pool.map(lambda some: [examine_one(p) for p in some], chunks)
-    return [header for some in found for header in some]
+    found = []
+    with log.progress(total=len(paths), desc='headers', unit='file') as bar:
+      for some in pool.map(lambda c: [examine_one(p) for p in c], chunks):
+        found += some
+        bar.update(len(some))
+  return found
 
 
 def examine_one(path: str) -> Header:
   """As `examine`, of one file. Raises ValueError where no salt can be kept."""
   try:
-    record = _open(path, stop_before_pixels=True, specific_tags=_TAGS)
+    record = _open(path, header_only=True)
   except (ValueError, OSError) as e:
     return Header(refused=str(e) or type(e).__name__)
   patient = _patient(record)
@@ -111,8 +119,10 @@ def read(path: str, options: volumes.Options) -> list[decode.Picture]:
   return volumes.pictures(frames, laid, ('dicom', *rules), group, options)
 
 
-def _open(path: str, **options: Any) -> Any:
+def _open(path: str, header_only: bool = False) -> Any:
   """The record of a file; old ones without DICOM's mark are tried too.
+
+  header_only: up to the group of the pixels' description, and _TAGS alone.
 
   Raises ValueError for a file that cannot be one.
   """
@@ -125,13 +135,13 @@ def _open(path: str, **options: Any) -> Any:
   marked = True
   try:
     try:
-      record = pydicom.dcmread(path, **options)
+      record = _parse(path, header_only)
     except pydicom.errors.InvalidDicomError:
       marked = False
-      record = pydicom.dcmread(path, force=True, **options)
+      record = _parse(path, header_only, force=True)
   except Exception as e:  # whatever the damage leads to
     raise ValueError(f'damaged: {_one_line(e)}') from None
-  if not marked and not ('Rows' in record and 'Columns' in record):
+  if not marked and not ('Rows' in record or 'SOPClassUID' in record):
     raise ValueError('no DICOM file: neither its mark nor an image header')
   if 'TransferSyntaxUID' not in record.file_meta:
     implicit, little = record.original_encoding
@@ -143,6 +153,23 @@ def _open(path: str, **options: Any) -> Any:
       else uid.ExplicitVRBigEndian
     )
   return record
+
+
+def _parse(path: str, header_only: bool, force: bool = False) -> Any:
+  import pydicom
+  from pydicom.filereader import read_partial
+
+  if not header_only:
+    return pydicom.dcmread(path, force=force)
+  tags = [pydicom.tag.Tag(name) for name in _TAGS]
+  with open(path, 'rb') as f:
+    # What follows, such as a thousand frames' groups, takes long to walk.
+    return read_partial(
+      f,
+      stop_when=lambda tag, vr, length: tag > _LAST_TAG,
+      force=force,
+      specific_tags=tags,
+    )
 
 
 @functools.cache
@@ -205,8 +232,7 @@ def _no_decoder(syntax: Any, bits_stored: int) -> str:
   ):
     return ''
   how = 'pip install pylibjpeg-libjpeg' if deep else _EXTRA
-  needs = '; '.join(decoder.missing_dependencies)
-  return f'transfer syntax {syntax.name} needs a decoder: {how} ({needs})'
+  return f'transfer syntax {syntax.name}: no decoder is installed; {how}'
 
 
 def _laid(record: Any, number: int) -> geometry.Geometry:

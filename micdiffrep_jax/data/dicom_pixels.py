@@ -4,7 +4,7 @@
 |---|---|
 | Photometric Interpretation, Samples per Pixel (C.7.6.3) | PHOTOMETRIC below |
 | Planar Configuration (C.7.6.3) | colours become the last axis |
-| Bits Stored, High Bit, Pixel Representation (C.7.6.3) | other bits are cut off |
+| Bits Stored, High Bit, Pixel Representation (C.7.6.3) | others are cut off |
 | Palette tables (C.7.6.3, C.7.9) | applied, plain and segmented |
 | Pixel Presentation, enhanced palettes (C.7.6.19, C.7.6.23) | refused |
 | Pixel Padding Value, Range Limit (C.7.5) | black, and in no percentile |
