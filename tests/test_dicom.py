@@ -60,7 +60,7 @@ def test_a_class_of_objects_that_are_no_pictures_is_known(
 
   uid = getattr(pydicom.uid, sop_class)
   path = scans.write_dicom(tmp_path / 'a', PIXELS, SOPClassUID=uid)
-  found = dicom.examine_one(path)
+  found = dicom.examine(path)
   assert kind in found.no_picture
   assert not found.refused
   with pytest.raises(ValueError, match='no picture but'):
@@ -70,7 +70,7 @@ def test_a_class_of_objects_that_are_no_pictures_is_known(
 @pytest.mark.parametrize('modality', ['SEG', 'RTDOSE', 'SR', 'KO', 'PR'])
 def test_a_modality_of_no_pictures_is_known_in_any_class(tmp_path, modality):
   path = scans.write_dicom(tmp_path / 'a', PIXELS, Modality=modality)
-  assert dicom.examine_one(path).no_picture == modality
+  assert dicom.examine(path).no_picture == modality
 
 
 def test_every_image_class_of_the_standard_is_a_picture(tmp_path):
@@ -89,11 +89,11 @@ def test_every_image_class_of_the_standard_is_a_picture(tmp_path):
     path = scans.write_dicom(
       tmp_path / name, PIXELS, SOPClassUID=getattr(pydicom.uid, name)
     )
-    assert dicom.examine_one(path) == dicom.examine_one(path)._replace(
+    assert dicom.examine(path) == dicom.examine(path)._replace(
       no_picture='', refused=''
     ), name
   private = scans.write_dicom(tmp_path / 'p', PIXELS, SOPClassUID='1.2.3.4.5')
-  assert dicom.examine_one(private)[:2] == ('', '')
+  assert dicom.examine(private)[:2] == ('', '')
 
 
 def test_a_folder_counts_what_is_no_picture_by_kind(tmp_path):
@@ -132,7 +132,7 @@ def test_damage_is_told_at_listing_in_one_line(tmp_path):
     ('headless.dcm', data[:300], 'no pixels'),
   ):
     (tmp_path / name).write_bytes(content)
-    refused = dicom.examine_one(str(tmp_path / name)).refused
+    refused = dicom.examine(str(tmp_path / name)).refused
     assert reason in refused, name
     assert '\n' not in refused
     assert 'force' not in refused
@@ -180,7 +180,7 @@ def test_ids_of_patients_are_known_at_listing(tmp_path):
     scans.write_dicom(tmp_path / f'{i}.dcm', PIXELS, PatientID=patient)
     for i, patient in enumerate(ids)
   ]
-  found = [h.patient for h in dicom.examine(paths)]
+  found = [dicom.examine(p).patient for p in paths]
   a, b = found[0], found[3]
   assert a
   assert b
@@ -207,7 +207,7 @@ def test_a_home_that_cannot_keep_the_secret_is_named(tmp_path, monkeypatch):
   monkeypatch.setenv('MICDIFFREP_CACHE', str(tmp_path / 'file'))
   path = scans.write_dicom(tmp_path / 'a.dcm', PIXELS)
   with pytest.raises(ValueError, match='MICDIFFREP_CACHE=DIR'):
-    dicom.examine([path])
+    dicom.examine(path)
 
 
 LOSSLESS = {
@@ -221,8 +221,8 @@ LOSSLESS = {
 @pytest.mark.parametrize('name', LOSSLESS)
 @pytest.mark.parametrize('kind', ['grey', 'signed', 'frames', 'colour'])
 def test_what_is_packed_without_loss_reads_alike(tmp_path, name, kind):
-  import pydicom
   from optional import require
+  import pydicom
 
   require(*LOSSLESS[name])
   syntax = getattr(pydicom.uid, name)
@@ -245,7 +245,7 @@ def test_what_is_packed_without_loss_reads_alike(tmp_path, name, kind):
     if name == 'JPEG2000Lossless' and kind == 'colour':
       fields = {'PhotometricInterpretation': 'YBR_RCT'}
     packed = packed_with(tmp_path / 'b', pixels, syntax, fields)
-  assert dicom.examine_one(packed).refused == ''
+  assert dicom.examine(packed).refused == ''
   for one, other in zip(
     dicom.read(plain, ALL), dicom.read(packed, ALL), strict=True
   ):
@@ -338,7 +338,7 @@ def test_a_missing_decoder_is_told_at_listing(tmp_path, monkeypatch):
   monkeypatch.setattr(pixels, 'get_decoder', lambda _: Decoder(False, ()))
   dicom._no_decoder.cache_clear()
   path = with_syntax(tmp_path / 'a', uid.JPEGLosslessSV1)
-  refused = dicom.examine_one(path).refused
+  refused = dicom.examine(path).refused
   dicom._no_decoder.cache_clear()
   assert 'JPEG Lossless' in refused
   assert "pip install 'micdiffrep_jax[medical]'" in refused
@@ -348,12 +348,12 @@ def test_films_and_deep_lossy_jpeg_are_told_at_listing(tmp_path):
   from pydicom import uid
 
   film = with_syntax(tmp_path / 'a', uid.MPEG4HP41)
-  assert 'MPEG' in dicom.examine_one(film).refused
+  assert 'MPEG' in dicom.examine(film).refused
   deep = with_syntax(
     tmp_path / 'b', uid.JPEGExtended12Bit, BitsStored=12, HighBit=11
   )
   if importlib.util.find_spec('libjpeg') is None:
-    assert 'pylibjpeg-libjpeg' in dicom.examine_one(deep).refused
+    assert 'pylibjpeg-libjpeg' in dicom.examine(deep).refused
 
 
 def test_ten_frames_are_chosen_as_slices_are(tmp_path):

@@ -84,14 +84,14 @@ def test_colours_that_cannot_be_read_are_refused_by_name(tmp_path, name):
   )
   with pytest.raises(ValueError, match=f'PhotometricInterpretation={name}'):
     dicom.read(path, AUTO)
-  assert name in dicom.examine_one(path).refused
+  assert name in dicom.examine(path).refused
 
 
 def test_samples_that_contradict_the_colours_are_refused(tmp_path):
   path = scans.write_dicom(
     tmp_path / 'a', GREY, PhotometricInterpretation='RGB'
   )
-  assert 'SamplesPerPixel=1 with RGB' in dicom.examine_one(path).refused
+  assert 'SamplesPerPixel=1 with RGB' in dicom.examine(path).refused
 
 
 @pytest.fixture
@@ -184,7 +184,7 @@ def test_bits_beside_a_value_are_cut_off(tmp_path, high, stored, signed):
 
 def test_bits_that_do_not_fit_are_refused(tmp_path):
   path = scans.write_dicom(tmp_path / 'a', GREY, BitsStored=12, HighBit=11)
-  assert 'BitsStored=12' in dicom.examine_one(path).refused
+  assert 'BitsStored=12' in dicom.examine(path).refused
 
 
 HU = np.linspace(-200, 200, 256).round().reshape(16, 16)

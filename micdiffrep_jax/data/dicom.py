@@ -4,8 +4,6 @@ pydicom is optional. A header alone tells a picture from what is known to be
 none (masks, doses, reports, directories) and from damage.
 """
 
-from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 import contextlib
 import functools
 import hashlib
@@ -24,7 +22,6 @@ from micdiffrep_jax.data import (
   store,
   volumes,
 )
-from micdiffrep_jax.run import log
 
 SUFFIXES = ('.dcm',)
 # Modalities of objects that are no pictures, whatever class they are saved as.
@@ -38,13 +35,12 @@ _PICTURE_CLASSES = ('Enhanced US Volume Storage',)
 _EXTRA = "pip install 'micdiffrep_jax[medical]'"
 # Of a header: what decides here, in dicom_pixels.refusal and in _patient.
 _TAGS = (
-  'SpecificCharacterSet SOPClassUID Modality PatientID Rows Columns SamplesPerPixel NumberOfFrames '
-  'PhotometricInterpretation BitsAllocated BitsStored HighBit '
+  'SpecificCharacterSet SOPClassUID Modality PatientID Rows Columns '
+  'SamplesPerPixel PhotometricInterpretation BitsAllocated BitsStored HighBit '
   'PixelPresentation EnhancedPaletteColorLookupTableSequence '
   'DirectoryRecordSequence'
 ).split()
 _LAST_TAG = 0x0028FFFF
-_CHUNK = 64  # headers that a thread reads at once
 
 
 class Header(NamedTuple):
@@ -64,22 +60,11 @@ def is_marked(path: str) -> bool:
     return False
 
 
-def examine(paths: Sequence[str]) -> list[Header]:
-  """The header of each file, without its pixels."""
-  if not paths:
-    return []
-  chunks = [paths[i : i + _CHUNK] for i in range(0, len(paths), _CHUNK)]
-  with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
-    found = []
-    with log.progress(total=len(paths), desc='headers', unit='file') as bar:
-      for some in pool.map(lambda c: [examine_one(p) for p in c], chunks):
-        found += some
-        bar.update(len(some))
-  return found
+def examine(path: str) -> Header:
+  """What the header of a file says, without its pixels.
 
-
-def examine_one(path: str) -> Header:
-  """As `examine`, of one file. Raises ValueError where no salt can be kept."""
+  Raises ValueError where the secret that hides ids cannot be kept.
+  """
   try:
     record = _open(path, header_only=True)
   except (ValueError, OSError) as e:
@@ -209,7 +194,7 @@ def _refusal(record: Any) -> str:
   syntax = record.file_meta.TransferSyntaxUID
   reason = dicom_pixels.refusal(
     record,
-    jpeg2000='JPEG 2000' in syntax.name or '2000' in syntax.keyword,
+    jpeg2000='JPEG 2000' in syntax.name,
     compressed=syntax.is_compressed and 'RLE' not in syntax.name,
   )
   return reason or _no_decoder(syntax, int(record.get('BitsStored') or 16))

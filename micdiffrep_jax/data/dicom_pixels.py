@@ -55,7 +55,7 @@ class Pixels(NamedTuple):
 def photometric(record: Any) -> str:
   """Its Photometric Interpretation, or what the samples say without one."""
   name = str(record.get('PhotometricInterpretation') or '').strip()
-  return name or ('RGB' if _samples(record) == 3 else 'MONOCHROME2')
+  return name.upper() or ('RGB' if _samples(record) == 3 else 'MONOCHROME2')
 
 
 def refusal(record: Any, jpeg2000: bool, compressed: bool) -> str:
@@ -228,12 +228,14 @@ def _in_units(record: Any, stored: np.ndarray) -> tuple[np.ndarray, str | None]:
   )
   if not any(x is not None for x in (*slopes, *intercepts)):
     return stored.astype(np.float32), None
-  slope = np.array([1 if s is None else s for s in slopes], np.float64)
-  intercept = np.array([i or 0 for i in intercepts], np.float64)
+  slope = np.array([1 if s is None else s for s in slopes], np.float32)
+  intercept = np.array([i or 0 for i in intercepts], np.float32)
   if not slope.all() or not np.isfinite([slope, intercept]).all():
     raise ValueError('RescaleSlope=0 or no number')
-  values = stored * slope[:, None, None] + intercept[:, None, None]
-  return values.astype(np.float32), str(types[0] or 'HU')
+  values = stored.astype(np.float32)
+  values *= slope[:, None, None]
+  values += intercept[:, None, None]
+  return values, str(types[0] or 'HU')
 
 
 def _rule(

@@ -34,7 +34,7 @@ def open_folder(
       + (f' (ignored: {dict(junk)}).' if junk else '.')
     )
   told = headers.examine(root, files, [_kind(file) for file in files])
-  junk += told.junk
+  junk.update({kind: len(x) for kind, x in told.no_pictures.items()})
   if not told.files:
     raise ValueError(f'{root!r} holds no picture, but {dict(junk)}.')
   return Source(
