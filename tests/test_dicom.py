@@ -152,6 +152,20 @@ def test_damage_beyond_the_share_ends_before_anything_is_read(
     prepare.prepare(config.data)
 
 
+def test_damage_within_the_share_needs_no_patient(tmp_path):
+  for k, name in enumerate(('sick', 'well')):
+    for p in range(5):
+      picture = trees.head(100 * k + p).astype(np.int16)
+      path = tmp_path / 'in' / name / f'{p}.dcm'
+      scans.write_dicom(path, picture, f'{name}{p}')
+  (tmp_path / 'in' / 'sick' / 'b.dcm').write_bytes(b'')
+  config = trees.config(
+    source=str(tmp_path / 'in'), out=str(tmp_path / 'out'), max_bad_share=0.1
+  )
+  info = prepare.prepare(config.data)
+  assert (info.images, info.rejected) == (10, 1)
+
+
 def test_old_files_without_the_mark_are_read(tmp_path):
   path = scans.write_dicom(tmp_path / 'a.dcm', PIXELS)
   with open(path, 'rb') as f:

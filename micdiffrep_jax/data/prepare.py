@@ -231,9 +231,13 @@ def _labels(listed: list[sources.Source], data: ConfigDict) -> list[list[str]]:
       '%s has no class folders: its pictures count as unlabelled.',
       first.origin,
     )
-  if any(labels[0]) and not all(first.groups):
+  refused = {file for file, _ in first.refused}
+  readable = [i for i, file in enumerate(first.files) if file not in refused]
+  known = [first.groups[i] for i in readable]
+  if any(labels[0]) and not all(known):
     # Fails now, not after an hour.
-    identity.assign(first.files, first.groups, identity.Rules.of(data))
+    named = [first.files[i] for i in readable]
+    identity.assign(named, known, identity.Rules.of(data))
   return labels
 
 
