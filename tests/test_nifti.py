@@ -199,6 +199,13 @@ def test_an_option_that_was_changed_for_nothing_is_a_warning(
   assert not report(volumes.Options(), {})
 
 
+def test_volumes_cut_in_different_planes_are_a_warning(report):
+  used = {'slice_of_volume': 9, 'nifti': 9, 'cut_sagittal': 4}
+  assert '4 sagittal' in report(volumes.Options(), used)[-1][1]
+  everywhere = {**used, 'cut_sagittal': 9}
+  assert len(report(volumes.Options(), everywhere)) == 1
+
+
 def test_an_intensity_that_is_none_is_an_error():
   with pytest.raises(ValueError, match='auto'):
     volumes.check_options(volumes.Options(intensity='window'))

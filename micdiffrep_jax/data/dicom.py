@@ -146,7 +146,7 @@ def _parse(path: str, header_only: bool, force: bool = False) -> Any:
 
   if not header_only:
     return pydicom.dcmread(path, force=force)
-  tags = [pydicom.tag.Tag(name) for name in _TAGS]
+  tags: list[Any] = [pydicom.tag.Tag(name) for name in _TAGS]
   with open(path, 'rb') as f:
     # What follows, such as a thousand frames' groups, takes long to walk.
     return read_partial(

@@ -96,14 +96,13 @@ def decode(record: Any) -> Pixels:
 
   syntax = record.file_meta.TransferSyntaxUID
   exact = not syntax.is_encapsulated or 'RLE' in syntax.name
-  options = {'correct_unused_bits': False} if exact else {}
+  options: Any = {'correct_unused_bits': False} if exact else {}
   decoded, found = get_decoder(syntax).as_array(record, **options)
   shape = (-1, record.Rows, record.Columns)
   kind = PHOTOMETRIC[photometric(record)][1]
-  if found['photometric_interpretation'].startswith('YBR'):
-    raise ValueError(
-      f'{found["photometric_interpretation"]} that was not made RGB'
-    )
+  name = str(found['photometric_interpretation'])
+  if name.startswith('YBR'):
+    raise ValueError(f'PhotometricInterpretation={name} was not made RGB')
   if 'FloatPixelData' in record or 'DoubleFloatPixelData' in record:
     return Pixels(decoded.reshape(shape), None)
   values = _own_bits(decoded, record) if exact else decoded

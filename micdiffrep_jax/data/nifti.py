@@ -12,9 +12,8 @@ from micdiffrep_jax.data import decode, geometry, volumes
 
 SUFFIXES = ('.nii', '.nii.gz')
 _GZIP = b'\x1f\x8b'
-_THICK = (
-  1.5  # from this ratio of voxel sizes, slices are cut across the longest
-)
+# From this ratio of voxel sizes, slices are cut across the longest one.
+_THICK = 2.0
 _COLOURS = ('R', 'G', 'B')
 # Per axis (x right, y front, z up) across which slices are cut: the order that
 # makes rows and columns of the other two. Both are then reversed.

@@ -12,6 +12,7 @@ import numpy as np
 from micdiffrep_jax.data import decode, geometry
 from micdiffrep_jax.run import log
 
+PLANES = ('coronal', 'sagittal')  # other than axial
 INTENSITIES = ('auto', 'ct', 'percentiles')
 _PERCENTILES = (0.5, 99.5)  # of what is not zero
 _FOREGROUND = 0.5  # a slice's share of the largest one's tissue
@@ -79,6 +80,14 @@ def report(options: Options, used: Mapping[str, int]) -> None:
         field,
         value,
       )
+  cut = {plane: used.get(f'cut_{plane}', 0) for plane in PLANES}
+  if sum(cut.values()) not in (0, used.get('nifti', 0)) or all(cut.values()):
+    log.get_logger().warning(
+      'NIfTI files are cut in different planes, each across its thick voxels: '
+      '%s, and the others axial. A class that prevails in one plane can be '
+      'told by it.',
+      ', '.join(f'{n} {plane}' for plane, n in cut.items() if n),
+    )
 
 
 def pictures(
