@@ -224,6 +224,20 @@ def test_a_home_that_cannot_keep_the_secret_is_named(tmp_path, monkeypatch):
     dicom.examine(path)
 
 
+def test_the_secret_is_kept_where_there_are_no_hard_links(
+  tmp_path, monkeypatch
+):
+  def link(*_):
+    raise OSError(95, 'Operation not supported')
+
+  monkeypatch.setattr(dicom.os, 'link', link)
+  path = scans.write_dicom(tmp_path / 'a.dcm', PIXELS)
+  first = dicom.examine(path).patient
+  dicom._salt.cache_clear()
+  assert dicom.examine(path).patient == first
+  assert [f.name for f in (tmp_path / 'cache').iterdir()] == ['salt']
+
+
 LOSSLESS = {
   'RLELossless': (),
   'DeflatedExplicitVRLittleEndian': (),

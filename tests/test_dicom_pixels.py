@@ -87,6 +87,17 @@ def test_colours_that_cannot_be_read_are_refused_by_name(tmp_path, name):
   assert name in dicom.examine(path).refused
 
 
+def test_grey_mixed_with_colours_is_refused(tmp_path):
+  mixed = scans.write_dicom(tmp_path / 'a', GREY, PixelPresentation='MIXED')
+  assert 'PixelPresentation=MIXED' in dicom.examine(mixed).refused
+  tables = scans.write_dicom(
+    tmp_path / 'b',
+    GREY,
+    EnhancedPaletteColorLookupTableSequence=scans.item(Rows=1),
+  )
+  assert 'EnhancedPalette' in dicom.examine(tables).refused
+
+
 def test_samples_that_contradict_the_colours_are_refused(tmp_path):
   path = scans.write_dicom(
     tmp_path / 'a', GREY, PhotometricInterpretation='RGB'

@@ -4,7 +4,6 @@ pydicom is optional. A header alone tells a picture from what is known to be
 none (masks, doses, reports, directories) and from damage.
 """
 
-import contextlib
 import functools
 import hashlib
 import logging
@@ -146,15 +145,21 @@ def _parse(path: str, header_only: bool, force: bool = False) -> Any:
 
   if not header_only:
     return pydicom.dcmread(path, force=force)
-  tags: list[Any] = [pydicom.tag.Tag(name) for name in _TAGS]
   with open(path, 'rb') as f:
     # What follows, such as a thousand frames' groups, takes long to walk.
     return read_partial(
       f,
       stop_when=lambda tag, vr, length: tag > _LAST_TAG,
       force=force,
-      specific_tags=tags,
+      specific_tags=_tags(),
     )
+
+
+@functools.cache
+def _tags() -> list[Any]:
+  import pydicom
+
+  return [pydicom.tag.Tag(name) for name in _TAGS]
 
 
 @functools.cache
@@ -267,9 +272,7 @@ def _salt(root: str) -> bytes:
       handle, partial = tempfile.mkstemp(dir=root)  # readable by its owner only
       with os.fdopen(handle, 'wb') as f:
         f.write(secrets.token_bytes(16))
-      with contextlib.suppress(FileExistsError):  # whoever comes first
-        os.link(partial, path)
-      os.remove(partial)
+      _publish(partial, path)
     with open(path, 'rb') as f:
       return f.read()
   except OSError as e:
@@ -278,3 +281,15 @@ def _salt(root: str) -> bytes:
       f'{e.strerror or e}. Name a folder that can be written: '
       'MICDIFFREP_CACHE=DIR.'
     ) from None
+
+
+def _publish(partial: str, path: str) -> None:
+  """Gives a file its name, unless another process was faster."""
+  try:
+    os.link(partial, path)
+  except FileExistsError:
+    pass
+  except OSError:  # a file system without hard links
+    os.replace(partial, path)
+    return
+  os.remove(partial)
