@@ -1,6 +1,7 @@
 """DICOM files: what they are, whose they are, and how they are packed."""
 
 import collections
+import contextlib
 import importlib.util
 
 import numpy as np
@@ -136,6 +137,27 @@ def test_damage_is_told_at_listing_in_one_line(tmp_path):
     assert reason in refused, name
     assert '\n' not in refused
     assert 'force' not in refused
+
+
+def test_damage_anywhere_is_a_reason_and_never_a_crash(tmp_path):
+  whole = scans.write_dicom(
+    tmp_path / 'a.dcm', PIXELS, RescaleSlope=1, RescaleIntercept=0
+  )
+  with open(whole, 'rb') as f:
+    data = f.read()
+  rng = np.random.default_rng(0)
+  reasons = set()
+  path = tmp_path / 'b.dcm'
+  for _ in range(150):
+    damaged = bytearray(data)
+    for at in rng.integers(128, len(data) - 512, 3):
+      damaged[at] = rng.integers(256)
+    path.write_bytes(damaged)
+    reasons.add(dicom.examine(str(path)).refused)
+    with contextlib.suppress(ValueError):
+      dicom.read(str(path), ALL)
+  assert len(reasons) > 3  # the damage was real
+  assert not any('\n' in reason for reason in reasons)
 
 
 def test_damage_beyond_the_share_ends_before_anything_is_read(

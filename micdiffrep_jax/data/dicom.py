@@ -50,6 +50,10 @@ class Header(NamedTuple):
   patient: str = ''  # salted hash of the id, '' for none
 
 
+class Refused(ValueError):
+  """Says of a file, in one line, why it cannot become pictures."""
+
+
 def is_marked(path: str) -> bool:
   """Whether a file has DICOM's mark, whatever its ending."""
   try:
@@ -66,13 +70,14 @@ def examine(path: str) -> Header:
   """
   try:
     record = _open(path, header_only=True)
-  except (ValueError, OSError) as e:
+    kind = _no_picture(record)
+    refused = '' if kind else _refusal(record)
+    patient = _patient(record)
+  except (Refused, OSError) as e:
     return Header(refused=str(e) or type(e).__name__)
-  patient = _patient(record)
-  kind = _no_picture(record)
-  if kind:
-    return Header(no_picture=kind, patient=patient)
-  return Header(refused=_refusal(record), patient=patient)
+  except Exception as e:  # a damaged value, whatever it is taken for
+    return Header(refused=f'damaged: {_one_line(e)}')
+  return Header(kind, refused, _hashed(patient))
 
 
 def read(path: str, options: volumes.Options) -> list[decode.Picture]:
@@ -83,23 +88,26 @@ def read(path: str, options: volumes.Options) -> list[decode.Picture]:
   Raises ValueError for a file that is damaged, no picture, or has an attribute
   that cannot be honoured.
   """
-  record = _open(path)
-  kind = _no_picture(record)
-  refused = f'no picture but {kind}' if kind else _refusal(record)
-  if refused:
-    raise ValueError(refused)
   try:
+    record = _open(path)
+    kind = _no_picture(record)
+    refused = f'no picture but {kind}' if kind else _refusal(record)
+    if refused:
+      raise Refused(refused)
     pixels = dicom_pixels.decode(record)
     rules: tuple[str, ...] = ('as_stored',)
     frames = pixels.frames
     if frames.ndim == 3:
       frames, rules = dicom_pixels.grey_levels(record, pixels, options)
     laid = [_laid(record, k) for k in range(len(frames))]
+    patient = _patient(record)
+  except (Refused, OSError):
+    raise
   except Exception as e:  # pydicom and its plugins raise all kinds
     raise ValueError(f'damaged or no pixels: {_one_line(e)}') from None
   if record.get('BurnedInAnnotation') == 'YES':
     rules = ('burned_in_annotation', *rules)
-  group = _patient(record)
+  group = _hashed(patient)
   return volumes.pictures(frames, laid, ('dicom', *rules), group, options)
 
 
@@ -108,13 +116,13 @@ def _open(path: str, header_only: bool = False) -> Any:
 
   header_only: up to the group of the pixels' description, and _TAGS alone.
 
-  Raises ValueError for a file that cannot be one.
+  Raises Refused for a file that cannot be one.
   """
   import pydicom
   from pydicom import uid
 
   if not os.path.getsize(path):
-    raise ValueError('empty file')
+    raise Refused('empty file')
   _quiet()
   marked = True
   try:
@@ -124,9 +132,9 @@ def _open(path: str, header_only: bool = False) -> Any:
       marked = False
       record = _parse(path, header_only, force=True)
   except Exception as e:  # whatever the damage leads to
-    raise ValueError(f'damaged: {_one_line(e)}') from None
+    raise Refused(f'damaged: {_one_line(e)}') from None
   if not marked and not ('Rows' in record or 'SOPClassUID' in record):
-    raise ValueError('no DICOM file: neither its mark nor an image header')
+    raise Refused('no DICOM file: neither its mark nor an image header')
   if 'TransferSyntaxUID' not in record.file_meta:
     implicit, little = record.original_encoding
     record.file_meta.TransferSyntaxUID = (
@@ -250,13 +258,18 @@ def _laid(record: Any, number: int) -> geometry.Geometry:
 
 
 def _patient(record: Any) -> str:
-  """A name for the patient that cannot be turned back; '' for none.
+  """The id of the patient; '' for none.
 
   Blanks are no part of an id, and what programs write in place of one is none.
   """
   patient = str(record.get('PatientID') or '').replace('\0', ' ')
   patient = ' '.join(patient.split())
-  if not patient or identity.is_placeholder(patient):
+  return '' if identity.is_placeholder(patient) else patient
+
+
+def _hashed(patient: str) -> str:
+  """A name for a patient that cannot be turned back; '' stays."""
+  if not patient:
     return ''
   salt = _salt(store.user_cache())
   return hashlib.sha256(salt + patient.encode()).hexdigest()[:16]
