@@ -97,6 +97,16 @@ def test_every_image_class_of_the_standard_is_a_picture(tmp_path):
   assert dicom.examine(private)[:2] == ('', '')
 
 
+def test_a_private_object_without_pixels_is_no_picture(tmp_path):
+  path = no_pixels(tmp_path / 'a', 'MR', 'RawDataStorage')
+  import pydicom
+
+  record = pydicom.dcmread(path)
+  record.SOPClassUID = '1.3.12.2.1107.5.9.1'
+  record.save_as(path)
+  assert dicom.examine(path).no_picture == 'object without pixels'
+
+
 def test_a_folder_counts_what_is_no_picture_by_kind(tmp_path):
   for k, name in enumerate(('sick', 'well')):
     for p in range(8):

@@ -98,6 +98,12 @@ def test_grey_mixed_with_colours_is_refused(tmp_path):
   assert 'EnhancedPalette' in dicom.examine(tables).refused
 
 
+@pytest.mark.parametrize('name', [None, 'monochrome2 '])
+def test_grey_is_grey_where_the_header_is_careless(tmp_path, name):
+  path = scans.write_dicom(tmp_path / 'a', GREY, PhotometricInterpretation=name)
+  np.testing.assert_array_equal(read(path)[0], GREY)
+
+
 def test_samples_that_contradict_the_colours_are_refused(tmp_path):
   path = scans.write_dicom(
     tmp_path / 'a', GREY, PhotometricInterpretation='RGB'

@@ -197,7 +197,7 @@ def _no_picture(record: Any) -> str:
     return 'one bit a pixel'
   if 'DirectoryRecordSequence' in record:
     return 'directory'
-  return '' if picture or record.get('Rows') else 'without pixels'
+  return '' if picture or record.get('Rows') else 'object without pixels'
 
 
 def _refusal(record: Any) -> str:

@@ -94,6 +94,7 @@ def decode(record: Any) -> Pixels:
   """
   from pydicom.pixels import get_decoder
 
+  record.PhotometricInterpretation = photometric(record)
   syntax = record.file_meta.TransferSyntaxUID
   exact = not syntax.is_encapsulated or 'RLE' in syntax.name
   options: Any = {'correct_unused_bits': False} if exact else {}

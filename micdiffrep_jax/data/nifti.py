@@ -4,6 +4,7 @@ Dimension letters: h w pixels of a slice, k slices of a volume.
 """
 
 import gzip
+import logging
 from typing import Any
 
 import numpy as np
@@ -67,6 +68,8 @@ def _load(path: str) -> Any:
   """The image, its pixels not read yet, whatever its name says of gzip."""
   import nibabel
 
+  # It says of each file what it mends in the header.
+  nibabel.imageglobals.logger.setLevel(logging.CRITICAL)
   with open(path, 'rb') as f:
     start = f.read(2)
   try:
