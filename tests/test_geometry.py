@@ -228,3 +228,27 @@ def test_an_oblique_slice_takes_the_nearest_axes():
   row = (np.cos(turn), np.sin(turn), 0)
   column = (-np.sin(turn), np.cos(turn), 0)
   assert geometry.of_cosines((*row, *column), None) == geometry.Geometry()
+
+
+@pytest.mark.needs('pydicom', 'nibabel')
+def test_one_ct_gives_the_same_pictures_from_both_kinds_of_file(tmp_path):
+  rng = np.random.default_rng(0)
+  body = np.full((20, 24, 6), -1000, np.int16)
+  body[4:15, 5:22, 1:] = rng.integers(0, 80, (11, 17, 5))
+  slices = body.transpose(2, 1, 0)  # rows run left, columns to the back
+  ct = scans.write_dicom(
+    tmp_path / 'a.dcm',
+    slices + np.int16(1024),
+    Modality='CT',
+    RescaleSlope=1,
+    RescaleIntercept=-1024,
+    ImageOrientationPatient=[1, 0, 0, 0, 1, 0],
+    PixelSpacing=[1, 2],
+  )
+  # nibabel's axes run to the left and back here, as most converters write.
+  affine = np.diag([-2.0, -1, 3, 1])
+  scan = scans.write_nifti(tmp_path / 'a.nii.gz', body, affine)
+  one = [p.pixels for p in dicom.read(ct, ALL)]
+  other = [p.pixels for p in nifti.read(scan, ALL)]
+  np.testing.assert_array_equal(one, other)
+  assert one[0].shape == (24, 40)
