@@ -38,6 +38,9 @@ def get_config(preset: str = '') -> ConfigDict:
 
   data.slices = 'foreground'  # of volumes: foreground | all | central-N
   data.ct_window = (40.0, 80.0)  # centre and width of CT, HU: brain
+  # Grey levels of volumes: auto (CT by ct_window, others by percentiles), or
+  # one of them for all: ct | percentiles.
+  data.intensity = 'auto'
 
   # Which files are copies of one picture: crystal_clean, or a pattern with the
   # named groups source and variant.

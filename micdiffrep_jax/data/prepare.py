@@ -48,12 +48,16 @@ _CHUNK = 16  # files that a thread reads at once
 
 
 class Gathered(NamedTuple):
-  """Rows, their head crops (n, 32, 32) uint8, refused files, rule counts."""
+  """Rows, their head crops (n, 32, 32) uint8, refused files, rule counts.
+
+  rules counts images, used counts files.
+  """
 
   rows: list[manifest.Row]
   crops: np.ndarray
   rejected: list[tuple[str, str]]  # file, reason
   rules: dict[str, int]
+  used: dict[str, int]
 
 
 class _Image(NamedTuple):
@@ -85,6 +89,9 @@ def prepare(data: ConfigDict, seed: int = 0) -> store.Info:
   out = os.path.abspath(os.path.expanduser(data.out))
   listed = _open_sources(data)
   labels = _labels(listed, data)
+  # Fails now, not after an hour.
+  known = [item for source in listed for item in source.refused]
+  _check_share(known, listed, data.max_bad_share)
   settings = {
     **{k: v for k, v in data.to_dict().items() if k not in _NOT_SETTINGS},
     'seed': seed,
@@ -150,6 +157,7 @@ def phantom_config(arguments: str, size_px: int, out: str) -> ConfigDict:
       'group_field': '',
       'slices': 'foreground',
       'ct_window': (40.0, 80.0),
+      'intensity': 'auto',
       'near_duplicates': {
         'enabled': True,
         'full': 0.98,
@@ -190,8 +198,12 @@ def check(data: ConfigDict) -> None:
     )
 
 
+def _options(data: ConfigDict) -> volumes.Options:
+  return volumes.Options(data.slices, tuple(data.ct_window), data.intensity)
+
+
 def _open_sources(data: ConfigDict) -> list[sources.Source]:
-  options = volumes.Options(data.slices, tuple(data.ct_window))
+  options = _options(data)
   volumes.check_options(options)
   request = sources.Request(data.data_dir, data.group_field, options)
   specs = [s for s in (data.source, *data.unlabelled) if s]
@@ -219,9 +231,13 @@ def _labels(listed: list[sources.Source], data: ConfigDict) -> list[list[str]]:
       '%s has no class folders: its pictures count as unlabelled.',
       first.origin,
     )
-  if any(labels[0]) and not all(first.groups) and not first.groups_on_read:
+  refused = {file for file, _ in first.refused}
+  readable = [i for i, file in enumerate(first.files) if file not in refused]
+  known = [first.groups[i] for i in readable]
+  if any(labels[0]) and not all(known):
     # Fails now, not after an hour.
-    identity.assign(first.files, first.groups, identity.Rules.of(data))
+    named = [first.files[i] for i in readable]
+    identity.assign(named, known, identity.Rules.of(data))
   return labels
 
 
@@ -257,6 +273,13 @@ def assemble(
     gathered = gather(listed, labels, data, f)
   rows = gathered.rows
   _check_share(gathered.rejected, listed, data.max_bad_share)
+  if gathered.rejected:
+    log.get_logger().warning(
+      '%d of %d files cannot be read; rejected.csv says why.',
+      len(gathered.rejected),
+      sum(len(s.files) for s in listed),
+    )
+  volumes.report(_options(data), gathered.used)
   table, named_by = manifest.build(rows, data)
   constant = np.array([row.constant for row in rows], bool)
   near = relatives.find(table, gathered.crops, constant, data.near_duplicates)
@@ -301,13 +324,10 @@ def assemble(
 def _check_share(
   rejected: list[tuple[str, str]], listed: list[sources.Source], allowed: float
 ) -> None:
+  """Raises ValueError where too many files cannot be read."""
   total = sum(len(s.files) for s in listed)
   n_bad = len(rejected)
-  if n_bad:
-    log.get_logger().warning(
-      '%d of %d files cannot be read; rejected.csv says why.', n_bad, total
-    )
-  if n_bad > allowed * total or n_bad == total:
+  if n_bad > allowed * total or n_bad == total > 0:
     reasons = ''.join(f'\n  {file}: {why}' for file, why in rejected[:20])
     more = f'\n  and {n_bad - 20} more' if n_bad > 20 else ''
     raise ValueError(
@@ -331,6 +351,7 @@ def gather(
   crops: list[np.ndarray] = []
   rejected: list[tuple[str, str]] = []
   rules: Counter = Counter()
+  used: Counter = Counter()
   total = sum(len(s.files) for s in listed)
   with log.progress(total=total, desc='read', unit='file') as bar:
     for source, known in zip(listed, labels, strict=True):
@@ -346,11 +367,14 @@ def gather(
             crops.append(image.crop)
             rules.update(image.rules)
             rows.append(image.row)
+          used.update({rule for image in outcome for rule in image.rules})
         bar.update()
   pixels.flush()
   side = duplicates.CROP_PX
   stacked = np.stack(crops) if crops else np.zeros((0, side, side), np.uint8)
-  return Gathered(rows, stacked, rejected, dict(sorted(rules.items())))
+  return Gathered(
+    rows, stacked, rejected, dict(sorted(rules.items())), dict(used)
+  )
 
 
 def _outcomes(

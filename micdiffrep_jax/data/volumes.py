@@ -1,26 +1,24 @@
-"""DICOM and NIfTI files as pictures; pydicom and nibabel are optional.
+"""What DICOM and NIfTI share: options, slices, and grey levels of eight bits.
 
 Dimension letters: h w pixels of a slice, k slices of a volume.
 """
 
-from collections.abc import Sequence
-import contextlib
-import functools
-import hashlib
+from collections.abc import Mapping, Sequence
 import importlib.util
-import os
-import secrets
-import tempfile
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
-from micdiffrep_jax.data import decode, store
+from micdiffrep_jax.data import decode, geometry
+from micdiffrep_jax.run import log
 
-DICOM_SUFFIXES = ('.dcm',)
-NIFTI_SUFFIXES = ('.nii', '.nii.gz')
+PLANES = ('coronal', 'sagittal')  # other than axial
+INTENSITIES = ('auto', 'ct', 'percentiles')
 _PERCENTILES = (0.5, 99.5)  # of what is not zero
 _FOREGROUND = 0.5  # a slice's share of the largest one's tissue
+_AIR = -900  # HU: what a scan of a body in air reaches
+_AIR_SPREAD = 150  # HU around the median of the air
+_AIR_SHARE = 0.01  # of the volume, at least
 
 
 class Options(NamedTuple):
@@ -28,6 +26,7 @@ class Options(NamedTuple):
 
   slices: str = 'foreground'  # foreground | all | central-N
   ct_window: Sequence[float] = (40.0, 80.0)  # centre and width, HU
+  intensity: str = 'auto'  # auto | ct | percentiles
 
 
 def check_options(options: Options) -> None:
@@ -42,6 +41,10 @@ def check_options(options: Options) -> None:
     raise ValueError(
       f'config.data.ct_window={tuple(options.ct_window)}; (centre, width > 0).'
     )
+  if options.intensity not in INTENSITIES:
+    raise ValueError(
+      f'config.data.intensity={options.intensity!r}; one of {INTENSITIES}.'
+    )
 
 
 def check_installed(module: str) -> None:
@@ -52,91 +55,62 @@ def check_installed(module: str) -> None:
     )
 
 
-def is_dicom(path: str) -> bool:
-  """Whether a file without an ending has DICOM's mark."""
-  try:
-    with open(path, 'rb') as f:
-      return f.read(132)[128:] == b'DICM'
-  except OSError:
-    return False
+def report(options: Options, used: Mapping[str, int]) -> None:
+  """Logs on how many files each option worked; `used` counts files by rule.
 
-
-def read_dicom(path: str, options: Options) -> list[decode.Picture]:
-  """Slices of one DICOM file; the patient's salted hash is their group.
-
-  Stored values are rescaled to units first; then CT is cut to a fixed window,
-  anything else to its own percentiles; MONOCHROME1 is inverted last. Raises
-  ValueError for a file without pixels.
+  Warns where an option was changed from its default and worked on none.
   """
-  import pydicom
-  from pydicom.pixels import apply_modality_lut
-
-  try:
-    record = pydicom.dcmread(path)
-    pixels = record.pixel_array
-  except Exception as e:  # pydicom's plugins raise all kinds
-    raise ValueError(f'damaged or no pixels: {e}') from None
-  group = _patient(record)
-  rules = ['dicom']
-  if record.get('BurnedInAnnotation') == 'YES':
-    rules.append('burned_in_annotation')
-  kind = record.get('PhotometricInterpretation', 'MONOCHROME2')
-  if record.get('SamplesPerPixel', 1) == 3:
-    if kind.startswith('YBR'):
-      from pydicom.pixels import convert_color_space
-
-      pixels = convert_color_space(pixels, kind, 'RGB')
-    frames = pixels if pixels.ndim == 4 else pixels[None]
-    return _pictures(decode.scale_range(frames), rules, group, options)
-  values = apply_modality_lut(pixels, record).astype(np.float32)
-  frames = values if values.ndim == 3 else values[None]
-  if record.get('Modality') == 'CT':
-    centre, width = options.ct_window
-    frames = _to_bytes(frames, centre - width / 2, centre + width / 2)
-  else:
-    frames = _by_percentiles(frames)
-  if kind == 'MONOCHROME1':
-    frames, rules = 255 - frames, [*rules, 'inverted']
-  return _pictures(frames, rules, group, options)
-
-
-def read_nifti(path: str, options: Options) -> list[decode.Picture]:
-  """Axial slices of one volume, turned so that the front is up.
-
-  Columns run from the patient's left to right, as RAS does. Raises
-  ValueError for a file that is damaged or holds more than one volume.
-  """
-  import nibabel
-
-  try:
-    image = nibabel.as_closest_canonical(nibabel.load(path))
-    values = np.asarray(image.dataobj, np.float32)  # scaled by its header
-  except Exception as e:
-    raise ValueError(f'damaged: {e}') from None
-  if values.ndim == 4 and values.shape[3] == 1:
-    values = values[..., 0]
-  if values.ndim != 3:
-    raise ValueError(
-      f'a volume of shape {values.shape}; split it into 3-D volumes first'
+  forced = {'ct': 'ct_window', 'percentiles': 'percentiles'}
+  rules = {
+    'slices': 'slice_of_volume',
+    'ct_window': 'ct_window',
+    'intensity': forced.get(options.intensity, ''),
+  }
+  for field, rule in rules.items():
+    value = getattr(options, field)
+    value = value if isinstance(value, str) else tuple(value)
+    if used.get(rule, 0):
+      log.get_logger().info(
+        'config.data.%s=%r used on %d files.', field, value, used[rule]
+      )
+    elif value != Options._field_defaults[field]:
+      log.get_logger().warning(
+        'config.data.%s=%r used on 0 files: no file of these sources is of '
+        'the kind that it is for.',
+        field,
+        value,
+      )
+  cut = {plane: used.get(f'cut_{plane}', 0) for plane in PLANES}
+  if sum(cut.values()) not in (0, used.get('nifti', 0)) or all(cut.values()):
+    log.get_logger().warning(
+      'NIfTI files are cut in different planes, each across its thick voxels: '
+      '%s, and the others axial. A class that prevails in one plane can be '
+      'told by it.',
+      ', '.join(f'{n} {plane}' for plane, n in cut.items() if n),
     )
-  # (x right, y front, z up) -> k slices of rows from front to back.
-  frames = _by_percentiles(values.transpose(2, 1, 0)[:, ::-1])
-  return _pictures(frames, ['nifti'], '', options)
 
 
-def _pictures(
-  frames: np.ndarray, rules: list[str], group: str, options: Options
+def pictures(
+  frames: np.ndarray,
+  laid: Sequence[geometry.Geometry],
+  rules: Sequence[str],
+  group: str,
+  options: Options,
 ) -> list[decode.Picture]:
-  chosen = range(1) if len(frames) == 1 else _choose(frames, options.slices)
-  return [
-    decode.Picture(
-      np.ascontiguousarray(frames[k]),
-      tuple(rules),
-      '' if len(frames) == 1 else f'{k:04d}',
-      group,
+  """The chosen slices of a file, upright and with square pixels.
+
+  frames (k, h, w) or (k, h, w, 3) uint8; laid says of each how it lies.
+  """
+  several = len(frames) > 1
+  chosen = _choose(frames, options.slices) if several else range(1)
+  found = []
+  for k in chosen:
+    pixels, done = geometry.upright(frames[k], laid[k])
+    own = (*rules, *(['slice_of_volume'] if several else []), *done)
+    found.append(
+      decode.Picture(pixels, own, f'{k:04d}' if several else '', group)
     )
-    for k in chosen
-  ]
+  return found
 
 
 def _choose(frames: np.ndarray, slices: str) -> Sequence[int]:
@@ -151,41 +125,47 @@ def _choose(frames: np.ndarray, slices: str) -> Sequence[int]:
   return np.flatnonzero(tissue >= _FOREGROUND * tissue.max()).tolist()
 
 
-def _by_percentiles(values: np.ndarray) -> np.ndarray:
-  if not np.isfinite(values).all():
+def by_window(
+  values: np.ndarray, window: Sequence[float], empty: np.ndarray | None = None
+) -> np.ndarray:
+  """Cuts values to centre and width; uint8, 0 where `empty`."""
+  centre, width = window
+  return to_bytes(values, centre - width / 2, centre + width / 2, empty)
+
+
+def by_percentiles(
+  values: np.ndarray, empty: np.ndarray | None = None
+) -> np.ndarray:
+  """Cuts values to percentiles of what is neither zero nor `empty`.
+
+  Raises ValueError for values that are infinite, or nan where not empty.
+  """
+  there = values != 0 if empty is None else (values != 0) & ~empty
+  seen = values[there]
+  if not np.isfinite(seen).all():
     raise ValueError('pixels are not finite')
-  seen = values[values != 0]
   if not seen.size:
     return np.zeros(values.shape, np.uint8)
   low, high = np.percentile(seen, _PERCENTILES)
-  return _to_bytes(values, low, high)
+  return to_bytes(values, low, high, empty)
 
 
-def _to_bytes(values: np.ndarray, low: float, high: float) -> np.ndarray:
+def to_bytes(
+  values: np.ndarray, low: float, high: float, empty: np.ndarray | None = None
+) -> np.ndarray:
+  """Maps [low, high] to [0, 255] uint8 and what is `empty` to 0."""
+  if empty is not None:
+    values = np.where(empty, low, values)
   scaled = (values - low) * (255 / max(high - low, 1e-6))
   return np.rint(np.clip(scaled, 0, 255)).astype(np.uint8)
 
 
-def _patient(record: Any) -> str:
-  """A name for the patient that cannot be turned back; '' for none."""
-  patient = str(record.get('PatientID') or '')
-  if not patient:
-    return ''
-  salt = _salt(store.user_cache())
-  return hashlib.sha256(salt + patient.encode()).hexdigest()[:16]
+def looks_like_hounsfield(values: np.ndarray) -> bool:
+  """Whether values (any shape) are a CT's: much of them near-constant air.
 
-
-@functools.cache
-def _salt(root: str) -> bytes:
-  """A secret of this user: groups stay the same, ids cannot be guessed."""
-  path = os.path.join(root, 'salt')
-  if not os.path.exists(path):
-    os.makedirs(root, exist_ok=True)
-    handle, partial = tempfile.mkstemp(dir=root)  # readable by its owner only
-    with os.fdopen(handle, 'wb') as f:
-      f.write(secrets.token_bytes(16))
-    with contextlib.suppress(FileExistsError):  # whoever comes first
-      os.link(partial, path)
-    os.remove(partial)
-  with open(path, 'rb') as f:
-    return f.read()
+  Values that merely reach that low, as phase images do, are spread out there.
+  """
+  air = values[values <= _AIR]
+  if air.size < _AIR_SHARE * values.size or not air.size:
+    return False
+  return bool((abs(air - np.median(air)) <= _AIR_SPREAD).mean() >= 0.5)

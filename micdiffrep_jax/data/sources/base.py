@@ -1,6 +1,6 @@
 """What every kind of source gives, and what it may be asked."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from micdiffrep_jax.data import decode, volumes
@@ -16,7 +16,8 @@ class Source(NamedTuple):
   junk: dict[str, int]  # what was ignored, by kind
   stamp: str  # changes when a file is added, removed or rewritten
   read: Callable[[str, int], list[decode.Picture]]  # file, channels
-  groups_on_read: bool = False  # a picture may name its group when read
+  refused: Sequence[tuple[str, str]] = ()  # of files: those whose header says
+  # already that they cannot be read, and why
 
 
 class Request(NamedTuple):

@@ -7,7 +7,7 @@ import hashlib
 import os
 import re
 
-from micdiffrep_jax.data import decode, volumes
+from micdiffrep_jax.data import decode, dicom, headers, nifti, volumes
 from micdiffrep_jax.data.sources.base import DEFAULT, Source
 
 _JUNK_FOLDERS = ('__macosx', '$recycle.bin', 'system volume information')
@@ -33,20 +33,19 @@ def open_folder(
       f'{root!r} holds no {"/".join(s[1:] for s in decode.SUFFIXES)} file'
       + (f' (ignored: {dict(junk)}).' if junk else '.')
     )
-  kinds = {_kind(file) for file in files}
-  if 'dicom' in kinds:
-    volumes.check_installed('pydicom')
-  if 'nifti' in kinds:
-    volumes.check_installed('nibabel')
+  told = headers.examine(root, files, [_kind(file) for file in files])
+  junk.update({kind: len(x) for kind, x in told.no_pictures.items()})
+  if not told.files:
+    raise ValueError(f'{root!r} holds no picture, but {dict(junk)}.')
   return Source(
     origin=os.path.basename(os.path.abspath(root)),
-    files=files,
+    files=told.files,
     labels=None,
-    groups=[''] * len(files),
+    groups=told.groups,
     junk=dict(junk),
-    stamp=_stamp(root, files),
+    stamp=_stamp(root, told.files),
     read=functools.partial(_read_file, root, options),
-    groups_on_read=bool(kinds - {'picture'}),
+    refused=told.refused,
   )
 
 
@@ -95,9 +94,9 @@ def _read_file(
 ) -> list[decode.Picture]:
   path, kind = os.path.join(root, file), _kind(file)
   if kind == 'dicom':
-    return volumes.read_dicom(path, options)
+    return dicom.read(path, options)
   if kind == 'nifti':
-    return volumes.read_nifti(path, options)
+    return nifti.read(path, options)
   with open(path, 'rb') as f:
     return [decode.read_image(f.read(), channels)]
 
@@ -106,7 +105,7 @@ def _kind(name: str) -> str:
   """What reads a listed file; one without a picture's ending is DICOM."""
   if name.lower().endswith(decode.SUFFIXES):
     return 'picture'
-  return 'nifti' if name.lower().endswith(volumes.NIFTI_SUFFIXES) else 'dicom'
+  return 'nifti' if name.lower().endswith(nifti.SUFFIXES) else 'dicom'
 
 
 def _is_junk_folder(name: str) -> bool:
@@ -117,8 +116,8 @@ def _junk_kind(name: str, path: str) -> str:
   """Says what kind of junk a file is, '' for a picture."""
   if name.startswith('.'):
     return 'hidden'
-  known = decode.SUFFIXES + volumes.DICOM_SUFFIXES + volumes.NIFTI_SUFFIXES
+  known = decode.SUFFIXES + dicom.SUFFIXES + nifti.SUFFIXES
   if name.lower().endswith(known):
     return ''
   # Scanners and archives write DICOM without an ending, or with a number's.
-  return '' if volumes.is_dicom(path) else 'other'
+  return '' if dicom.is_marked(path) else 'other'

@@ -1,0 +1,137 @@
+"""NIfTI files as pictures; nibabel is optional.
+
+Dimension letters: h w pixels of a slice, k slices of a volume.
+"""
+
+import gzip
+import logging
+from typing import Any
+
+import numpy as np
+
+from micdiffrep_jax.data import decode, geometry, volumes
+
+SUFFIXES = ('.nii', '.nii.gz')
+_GZIP = b'\x1f\x8b'
+# From this ratio of voxel sizes, slices are cut across the longest one.
+_THICK = 2.0
+_COLOURS = ('R', 'G', 'B')
+# Per axis (x right, y front, z up) across which slices are cut: the order that
+# makes rows and columns of the other two. Both are then reversed.
+_PLANES = {2: (2, 1, 0), 1: (1, 2, 0), 0: (0, 2, 1)}
+_CUTS = {2: (), 1: ('cut_coronal',), 0: ('cut_sagittal',)}
+
+
+def refusal(path: str) -> str:
+  """Why a file cannot become pictures, from its header alone; '' if it can."""
+  try:
+    _check(_load(path))
+  except Exception as e:  # a damaged header may say anything
+    return str(e) or type(e).__name__
+  return ''
+
+
+def read(path: str, options: volumes.Options) -> list[decode.Picture]:
+  """Slices of one volume in the orientation of geometry.py.
+
+  They are axial, but cut across the longest side of the voxels where one is
+  clearly longest, for slices of thick ones would be smeared. Values that are
+  nan are background. Raises ValueError for a file that is damaged, holds more
+  than one volume, nothing but nan, or infinite values.
+  """
+  from nibabel import affines, orientations
+
+  image = _load(path)
+  _check(image)
+  try:
+    values = np.asarray(image.dataobj)  # scaled by its header
+  except Exception as e:  # the readers below raise all kinds
+    raise ValueError(f'damaged: {e}') from None
+  values = values.reshape((*values.shape, 1, 1)[:3])
+  axes = orientations.io_orientation(image.affine)
+  if not np.isfinite(axes).all():
+    raise ValueError('sform and qform name no directions of the axes')
+  values = orientations.apply_orientation(values, axes)
+  sizes = np.empty(3)
+  sizes[axes[:, 0].astype(int)] = affines.voxel_sizes(image.affine)
+  across = _across(values.shape, sizes)
+  order = _PLANES[across]
+  frames = values.transpose(order)[:, ::-1, ::-1]
+  pixels, rules = _grey_levels(frames, options)
+  spacing = geometry.known(sizes[list(order[1:])])
+  laid = [geometry.Geometry(spacing=spacing)] * len(pixels)
+  rules = ('nifti', *_CUTS[across], *rules)
+  return volumes.pictures(pixels, laid, rules, '', options)
+
+
+def _load(path: str) -> Any:
+  """The image, its pixels not read yet, whatever its name says of gzip."""
+  import nibabel
+
+  # It says of each file what it mends in the header.
+  nibabel.imageglobals.logger.setLevel(logging.CRITICAL)
+  with open(path, 'rb') as f:
+    start = f.read(2)
+  try:
+    if (start == _GZIP) == path.lower().endswith('.gz'):
+      return nibabel.load(path)
+    with open(path, 'rb') as f:
+      data = f.read()
+    data = gzip.decompress(data) if start == _GZIP else data
+    second = 540 in (
+      int.from_bytes(data[:4], 'little'),
+      int.from_bytes(data[:4], 'big'),
+    )
+    kind = nibabel.Nifti2Image if second else nibabel.Nifti1Image
+    return kind.from_bytes(data)
+  except Exception as e:  # nibabel and zlib raise all kinds
+    raise ValueError(f'damaged or no NIfTI: {e}') from None
+
+
+def _check(image: Any) -> None:
+  """Raises ValueError for a header that promises no single volume."""
+  shape = image.shape
+  if not shape or 0 in shape:
+    raise ValueError(f'a volume of shape {shape}: it is empty')
+  if max(shape[3:], default=1) > 1:
+    raise ValueError(
+      f'{shape[3]} volumes in one file (shape {shape}); split it into 3-D '
+      'volumes first, as fslsplit does'
+    )
+  if image.get_data_dtype().kind == 'c':
+    raise ValueError('complex values (datatype); save their magnitude')
+
+
+def _across(shape: tuple[int, ...], sizes: np.ndarray) -> int:
+  """The axis across which slices are cut; shape and sizes of x, y, z."""
+  flat = [axis for axis in range(3) if shape[axis] == 1]
+  if len(flat) == 1:
+    return flat[0]  # one slice, however it lies
+  if not np.isfinite(sizes).all() or sizes.min() <= 0:
+    return 2
+  longest = int(np.argmax(sizes))
+  return longest if sizes[longest] >= _THICK * np.sort(sizes)[1] else 2
+
+
+def _grey_levels(
+  frames: np.ndarray, options: volumes.Options
+) -> tuple[np.ndarray, tuple[str, ...]]:
+  """uint8 (k, h, w), or (k, h, w, 3) for colour, and the rules used."""
+  if frames.dtype.names:
+    if frames.dtype.names[:3] != _COLOURS:
+      raise ValueError(f'values of the fields {frames.dtype.names} (datatype)')
+    return np.stack([frames[c] for c in _COLOURS], -1), ('as_stored',)
+  values = frames.astype(np.float32)
+  if np.isinf(values).any():
+    raise ValueError('pixels are not finite: some are infinite')
+  empty = np.isnan(values)
+  if empty.all():
+    raise ValueError('pixels are not finite: all are nan')
+  rules = ('nan_background',) if empty.any() else ()
+  hounsfield = options.intensity == 'ct' or (
+    options.intensity == 'auto' and volumes.looks_like_hounsfield(values)
+  )
+  if hounsfield:
+    made = volumes.by_window(values, options.ct_window, empty)
+    return made, (*rules, 'ct_window')
+  return volumes.by_percentiles(values, empty), (*rules, 'percentiles')
