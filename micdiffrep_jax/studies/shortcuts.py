@@ -21,7 +21,7 @@ from sklearn.ensemble import ExtraTreesClassifier
 from sklearn.model_selection import StratifiedGroupKFold
 
 from micdiffrep_jax.data import dataset as data
-from micdiffrep_jax.data import volumes
+from micdiffrep_jax.data import dicom
 from micdiffrep_jax.heads import floors
 from micdiffrep_jax.scores import bootstrap
 
@@ -160,7 +160,7 @@ def descriptors(
 def _of_files(paths: Sequence[str]) -> dict[str, np.ndarray | str]:
   """What headers tell: of DICOM files by field, of pictures in one."""
   try:
-    if all(volumes.is_dicom(path) for path in paths):
+    if all(dicom.is_marked(path) for path in paths):
       told = zip(*(scanner(path) for path in paths), strict=True)
       return {
         'file header': 'DICOM files: their fields stand alone',
