@@ -255,7 +255,7 @@ def _set(table: dict[str, str], key: str, patient: str, where: str) -> None:
 
 def _read_table(path: str) -> list[tuple[int, str, str]]:
   """Lines (number, file, patient) of a CSV file as programs export them."""
-  with open(os.path.expanduser(path), 'rb') as f:
+  with open(path, 'rb') as f:
     data = f.read()
   try:
     text = data.decode('utf-8-sig')

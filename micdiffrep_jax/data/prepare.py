@@ -82,7 +82,7 @@ def prepare(data: ConfigDict, seed: int = 0) -> store.Info:
   cannot serve; nothing is left behind then.
   """
   check(data)
-  out = os.path.abspath(os.path.expanduser(data.out))
+  out = os.path.abspath(data.out)
   listed = _open_sources(data)
   labels = _labels(listed, data)
   settings = {
@@ -233,7 +233,7 @@ def _stamp(
   for source in listed:
     digest.update(f'{source.origin}\0{source.stamp}\0'.encode())
   if data.group_csv:
-    with open(os.path.expanduser(data.group_csv), 'rb') as f:
+    with open(data.group_csv, 'rb') as f:
       digest.update(f.read())
   return digest.hexdigest()
 

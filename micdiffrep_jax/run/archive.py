@@ -4,14 +4,13 @@ Encoder and head of a classifier travel in it, rounded to some precision.
 """
 
 import json
-import os
 from typing import Any
 import zipfile
 
 import jax
 import numpy as np
 
-from micdiffrep_jax.run import files
+from micdiffrep_jax.run import files, paths
 from micdiffrep_jax.run.checks import one_of
 
 VERSION = 1
@@ -79,7 +78,7 @@ def write(
 def read(path: str) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
   """The arrays and the text; ValueError for a file that is none or damaged."""
   try:
-    with np.load(os.path.expanduser(path), allow_pickle=False) as z:
+    with np.load(paths.expand(path), allow_pickle=False) as z:
       arrays = {name: z[name] for name in z.files}
     text = json.loads(arrays['json'].tobytes())
   except FileNotFoundError:
