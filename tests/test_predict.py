@@ -8,7 +8,7 @@ from PIL import Image
 import pytest
 import tiny_bundle
 
-from micdiffrep_jax.bundle import classifier, occlusion, predict
+from micdiffrep_jax.bundle import classifier, inputs, occlusion, predict
 
 
 @pytest.fixture
@@ -89,9 +89,9 @@ def test_order_of_files_does_not_matter(config, tmp_path, folder):
 
 def test_a_picture_is_prepared_as_in_training(folder):
   """Oracle: padding and area averages written out."""
-  chunk = next(
-    predict.read(str(folder), ['deep/wide.png'], tiny_bundle.model())
-  )
+  meta = tiny_bundle.model().meta
+  with inputs.open_inputs(str(folder / 'deep'), meta, '--flag') as source:
+    (chunk,) = inputs.read(source, meta)
   with Image.open(folder / 'deep' / 'wide.png') as f:
     pixels = np.asarray(f).astype(float)
   square = np.zeros((40, 40))

@@ -99,10 +99,12 @@ def unknown_field(config: ConfigDict, path: str) -> str:
     if not isinstance(at, ConfigDict):
       return f'--config.{path}: {done} is a value and has no fields.'
     if name not in at:
-      everywhere = all_fields(config)
+      last = path.rpartition('.')[2]
+      elsewhere = [p for p in all_fields(config) if p.split('.')[-1] == last]
       near = difflib.get_close_matches(name, list(at), n=1, cutoff=0.5)
-      told = [f'{done}.{near[0]}'] if near else []
-      told += [f'config.{p}' for p in everywhere if p.split('.')[-1] == name]
+      told = [f'config.{p}' for p in elsewhere] or [
+        f'{done}.{found}' for found in near
+      ]
       hint = f' Did you mean --{" or --".join(told[:3])}?' if told else ''
       return (
         f'--config.{path}: {done} has no field {name!r}.{hint}\n'
@@ -145,7 +147,7 @@ def overview() -> str:
   lines += [
     '',
     'Fields of a config are flags: --config.seed=1. Its file tells them all,',
-    'with units and ranges. --sweep=NAME runs what the sweep_NAME() of a config',
+    'with units and ranges. --sweep=NAME runs what sweep_NAME() of a config',
     'file lists.',
     '',
   ]

@@ -8,7 +8,11 @@ import os
 import re
 
 from micdiffrep_jax.data import decode, volumes
-from micdiffrep_jax.data.sources.base import DEFAULT, Source
+from micdiffrep_jax.data.sources.base import (
+  DEFAULT,
+  Source,
+  with_printable_names,
+)
 
 _JUNK_FOLDERS = ('__macosx', '$recycle.bin', 'system volume information')
 
@@ -38,7 +42,7 @@ def open_folder(
     volumes.check_installed('pydicom')
   if 'nifti' in kinds:
     volumes.check_installed('nibabel')
-  return Source(
+  source = Source(
     origin=os.path.basename(os.path.abspath(root)),
     files=files,
     labels=None,
@@ -48,6 +52,7 @@ def open_folder(
     read=functools.partial(_read_file, root, options),
     groups_on_read=bool(kinds - {'picture'}),
   )
+  return with_printable_names(source)
 
 
 def natural_key(name: str) -> tuple[list, str]:
@@ -86,7 +91,8 @@ def _stamp(root: str, files: Sequence[str]) -> str:
     path = os.path.join(root, file)
     # A link that leads nowhere is stamped as a link; reading it fails later.
     stat = os.stat(path) if os.path.exists(path) else os.lstat(path)
-    digest.update(f'{file}\0{stat.st_size}\0{stat.st_mtime_ns}\0'.encode())
+    marks = f'\0{stat.st_size}\0{stat.st_mtime_ns}\0'
+    digest.update(os.fsencode(file) + marks.encode())
   return digest.hexdigest()
 
 
