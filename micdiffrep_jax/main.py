@@ -6,6 +6,7 @@ Only what reads flags is imported at the top, so that --help answers at once.
 from collections.abc import Sequence
 import os
 import sys
+import threading
 
 from absl import app, flags
 from absl import logging as absl_logging
@@ -45,6 +46,7 @@ def main(argv: Sequence[str]) -> None:
   from micdiffrep_jax.run import distributed, guard, log, paths
 
   absl_logging.set_verbosity(absl_logging.ERROR)
+  threading.excepthook = guard.report_of_thread
   keep_compiled_programs()
   config = _CONFIG.value
   path = flags.FLAGS['config'].config_filename  # type: ignore[attr-defined]

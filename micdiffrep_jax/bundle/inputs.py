@@ -59,14 +59,15 @@ def request(preparation: Mapping[str, Any] | None) -> sources.Request:
 
   Settings that an older data set does not have are the usual ones.
   """
-  known = preparation or {}
-  options = {
+  known = {
     name: tuple(value) if isinstance(value, list) else value
-    for name, value in known.items()
-    if name in volumes.Options._fields
+    for name, value in (preparation or {}).items()
   }
-  field = str(known.get('group_field', ''))
-  return sources.Request('', field, volumes.Options(**options))
+  options, asked = volumes.Options, sources.Request
+  return asked(
+    **{k: v for k, v in known.items() if k in asked._fields},
+    options=options(**{k: v for k, v in known.items() if k in options._fields}),
+  )
 
 
 @contextlib.contextmanager
@@ -95,7 +96,7 @@ def open_inputs(
         raise ValueError(f'{flag}={given!r} is {NO_PICTURE}.')
       yield source
   elif os.path.isdir(given) or ':' in given:
-    yield _checked(sources.open_source(given, asked))
+    yield sources.open_source(given, asked)
   else:
     raise ValueError(
       f'{flag}={given!r} does not exist. Give a folder, a file, or @LIST '
@@ -169,21 +170,12 @@ def _open_links(
   """The source of a folder of links, or what is there where no picture is."""
   there = sum(len(names) for _, _, names in os.walk(folder))
   try:
-    source = _checked(sources.open_folder(folder, asked.options))
+    source = sources.open_source(folder, asked)
   except ValueError as e:
     if 'holds no' in str(e):
       return None, {'other': there}
     raise ValueError(str(e).replace(folder, flag)) from None
   return source, source.junk
-
-
-def _checked(source: sources.Source) -> sources.Source:
-  """Raises ValueError where patients could not be named for want of a home."""
-  plain = (*decode.SUFFIXES, *volumes.NIFTI_SUFFIXES)
-  dicom = [f for f in source.files if not f.lower().endswith(plain)]
-  if source.groups_on_read and dicom:
-    paths.check_user_cache("the secret that hides patients' ids")
-  return source
 
 
 def read(

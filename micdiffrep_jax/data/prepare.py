@@ -31,7 +31,7 @@ from micdiffrep_jax.data import (
   volumes,
 )
 from micdiffrep_jax.data.sources import phantom
-from micdiffrep_jax.run import files, log
+from micdiffrep_jax.run import files, log, paths
 from micdiffrep_jax.run.checks import in_range
 
 VERSION = 2  # of the rules: raise it when the same files give other pixels
@@ -123,6 +123,7 @@ def prepared_phantom(arguments: str) -> str:
   """Prepares a phantom, unless it is there; returns its folder."""
   folder = phantom.folder(arguments)
   if not os.path.exists(os.path.join(folder, store.INFO)):
+    paths.check_user_cache('the phantom')
     size_px = phantom.parse(arguments).size_px
     prepare(phantom_config(arguments, size_px, folder))
   return folder

@@ -79,6 +79,15 @@ def user_cache() -> str:
   return paths.user_cache()
 
 
+def check_salt() -> None:
+  """Raises ValueError where the secret that hides patients' ids has no place.
+
+  Else each DICOM file would seem to be damaged.
+  """
+  if not os.path.exists(os.path.join(user_cache(), 'salt')):
+    paths.check_user_cache("the secret that hides patients' ids")
+
+
 def pixel_hash(image: np.ndarray) -> str:
   """sha256 of one prepared image (s, s, c) uint8."""
   return hashlib.sha256(np.ascontiguousarray(image).tobytes()).hexdigest()

@@ -6,6 +6,7 @@ import errno
 import fcntl
 import os
 import signal
+import threading
 from types import FrameType
 
 import jax
@@ -47,6 +48,12 @@ def report(error: BaseException) -> None:
   log.get_logger().error(
     '%s: %s', type(error).__name__, error, exc_info=error if full else None
   )
+
+
+def report_of_thread(failure: threading.ExceptHookArgs) -> None:
+  """Logs what ended a thread as `report` does; for threading.excepthook."""
+  if failure.exc_value is not None:
+    report(failure.exc_value)
 
 
 @contextlib.contextmanager

@@ -7,7 +7,7 @@ import hashlib
 import os
 import re
 
-from micdiffrep_jax.data import decode, volumes
+from micdiffrep_jax.data import decode, store, volumes
 from micdiffrep_jax.data.sources.base import (
   DEFAULT,
   Source,
@@ -40,6 +40,7 @@ def open_folder(
   kinds = {_kind(file) for file in files}
   if 'dicom' in kinds:
     volumes.check_installed('pydicom')
+    store.check_salt()
   if 'nifti' in kinds:
     volumes.check_installed('nibabel')
   source = Source(
