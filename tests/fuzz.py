@@ -296,7 +296,7 @@ def mutants(
 
 def complaint(read: Reader, folder: pathlib.Path, data: bytes) -> str:
   """What is wrong with how a damaged file ends; '' for a line or a picture."""
-  start = time.monotonic()
+  start = time.process_time()  # whatever else the machine does
   said = ''
   try:
     read(folder, data)
@@ -308,7 +308,7 @@ def complaint(read: Reader, folder: pathlib.Path, data: bytes) -> str:
       return f'memory ran out: {said}'
   except BaseException as e:
     return f'{type(e).__name__}: {e}'
-  took_s = time.monotonic() - start
+  took_s = time.process_time() - start
   return f'took {took_s:.0f} s: {said}' if took_s > HANG_S else ''
 
 
@@ -323,12 +323,12 @@ def main(name: str, first: int, count: int) -> None:
     pages = int(pathlib.Path('/proc/self/statm').read_text().split()[0])
     limit = pages * resource.getpagesize() + MEMORY
     resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
-    signal.signal(signal.SIGALRM, signal.default_int_handler)
+    signal.signal(signal.SIGPROF, signal.default_int_handler)
     for seed, data in mutants(name, good, first, count):
       print(json.dumps({'begins': seed}), flush=True)
-      signal.alarm(2 * HANG_S)
+      signal.setitimer(signal.ITIMER_PROF, 2 * HANG_S)
       wrong = complaint(read, folder, data)
-      signal.alarm(0)
+      signal.setitimer(signal.ITIMER_PROF, 0)
       if wrong:
         print(json.dumps({'seed': seed, 'wrong': wrong}), flush=True)
   print(json.dumps({'done': count}), flush=True)
