@@ -59,7 +59,7 @@ def request(preparation: Mapping[str, Any] | None) -> sources.Request:
 
   Settings that an older data set does not have are the usual ones.
   """
-  known = {
+  known: dict[str, Any] = {
     name: tuple(value) if isinstance(value, list) else value
     for name, value in (preparation or {}).items()
   }

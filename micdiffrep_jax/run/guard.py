@@ -37,7 +37,8 @@ def report(error: BaseException) -> None:
   if number in _FULL:
     error = OSError(
       f'{error}. The disk is full: free some space, or give another --workdir. '
-      'The same command goes on from the last good checkpoint.'
+      'Then give the same command again: training goes on from its last good '
+      'checkpoint.'
     )
   elif number in _READ_ONLY:
     error = OSError(
