@@ -288,6 +288,20 @@ def test_one_patient_alone_is_a_patient(config, tmp_path, scans):
     assert [r['slices'] for r in csv.DictReader(f)] == ['2']
 
 
+def test_a_file_that_its_header_refuses_has_its_row(folder):
+  meta = tiny_bundle.model().meta
+  with inputs.open_inputs(str(folder / 'deep'), meta, '--flag') as source:
+    told = source._replace(refused=[('deep/x.dcm', 'no codec')])
+    items = [item for chunk in inputs.read(told, meta) for item in chunk]
+  assert [(i.file, i.reason, i.failed) for i in items] == [
+    ('wide.png', '', False),
+    ('deep/x.dcm', 'no codec', True),
+  ]
+  row = predict.table_row(tiny_bundle.CLASSES, items[1], None, 0.5)
+  assert row[:3] == ['deep/x.dcm', '', 'failed']
+  assert row[-1] == 'no codec'
+
+
 def test_without_patients_there_is_no_table_of_them(config, tmp_path, folder):
   config.source = str(folder / 'deep')
   predicted(config, tmp_path / 'out')

@@ -87,7 +87,8 @@ def run(config: ConfigDict, workdir: str) -> dict[str, Any]:
     who = identify(source, found.items, config.data)
     ignored = sum(i.reason == inputs.NO_PICTURE for i in found.items)
     junk = inputs.tell_ignored(source, ignored)
-  labels = [labels[item.number] for item in found.items]
+  # A file that its header refuses is in no list, and has no class.
+  labels = [labels[i.number] if i.number >= 0 else '' for i in found.items]
   write_leaks(workdir, found)
   write_predictions(workdir, model, found, labels)
   at = choose(found, model, config.overlap)
@@ -189,7 +190,7 @@ def identify(
   items: what was read of them, as files may say so themselves.
   """
   known = list(source.groups)
-  for item in items:
+  for item in (i for i in items if i.number >= 0):
     known[item.number] = known[item.number] or item.group
   return identity.assign(source.files, known, identity.Rules.of(data))
 

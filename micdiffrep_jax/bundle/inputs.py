@@ -30,8 +30,8 @@ NO_PICTURE = 'no picture, DICOM or NIfTI file'
 class Item(NamedTuple):
   """One picture, or the reason why there is none.
 
-  number: of its file in the source; part: tells the slices of a file apart,
-  '' where there is one; image (s, s, c) uint8; rules: what was done to get it,
+  number: of its file in the source, -1 for one that its header refuses; part:
+  tells the slices of a file apart, '' where there is one; image (s, s, c) uint8; rules: what was done to get it,
   and what is odd about it; group: whose the file itself says it is.
   """
 
@@ -140,7 +140,8 @@ def _listed(
       os.mkdir(os.path.dirname(link))
       os.symlink(os.path.abspath(file), link)
     inner, junk = _open_links(folder, asked, flag) if names else (None, {})
-    known = set(inner.files) if inner else set()
+    known = dict(zip(inner.files, inner.groups)) if inner else {}
+    refused = dict(inner.refused) if inner else {}
     shown = {paths.printable(file): file for file in files}
 
     def read(name: str, channels: int) -> list[decode.Picture]:
@@ -148,6 +149,8 @@ def _listed(
       if file in missing:
         raise ValueError(missing[file])
       link = paths.printable(names[file])
+      if link in refused:
+        raise ValueError(refused[link])
       if inner is None or link not in known:
         raise ValueError(NO_PICTURE)
       return inner.read(link, channels)
@@ -156,7 +159,7 @@ def _listed(
       origin='list',
       files=[paths.printable(file) for file in files],
       labels=None,
-      groups=[''] * len(files),
+      groups=[known.get(paths.printable(names.get(f, '')), '') for f in files],
       junk=junk,
       stamp='',
       read=read,
@@ -196,6 +199,8 @@ def read(
         found = list(pool.map(work, chunk))
       yield [item for items in found for item in items]
       bar.update(len(chunk))
+  if source.refused:
+    yield [Item(-1, f, '', None, reason=why) for f, why in source.refused]
 
 
 def _read_one(

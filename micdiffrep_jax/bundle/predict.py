@@ -109,7 +109,7 @@ def run(config: ConfigDict, workdir: str) -> dict[str, Any]:
   record = {
     'task': 'predict',
     'predictions': path,
-    'files': len(source.files),
+    'files': len(source.files) + len(source.refused),
     'images': len(rows) - len(failed) - ignored,
     'patients': people.write(workdir, model.classes, threshold),
     'ignored': junk,

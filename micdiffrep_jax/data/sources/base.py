@@ -1,6 +1,6 @@
 """What every kind of source gives, and what it may be asked."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from micdiffrep_jax.data import decode, volumes
@@ -18,6 +18,8 @@ class Source(NamedTuple):
   stamp: str  # changes when a file is added, removed or rewritten
   read: Callable[[str, int], list[decode.Picture]]  # file, channels
   groups_on_read: bool = False  # a picture may name its group when read
+  refused: Sequence[tuple[str, str]] = ()  # of files: those whose header says
+  # already that they cannot be read, and why
 
 
 class Request(NamedTuple):
@@ -48,5 +50,6 @@ def with_printable_names(source: Source) -> Source:
   return source._replace(
     origin=origin,
     files=list(named),
+    refused=[(paths.printable(file), why) for file, why in source.refused],
     read=lambda file, channels: source.read(named[file], channels),
   )
