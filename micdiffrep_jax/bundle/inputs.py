@@ -31,8 +31,9 @@ class Item(NamedTuple):
   """One picture, or the reason why there is none.
 
   number: of its file in the source, -1 for one that its header refuses; part:
-  tells the slices of a file apart, '' where there is one; image (s, s, c) uint8; rules: what was done to get it,
-  and what is odd about it; group: whose the file itself says it is.
+  tells the slices of a file apart, '' where there is one; image (s, s, c)
+  uint8; rules: what was done to get it, and what is odd about it; group: whose
+  the file itself says it is.
   """
 
   number: int
