@@ -4,9 +4,17 @@ python -m micdiffrep_jax.main --config=configs/evaluate.py \
   --config.bundle=FILE --config.data.source=FOLDER \
   --config.data.group_regex='^(patient\d+)' --workdir=OUT
 
+Reads what configs/prepare.py reads: pictures, DICOM, NIfTI, folders of series.
+DICOM headers and folders sub-XX name patients, as do the fields below. Classes
+of the bundle may be absent: the recall of each class that is there is told.
+Writes OUT/predictions.csv, a row per picture or slice, OUT/patients.csv, a row
+per known patient, and OUT/results.json.
+
 Looks for images that the bundle was trained on, and refuses them, or reports
-without them with --config.overlap=drop. The exit status is 3 where some file
-could not be read. For Crystal Clean: --config.data.group_regex=crystal_clean.
+without them with --config.overlap=drop. A bundle with hashes alone recognises
+equal pixels only. Files that are no pictures are counted; the exit status is 3
+where a picture could not be read.
+For Crystal Clean: --config.data.variant_regex=crystal_clean.
 """
 
 from ml_collections import ConfigDict
@@ -24,7 +32,7 @@ def get_config(preset: str = '') -> ConfigDict:
   config.overlap = 'error'  # with training: error | drop | keep
 
   data = config.data = ConfigDict()
-  data.source = ''  # folder of class folders
+  data.source = ''  # folder of class folders, or @LIST of such files
   data.class_map = ()  # ('folder=class', ...) for folders of other names
   # What belongs together, for the intervals; the first that is set wins.
   # Which files are copies of one picture: crystal_clean, or a pattern with the

@@ -1,10 +1,16 @@
-"""Classifies pictures with a bundle: one row per file.
+r"""Classifies pictures, DICOM and NIfTI files: one row per picture or slice.
 
 python -m micdiffrep_jax.main --config=configs/predict.py \
   --config.bundle=FILE --config.source=FOLDER --workdir=OUT
 
-Writes OUT/predictions.csv. The exit status is 3 where some file could not be
-read; its row says why, and the rest are predicted. Research use only.
+Reads what configs/prepare.py reads, in the same way: pictures, DICOM, NIfTI,
+folders of series, with the settings that the bundle's data were prepared with.
+Writes OUT/predictions.csv and, where patients are known (by DICOM headers, or
+folders and names sub-XX), OUT/patients.csv with the mean over the slices of
+each. Files that are no pictures are counted and passed over. The exit status is
+3 where a picture could not be read; its row says why, and the rest are
+predicted. In all tables a byte of a name that is not UTF-8 is written \xNN.
+Research use only.
 """
 
 from ml_collections import ConfigDict
@@ -19,7 +25,7 @@ def get_config(preset: str = '') -> ConfigDict:
   config.seed = 0  # without effect: the noise of an image is its own
 
   config.bundle = ''  # file that configs/bundle.py wrote
-  config.source = ''  # folder, file, or @LIST with one path per line
+  config.source = ''  # folder, file, or @LIST: a file with a path per line
   config.workers = 0  # threads that read; 0 is one per core
   config.low_confidence = 0.0  # flag below it; 0: the bundle's own, which a
   # tenth of its validation images fall below

@@ -6,10 +6,13 @@ Only what reads flags is imported at the top, so that --help answers at once.
 from collections.abc import Sequence
 import os
 import sys
+import threading
 
 from absl import app, flags
 from absl import logging as absl_logging
 from ml_collections import ConfigDict, config_flags
+
+from micdiffrep_jax.run import command
 
 _CONFIG = config_flags.DEFINE_config_file(
   'config', None, 'path[:preset] of a config file.', lock_config=True
@@ -40,15 +43,18 @@ def main(argv: Sequence[str]) -> None:
   """Parses nothing itself: absl has; turns user errors into one line."""
   if len(argv) > 1:
     raise app.UsageError(f'Unknown arguments {argv[1:]}.')
-  from micdiffrep_jax.run import distributed, guard, log
+  from micdiffrep_jax.run import distributed, guard, log, paths
 
   absl_logging.set_verbosity(absl_logging.ERROR)
+  threading.excepthook = guard.report_of_thread
   keep_compiled_programs()
   config = _CONFIG.value
   path = flags.FLAGS['config'].config_filename  # type: ignore[attr-defined]
   name = os.path.splitext(os.path.basename(path.split(':')[0]))[0]
-  workdir = _WORKDIR.value or os.path.join('runs', name)
   try:
+    workdir = _WORKDIR.value or os.path.join('runs', name)
+    workdir = paths.expand(workdir, '--workdir')
+    paths.expand_config(config)
     distributed.initialize(_DISTRIBUTED.value)
     log.speak_on_first_process()
     status = run(config, path, workdir)
@@ -65,11 +71,14 @@ def keep_compiled_programs() -> None:
   """Keeps compiled programs between runs: a second start takes seconds."""
   import jax
 
-  if not os.environ.get('JAX_COMPILATION_CACHE_DIR'):
-    jax.config.update(
-      'jax_compilation_cache_dir',
-      os.path.expanduser('~/.cache/micdiffrep_jax/xla'),
-    )
+  from micdiffrep_jax.run import paths
+
+  if os.environ.get('JAX_COMPILATION_CACHE_DIR'):
+    return
+  folder = os.path.join(paths.user_cache(), 'xla')
+  if paths.why_not_writable(folder):  # jax would warn of each program
+    return
+  jax.config.update('jax_compilation_cache_dir', folder)
 
 
 def run(config: ConfigDict, path: str, workdir: str) -> int:
@@ -99,4 +108,4 @@ def run(config: ConfigDict, path: str, workdir: str) -> int:
 
 if __name__ == '__main__':
   flags.mark_flag_as_required('config')
-  app.run(main)
+  app.run(main, flags_parser=command.parse)

@@ -17,7 +17,7 @@ import jax
 from ml_collections import ConfigDict
 
 from micdiffrep_jax import tasks
-from micdiffrep_jax.run import files, guard, log
+from micdiffrep_jax.run import files, guard, log, paths
 from micdiffrep_jax.run.checks import lookup
 
 if TYPE_CHECKING:
@@ -96,6 +96,7 @@ def units(path: str, name: str, config: ConfigDict, workdir: str) -> list[Unit]:
       unit.update_from_flattened_dict(override)
     except (KeyError, TypeError, ValueError, AttributeError) as e:
       raise ValueError(f'The sweep sets {override}: {e}') from e
+    paths.expand_config(unit)
     folder = os.path.join(workdir, f'{number:03d}')
     found.append(Unit(folder, dict(override), unit))
   if not found:

@@ -10,15 +10,33 @@ from typing import Any
 from etils import epath
 from ml_collections import ConfigDict
 
-from micdiffrep_jax.run import files, log
+from micdiffrep_jax.run import files, log, paths
 from micdiffrep_jax.run.checks import lookup
 
 Task = Callable[[ConfigDict, str], Mapping[str, Any]]
 
 
 def run_task(config: ConfigDict, workdir: str) -> Mapping[str, Any]:
-  """Runs config.task in workdir and returns its results."""
-  return lookup(TASKS, config.task, 'task', '--config.task')(config, workdir)
+  """Runs config.task in workdir and returns its results.
+
+  Raises ValueError, before any work, for a folder that cannot be written.
+  """
+  task = lookup(TASKS, config.task, 'task', '--config.task')
+  paths.check_workdir(workdir)
+  if not names_data(config):
+    log.get_logger().warning(
+      'NO DATA GIVEN: `%s` works on generated phantoms (%s), not on pictures '
+      'of patients. Set --config.data.path=DATASET.',
+      config.task,
+      config.data.path,
+    )
+  return task(config, workdir)
+
+
+def names_data(config: ConfigDict) -> bool:
+  """False where a task would silently work on generated pictures."""
+  path = config.get('data', {}).get('path', '')
+  return path.partition(':')[0] != 'phantom' or os.path.exists(path)
 
 
 def _sharing(task: Task) -> Task:

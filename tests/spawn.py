@@ -193,7 +193,7 @@ def state(workdir, step=None):
 
 def serve():
   """The other side: never touches a device, so that it may be forked."""
-  from micdiffrep_jax.main import app, flags, main
+  from micdiffrep_jax.main import app, command, flags, main
   from micdiffrep_jax.pretrain import monitor, train  # noqa: F401
 
   for line in sys.stdin:
@@ -217,7 +217,7 @@ def serve():
     os.environ.update(request['env'])
     flags.mark_flag_as_required('config')
     sys.argv = ['main', *request['argv']]  # where overrides are looked for
-    app.run(main)
+    app.run(main, flags_parser=command.parse)
 
 
 if __name__ == '__main__':

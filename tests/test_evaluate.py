@@ -7,10 +7,12 @@ import numpy as np
 from PIL import Image
 import pytest
 from sklearn.metrics import balanced_accuracy_score
+from test_volumes import write_dicom
 import tiny_bundle
 
-from micdiffrep_jax.bundle import classifier, evaluate, fingerprints
+from micdiffrep_jax.bundle import classifier, evaluate, fingerprints, inputs
 from micdiffrep_jax.data import duplicates, store
+from micdiffrep_jax.run import log
 
 
 def heads(n, seed=0):
@@ -154,3 +156,86 @@ def test_groups_must_be_stated(config, tmp_path):
   config.data.group_regex = ''
   with pytest.raises(ValueError, match='group_by=file'):
     evaluate.run(config, str(tmp_path / 'out'))
+
+
+def scored(n, leaked=0):
+  """What was read: n pictures, of which the first `leaked` were trained on."""
+  items = [inputs.Item(i, f'a/{i}.png', '', None) for i in range(n)]
+  hit = np.arange(n) < leaked
+  probs = [np.array([0.5, 0.25, 0.25])] * n
+  crops = np.zeros((n, 32, 32), np.uint8)
+  return evaluate.External(items, probs, hit, np.zeros(n, bool), crops)
+
+
+@pytest.fixture
+def said(caplog):
+  log.get_logger().addHandler(caplog.handler)
+  yield caplog
+  log.get_logger().removeHandler(caplog.handler)
+
+
+def test_scores_that_count_training_images_are_called_no_test(said):
+  model = tiny_bundle.model()._replace(fingerprints=known_of(heads(2)))
+  at = evaluate.choose(scored(5, leaked=2), model, 'keep')
+  assert at.tolist() == [0, 1, 2, 3, 4]
+  (line,) = said.messages
+  assert line.startswith('NOT A TEST: the bundle was trained on 2 of the 5')
+  assert '--config.overlap=drop' in line
+  said.clear()
+  assert evaluate.choose(scored(5, leaked=2), model, 'drop').tolist() == [
+    2,
+    3,
+    4,
+  ]
+  assert not said.messages
+
+
+def test_a_bundle_of_hashes_says_what_it_cannot_recognise(said):
+  hashes = known_of(heads(2))._replace(crops=fingerprints.empty().crops)
+  model = tiny_bundle.model()._replace(fingerprints=hashes)
+  evaluate.choose(scored(3), model, 'error')
+  assert 'equal pixels only: a picture that was saved again' in said.text
+  told = scored(3).overlap(model, 'error')
+  assert told['recognised'] == evaluate.HASHES_ONLY
+  model = model._replace(fingerprints=known_of(heads(2)))
+  assert 'recognised' not in scored(3).overlap(model, 'error')
+
+
+def test_classes_that_are_absent_are_told():
+  found = evaluate.presence(('a', 'b', 'c'), ['c', 'a', 'a'])
+  assert found['present'] == ['a', 'c']
+  assert found['absent'] == ['b']
+  assert 'No picture is of b' in found['note']
+  assert 'note' not in evaluate.presence(('a', 'b'), ['b', 'a'])
+
+
+@pytest.mark.needs('pydicom')
+def test_headers_name_the_patients_and_a_class_may_be_absent(
+  config, tmp_path, monkeypatch, said
+):
+  """Oracle: 2 patients of a with 2 slices each, 1 of b with 1; none of c."""
+  monkeypatch.setenv('MICDIFFREP_CACHE', str(tmp_path / 'cache'))
+  images = tiny_bundle.images(5, 50)[..., 0].astype(np.int16)
+  owners = [('x', 'P1'), ('x', 'P1'), ('x', 'P2'), ('x', 'P2'), ('b', 'P3')]
+  for i, (name, patient) in enumerate(owners):
+    path = tmp_path / 'scans' / name / f'IM{i}'
+    write_dicom(path, images[i], patient)
+  (tmp_path / 'scans' / 'notes.txt').write_text('x')
+  config.data.source = str(tmp_path / 'scans')
+  config.data.class_map = ('x=a',)
+  config.data.group_regex = ''
+  record = evaluate.run(config, str(tmp_path / 'out'))
+  with open(tmp_path / 'out' / 'patients.csv', newline='') as f:
+    people = list(csv.DictReader(f))
+  assert [r['slices'] for r in people] == ['1', '2', '2']  # b before x
+  assert [r['true_class'] for r in people] == ['b', 'a', 'a']
+  rows = table(tmp_path / 'out')
+  right = [r['class'] == 'a' for r in rows if r['true_class'] == 'a']
+  per_class = record['rows']['bundle']['test']['all']['per_class']
+  assert per_class['a']['sensitivity']['value'] == pytest.approx(np.mean(right))
+  assert per_class['a']['n'] == 4
+  assert record['classes']['absent'] == ['c']
+  assert 'No picture is of c' in said.text
+  assert 'Recall of a: ' in said.text
+  assert record['rows']['bundle']['test']['all']['groups'] == 3
+  assert sum(record['ignored'].values()) == 1

@@ -1,4 +1,6 @@
 import csv
+import dataclasses
+import json
 import os
 
 import cv2
@@ -6,9 +8,12 @@ from ml_collections import ConfigDict
 import numpy as np
 from PIL import Image
 import pytest
+from test_volumes import write_dicom
 import tiny_bundle
+import trees
 
-from micdiffrep_jax.bundle import classifier, occlusion, predict
+from micdiffrep_jax.bundle import classifier, inputs, occlusion, predict
+from micdiffrep_jax.data import dataset, prepare, store
 
 
 @pytest.fixture
@@ -89,9 +94,9 @@ def test_order_of_files_does_not_matter(config, tmp_path, folder):
 
 def test_a_picture_is_prepared_as_in_training(folder):
   """Oracle: padding and area averages written out."""
-  chunk = next(
-    predict.read(str(folder), ['deep/wide.png'], tiny_bundle.model())
-  )
+  meta = tiny_bundle.model().meta
+  with inputs.open_inputs(str(folder / 'deep'), meta, '--flag') as source:
+    (chunk,) = inputs.read(source, meta)
   with Image.open(folder / 'deep' / 'wide.png') as f:
     pixels = np.asarray(f).astype(float)
   square = np.zeros((40, 40))
@@ -165,3 +170,161 @@ def test_probabilities_in_the_table_are_those_of_the_bundle(
   )[0]
   got = [float(rows[0][f'p_{c}']) for c in tiny_bundle.CLASSES]
   np.testing.assert_allclose(got, want, atol=6e-5)
+
+
+def write_nifti(path, values):
+  """values (right, front, up)."""
+  import nibabel
+
+  path.parent.mkdir(parents=True, exist_ok=True)
+  nibabel.save(nibabel.Nifti1Image(values, np.eye(4)), path)
+
+
+@pytest.fixture
+def scans(tmp_path, monkeypatch):
+  """What a radiologist has: slices of two patients in DICOM, a volume of a
+  third in NIfTI, a picture, and files that are none of these.
+  """
+  monkeypatch.setenv('MICDIFFREP_CACHE', str(tmp_path / 'cache'))
+  root = tmp_path / 'scans'
+  for i, patient in enumerate(('A', 'A', 'B')):
+    pixels = tiny_bundle.images(1, 20 + i)[0, ..., 0].astype(np.int16) * 3
+    write_dicom(root / 'series' / f'IM{i}', pixels, patient)
+  volume = np.stack(
+    [x[..., 0] for x in tiny_bundle.images(5, 30)], axis=-1
+  ).astype(np.float32)
+  write_nifti(root / 'sub-07' / 'sub-07_T1w.nii.gz', volume + 1)
+  Image.fromarray(tiny_bundle.images(1, 40)[0, ..., 0]).save(root / 'p.png')
+  (root / 'report.txt').write_text('none')
+  (root / '.DS_Store').write_bytes(b'x')
+  return root
+
+
+@pytest.mark.needs('pydicom', 'nibabel')
+def test_scans_are_read_slice_by_slice_and_pooled_by_patient(
+  config, tmp_path, scans
+):
+  """Oracle: 3 DICOM files, 5 slices, 1 picture; A has 2 slices, B 1, 07 5."""
+  config.source = str(scans)
+  rows = predicted(config, tmp_path / 'out')
+  assert len(rows) == 3 + 5 + 1
+  assert {r['status'] for r in rows} == {'ok'}
+  volume = [r for r in rows if r['file'].endswith('.nii.gz')]
+  assert [r['slice'] for r in volume] == [f'{k:04d}' for k in range(5)]
+  with open(tmp_path / 'out' / 'patients.csv', newline='') as f:
+    people = list(csv.DictReader(f))
+  assert sorted(int(r['slices']) for r in people) == [1, 2, 5]
+  assert [r['patient'] for r in people if r['slices'] == '5'] == ['sub-07']
+  pair = [r for r in rows if r['file'] in ('series/IM0', 'series/IM1')]
+  (pooled,) = [r for r in people if r['slices'] == '2']
+  for name in tiny_bundle.CLASSES:
+    mean = np.mean([float(r[f'p_{name}']) for r in pair])
+    assert float(pooled[f'p_{name}']) == pytest.approx(mean, abs=2e-4)
+  p = [float(pooled[f'p_{name}']) for name in tiny_bundle.CLASSES]
+  assert pooled['class'] == tiny_bundle.CLASSES[int(np.argmax(p))]
+  results = json.loads((tmp_path / 'out' / 'results.json').read_text())
+  assert results['failed'] == []
+  assert sum(results['ignored'].values()) == 2
+  assert results['patients'] == 3
+
+
+@pytest.mark.needs('pydicom', 'nibabel')
+@pytest.mark.parametrize('how', ['folder', 'list'])
+def test_a_slice_is_what_preparation_makes_of_it(tmp_path, scans, how):
+  """Oracle: the manifest of the same files, prepared with other settings."""
+  settings = {'slices': 'central-3', 'ct_window': (50.0, 20.0)}
+  pixels = np.arange(256, dtype=np.int16).reshape(16, 16)
+  write_dicom(scans / 'series' / 'CT', pixels, 'C', Modality='CT')
+  out = str(tmp_path / 'set')
+  made = trees.config(unlabelled=(str(scans),), out=out, **settings)
+  prepare.run(made, str(tmp_path / 'work'))
+  ds = dataset.open_dataset(out)
+  want = {
+    name.partition(':')[2]: sha256
+    for name, sha256 in zip(ds.manifest['id'], ds.manifest['sha256'])
+  }
+  meta = dataclasses.replace(
+    tiny_bundle.model().meta, preparation=ds.info.settings
+  )
+  given = str(scans)
+  if how == 'list':
+    given = [str(scans / name.partition('#')[0]) for name in want]
+    given = list(dict.fromkeys(given))
+  with inputs.open_inputs(given, meta, '--flag') as source:
+    items = [item for chunk in inputs.read(source, meta) for item in chunk]
+  have = {
+    os.path.relpath(item.name, scans) if how == 'list' else item.name: (
+      store.pixel_hash(item.image)
+    )
+    for item in items
+  }
+  assert have == want
+  assert len(have) == 4 + 3 + 1
+
+
+@pytest.mark.needs('pydicom', 'nibabel')
+def test_single_scans_and_lists_of_them_are_read(config, tmp_path, scans):
+  config.source = str(scans / 'sub-07' / 'sub-07_T1w.nii.gz')
+  assert len(predicted(config, tmp_path / 'a')) == 5
+  config.source = str(scans / 'series' / 'IM2')
+  assert len(predicted(config, tmp_path / 'b')) == 1
+  listed = [scans / 'series' / 'IM1', scans / 'report.txt', scans / 'no.dcm']
+  (tmp_path / 'list').write_text('\n'.join(map(str, listed)))
+  config.source = f'@{tmp_path / "list"}'
+  rows = predicted(config, tmp_path / 'c', status=3)
+  assert [r['status'] for r in rows] == ['ok', 'ignored', 'failed']
+  assert [r['file'] for r in rows] == [str(p) for p in listed]
+  config.source = str(scans / 'report.txt')
+  with pytest.raises(ValueError, match='no picture, DICOM or NIfTI'):
+    predicted(config, tmp_path / 'd')
+
+
+@pytest.mark.needs('pydicom')
+def test_one_patient_alone_is_a_patient(config, tmp_path, scans):
+  config.source = str(scans / 'series')
+  os.remove(scans / 'series' / 'IM2')
+  predicted(config, tmp_path / 'out')
+  with open(tmp_path / 'out' / 'patients.csv', newline='') as f:
+    assert [r['slices'] for r in csv.DictReader(f)] == ['2']
+
+
+def test_a_file_that_its_header_refuses_has_its_row(folder):
+  meta = tiny_bundle.model().meta
+  with inputs.open_inputs(str(folder / 'deep'), meta, '--flag') as source:
+    told = source._replace(refused=[('deep/x.dcm', 'no codec')])
+    items = [item for chunk in inputs.read(told, meta) for item in chunk]
+  assert [(i.file, i.reason, i.failed) for i in items] == [
+    ('wide.png', '', False),
+    ('deep/x.dcm', 'no codec', True),
+  ]
+  row = predict.table_row(tiny_bundle.CLASSES, items[1], None, 0.5)
+  assert row[:3] == ['deep/x.dcm', '', 'failed']
+  assert row[-1] == 'no codec'
+
+
+def test_without_patients_there_is_no_table_of_them(config, tmp_path, folder):
+  config.source = str(folder / 'deep')
+  predicted(config, tmp_path / 'out')
+  assert not (tmp_path / 'out' / 'patients.csv').exists()
+
+
+def test_names_that_are_no_utf8_are_written_out(config, tmp_path, folder):
+  raw = os.fsencode(folder) + b'/deep/\xb2\xa1.png'
+  os.rename(folder / 'deep' / 'wide.png', raw)
+  (tmp_path / 'list').write_bytes(raw + b'\n')
+  for k, given in enumerate((str(folder / 'deep'), f'@{tmp_path / "list"}')):
+    config.source = given
+    (row,) = predicted(config, tmp_path / f'out{k}')
+    assert row['status'] == 'ok'
+    assert row['file'].endswith(r'\xb2\xa1.png')
+    json.loads((tmp_path / f'out{k}' / 'results.json').read_text())
+
+
+def test_a_picture_with_odd_tags_is_read_without_a_word(
+  config, tmp_path, folder, recwarn
+):
+  image = Image.fromarray(tiny_bundle.images(1)[0, ..., 0]).convert('P')
+  image.save(folder / 'deep' / 'odd.png', transparency=b'\x00\x80')
+  config.source = str(folder / 'deep')
+  predicted(config, tmp_path / 'out')
+  assert not [w for w in recwarn if 'PIL' in (w.filename or '')]

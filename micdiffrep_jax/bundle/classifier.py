@@ -207,12 +207,17 @@ def load_bundle(path: str) -> Classifier:
   if not path:
     raise ValueError('No bundle given. Set --config.bundle=FILE.')
   arrays, text = archive.read(path)
-  encoder = encoders.of_archive(arrays, text, path)
-  params = {
-    k: np.moveaxis(v, 1, -1) for k, v in archive.unpack(arrays, 'head.').items()
-  }
-  head = head_file.SavedHead(
-    params, arrays['shift'], arrays['scale'], text['head']
-  )
-  known = Fingerprints.from_arrays(arrays)
-  return assemble(encoder, head, Meta.from_dict(text['meta']), known)
+  try:
+    encoder = encoders.of_archive(arrays, text, path)
+    unpacked = archive.unpack(arrays, 'head.')
+    params = {k: np.moveaxis(v, 1, -1) for k, v in unpacked.items()}
+    head = head_file.SavedHead(
+      params, arrays['shift'], arrays['scale'], text['head']
+    )
+    known = Fingerprints.from_arrays(arrays)
+    return assemble(encoder, head, Meta.from_dict(text['meta']), known)
+  except (LookupError, TypeError, AttributeError, ArithmeticError) as e:
+    raise ValueError(
+      f'{path!r} lacks what a bundle holds, or is damaged '
+      f'({type(e).__name__}: {e}). Make it anew with configs/bundle.py.'
+    ) from e

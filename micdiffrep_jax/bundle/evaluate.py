@@ -11,10 +11,11 @@ from typing import Any, NamedTuple
 from ml_collections import ConfigDict
 import numpy as np
 
-from micdiffrep_jax.bundle import fingerprints, predict
+from micdiffrep_jax.bundle import fingerprints, inputs, predict
 from micdiffrep_jax.bundle.classifier import Classifier, load_bundle
 from micdiffrep_jax.data import classes as folders
 from micdiffrep_jax.data import duplicates, groups, identity, store
+from micdiffrep_jax.data.sources import Source
 from micdiffrep_jax.draw import plots
 from micdiffrep_jax.run import log
 from micdiffrep_jax.run.checks import one_of
@@ -22,12 +23,16 @@ from micdiffrep_jax.run.files import write_results
 from micdiffrep_jax.scores import bootstrap
 
 POLICIES = ('error', 'drop', 'keep')
+HASHES_ONLY = (
+  'equal pixels only: a picture that was saved again is not recognised'
+)
+_SOURCE = '--config.data.source'
 
 
 class External(NamedTuple):
-  """What was read: items that failed have probs None in `rows` of the table."""
+  """What was read, a row per picture: items that failed have probs None."""
 
-  items: list[predict.Item]  # without their pixels
+  items: list[inputs.Item]  # without their pixels
   probs: list[np.ndarray | None]
   equal: np.ndarray  # (n,) bool: pixels of a training image
   near: np.ndarray  # (n,) bool: nearly a training image
@@ -38,39 +43,56 @@ class External(NamedTuple):
     """(n,) bool: equal or near."""
     return self.equal | self.near
 
+  @property
+  def good(self) -> np.ndarray:
+    """(n,) bool: could be read."""
+    return np.array([p is not None for p in self.probs], bool)
+
+  @property
+  def names(self) -> list[str]:
+    """Of the pictures, (n,)."""
+    return [item.name for item in self.items]
+
   def overlap(self, model: Classifier, policy: str) -> dict[str, Any]:
     """How many images were recognised, by how many fingerprints."""
-    return {
+    known = model.fingerprints
+    found = {
       'policy': policy,
-      'hashes': len(model.fingerprints.hashes),
-      'pictures': len(model.fingerprints.crops),
+      'hashes': len(known.hashes),
+      'pictures': len(known.crops),
       'equal': int(self.equal.sum()),
       'near': int((self.near & ~self.equal).sum()),
     }
+    if len(known.hashes) and not len(known.crops):
+      found['recognised'] = HASHES_ONLY
+    return found
 
 
 def run(config: ConfigDict, workdir: str) -> dict[str, Any]:
   """Scores config.bundle on config.data.source; writes results, predictions.
 
-  Raises ValueError for classes that the bundle does not have, and for images
-  it was trained on unless config.overlap says what to do with them. SystemExit
-  (3) where some file could not be read; the others are scored.
+  Where patients are known, patients.csv has a row for each. Raises ValueError
+  for classes that the bundle does not have, and for images it was trained on
+  unless config.overlap says what to do with them. SystemExit(3) where some file
+  could not be read; the others are scored.
   """
   one_of(POLICIES, config.overlap, 'policy', '--config.overlap')
   model = load_bundle(config.bundle)
-  where = config.data
-  root, files = predict.list_files(where.source, '--config.data.source')
-  renames = folders.parse_class_map(where.class_map)
-  labels = match_classes(files, model.classes, renames)
-  who = identity.assign(files, [''] * len(files), identity.Rules.of(where))
-  os.makedirs(workdir, exist_ok=True)
-  found = read(model, root, files, config.workers)
-  write_leaks(workdir, files, found)
+  with inputs.open_inputs(config.data.source, model.meta, _SOURCE) as source:
+    labels = label(source, model.classes, config.data)
+    who = identify(source, config.data)
+    os.makedirs(workdir, exist_ok=True)
+    found = read(model, source, config.workers)
+    ignored = sum(i.reason == inputs.NO_PICTURE for i in found.items)
+    junk = inputs.tell_ignored(source, ignored)
+  labels = [labels[i.number] for i in found.items]
+  write_leaks(workdir, found)
   write_predictions(workdir, model, found, labels)
-  at = choose(found, files, model, config.overlap)
+  at = choose(found, model, config.overlap)
+  patients = write_patients(workdir, model, found, labels, who, at)
   test, normal = score(model, found, labels, who, at, config)
   draw(workdir, test)
-  failed = [[i.file, i.reason] for i in found.items if i.reason]
+  failed = [[i.name, i.reason] for i in found.items if i.failed]
   record = write_results(
     workdir,
     {
@@ -78,58 +100,151 @@ def run(config: ConfigDict, workdir: str) -> dict[str, Any]:
       'rows': {'bundle': {'chosen': model.head.info, 'test': test}},
       'bundle': 'bundle',
       'normal_class': normal,
+      'classes': presence(model.classes, [labels[i] for i in at]),
       'data': {
-        'path': os.path.abspath(root or '.'),
-        'patients': {
-          'images': len(at),
-          'patients': len({who.patient[i] for i in at} - {''}),
-          'unknown': sum(not who.patient[i] for i in at),
-        },
+        'path': where(config.data.source),
+        'patients': counted(found, who, at),
       },
+      'patients': patients,
       'overlap': found.overlap(model, config.overlap) | {'scored': len(at)},
+      'ignored': junk,
       'failed': failed,
       'bundle_meta': model.meta.as_dict(),
     },
     config,
   )
+  tell(record)
+  return record
+
+
+def tell(record: dict[str, Any]) -> None:
+  """Logs the scores and what they are of; SystemExit(3) where files failed."""
+  say, failed = log.get_logger(), record['failed']
+  test = record['rows']['bundle']['test']
   for part, scored in test.items():
-    log.get_logger().info(
+    say.info(
       '%s: %d images, accuracy %.1f %%, balanced %.1f %% (%.1f to %.1f).',
       part,
       scored['n'],
       100 * scored['accuracy']['value'],
       *(100 * scored['balanced_accuracy'][k] for k in ('value', 'low', 'high')),
     )
+  for name in record['classes']['present']:
+    scored = test['all']['per_class'][name]
+    recall = [100 * scored['sensitivity'][k] for k in bootstrap.BOUNDS]
+    say.info(
+      'Recall of %s: %.1f %% (%.1f to %.1f), %d images.',
+      name,
+      *recall,
+      scored['n'],
+    )
+  if record['classes']['absent']:
+    say.warning('%s', record['classes']['note'])
   if failed:
-    log.get_logger().error(
-      '%d of %d files cannot be read: %s.', len(failed), len(files), failed[:5]
+    say.error(
+      '%d of %d files cannot be read: %s.',
+      len(failed),
+      test['all']['n'] + len(failed),
+      failed[:5],
     )
     raise SystemExit(predict.FAILED)
-  return record
 
 
-def choose(
-  found: External, files: Sequence[str], model: Classifier, policy: str
-) -> np.ndarray:
+def where(given: str) -> str:
+  """The whole path of a folder or a file; other sources as they are given."""
+  return os.path.abspath(given) if os.path.exists(given) else given
+
+
+def presence(classes: Sequence[str], labels: Sequence[str]) -> dict[str, Any]:
+  """Which classes of the bundle the scored pictures have, and what follows."""
+  present = [name for name in classes if name in labels]
+  absent = [name for name in classes if name not in labels]
+  found: dict[str, Any] = {'present': present, 'absent': absent}
+  if absent:
+    found['note'] = (
+      f'No picture is of {", ".join(absent)}: accuracy and balanced accuracy '
+      f'are over {", ".join(present)} alone. A picture that is taken for an '
+      'absent class counts as wrong.'
+    )
+  return found
+
+
+def label(
+  source: Source, classes: Sequence[str], data: ConfigDict
+) -> list[str]:
+  """The class of each file of a source, as the bundle calls it."""
+  renames = folders.parse_class_map(data.class_map)
+  if source.labels is None:
+    return match_classes(source.files, classes, renames)
+  found = [renames.get(name, name) for name in source.labels]
+  for name in sorted(set(found) - set(classes)):
+    raise folders.unknown_class(name, classes)
+  return found
+
+
+def identify(source: Source, data: ConfigDict) -> identity.Identity:
+  """Whose each file of a source is; raises as identity.assign does.
+
+  A file that its header refuses is nobody's.
+  """
+  refused = dict(source.refused)
+  at = [i for i, file in enumerate(source.files) if file not in refused]
+  found = identity.assign(
+    [source.files[i] for i in at],
+    [source.groups[i] for i in at],
+    identity.Rules.of(data),
+  )
+  n = len(source.files)
+  whole = identity.Identity(list(source.files), *([''] * n for _ in range(3)))
+  for column, part in zip(whole, found, strict=True):
+    for i, value in zip(at, part, strict=True):
+      column[i] = value
+  return whole
+
+
+def counted(
+  found: External, who: identity.Identity, at: np.ndarray
+) -> dict[str, int]:
+  """How many patients the pictures `at` are of, and how many are unknown."""
+  patients = [who.patient[found.items[i].number] for i in at.tolist()]
+  return {
+    'images': len(patients),
+    'patients': len({*patients} - {''}),
+    'unknown': patients.count(''),
+  }
+
+
+def choose(found: External, model: Classifier, policy: str) -> np.ndarray:
   """Numbers of the images to score; ValueError where the policy forbids it."""
-  if not len(model.fingerprints.hashes):
-    log.get_logger().warning(
+  say, known = log.get_logger(), model.fingerprints
+  leaked, good = found.leaked, found.good
+  n = int(good.sum())
+  if not len(known.hashes):
+    say.warning(
       'The bundle has no fingerprints: whether it was trained on these images '
       'cannot be told.'
     )
-  leaked = found.leaked
+  elif not len(known.crops):
+    say.warning('Images of its training are known by %s.', HASHES_ONLY)
   if leaked.any() and policy == 'error':
     raise ValueError(
-      f'The bundle was trained on {leaked.sum()} of {len(files)} images or on '
-      f'nearly the same ones ({found.equal.sum()} have equal pixels), e.g. '
-      f'{[files[i] for i in np.flatnonzero(leaked)[:5]]}; overlap.csv lists '
-      'them. Report without them with --config.overlap=drop.'
+      f'The bundle was trained on {leaked.sum()} of {n} images or on nearly '
+      f'the same ones ({found.equal.sum()} have equal pixels), e.g. '
+      f'{[found.names[i] for i in np.flatnonzero(leaked)[:5]]}; overlap.csv '
+      'lists them. Report without them with --config.overlap=drop.'
     )
-  good = np.array([p is not None for p in found.probs], bool)
+  if leaked.any() and policy == 'keep':
+    say.warning(
+      'NOT A TEST: the bundle was trained on %d of the %d images that are '
+      'scored, or on nearly the same ones. These scores are too good. Leave '
+      'them out with --config.overlap=drop.',
+      leaked.sum(),
+      n,
+    )
   at = np.flatnonzero(good & ~leaked if policy == 'drop' else good)
   if not len(at):
     raise ValueError(
-      f'No image is left to score: {(~good).sum()} of {len(files)} cannot be '
+      f'No image is left to score: {(~good).sum()} of {len(good)} cannot be '
       f'read, {leaked.sum()} were trained on.'
     )
   return at
@@ -147,13 +262,14 @@ def score(
   normal = config.normal_class
   if normal == 'bundle':
     normal = model.meta.normal_class
-  people = np.unique(who.people(), return_inverse=True)[1]
+  number = np.array([item.number for item in found.items])
+  people = np.array(who.people())[number]
   test = bootstrap.summarise(
     np.array([model.classes.index(labels[i]) for i in at]),
     np.stack([found.probs[i] for i in at]),  # type: ignore[misc]
     bootstrap.Slices(
-      joined_groups(who.people(), found.crops, at),
-      np.array([who.variant[i] for i in at]),
+      joined_groups(people.tolist(), found.crops, at),
+      np.array(who.variant)[number[at]],
       people[at],
     ),
     model.classes,
@@ -163,6 +279,23 @@ def score(
     config.pooling,
   )
   return test, normal
+
+
+def write_patients(
+  workdir: str,
+  model: Classifier,
+  found: External,
+  labels: Sequence[str],
+  who: identity.Identity,
+  at: np.ndarray,
+) -> int:
+  """Writes patients.csv of the pictures `at`; how many patients are known."""
+  people = predict.Patients()
+  for i in at.tolist():
+    patient, probs = who.patient[found.items[i].number], found.probs[i]
+    if patient and probs is not None:
+      people.add(patient, probs, labels[i])
+  return people.write(workdir, model.classes, model.meta.low_confidence)
 
 
 def draw(workdir: str, test: dict[str, Any]) -> None:
@@ -197,28 +330,27 @@ def match_classes(
   return labels
 
 
-def read(
-  model: Classifier, root: str, files: Sequence[str], workers: int
-) -> External:
+def read(model: Classifier, source: Source, workers: int) -> External:
   """Decodes, predicts and compares with training images, chunk by chunk."""
-  items: list[predict.Item] = []
+  items: list[inputs.Item] = []
   probs: list[np.ndarray | None] = []
-  equal = np.zeros(len(files), bool)
-  crops = np.zeros(
-    (len(files), *fingerprints.empty().crops.shape[1:]), np.uint8
-  )
-  for chunk in predict.read(root, files, model, workers, 'evaluate'):
-    first = len(items)
+  equal: list[np.ndarray] = [np.zeros(0, bool)]
+  crops: list[np.ndarray] = [fingerprints.empty().crops]
+  for chunk in inputs.read(source, model.meta, workers, 'evaluate'):
     good = [i for i, item in enumerate(chunk) if item.image is not None]
+    hit = np.zeros(len(chunk), bool)
+    heads = np.zeros((len(chunk), *crops[0].shape[1:]), np.uint8)
     if good:
       images = np.stack([chunk[i].image for i in good])  # type: ignore[misc]
-      at = first + np.array(good)
-      equal[at] = fingerprints.equal(model.fingerprints, images)
-      crops[at] = duplicates.crops(images, np.arange(len(images)))
+      hit[good] = fingerprints.equal(model.fingerprints, images)
+      heads[good] = duplicates.crops(images, np.arange(len(images)))
+    equal.append(hit)
+    crops.append(heads)
     probs += predict.predict_items(model, chunk)
     items += [item._replace(image=None) for item in chunk]
-  near = fingerprints.near(model.fingerprints, crops)
-  return External(items, probs, equal, near, crops)
+  stacked = np.concatenate(crops)
+  near = fingerprints.near(model.fingerprints, stacked)
+  return External(items, probs, np.concatenate(equal), near, stacked)
 
 
 def joined_groups(
@@ -231,11 +363,11 @@ def joined_groups(
   return groups.join([units[i] for i in at], pairs)
 
 
-def write_leaks(workdir: str, names: Sequence[str], found: External) -> None:
+def write_leaks(workdir: str, found: External) -> None:
   """overlap.csv: which images the bundle was trained on, and how that shows."""
   rows = [
     [name, 'equal' if equal else 'near']
-    for name, equal, near in zip(names, found.equal, found.near)
+    for name, equal, near in zip(found.names, found.equal, found.near)
     if equal or near
   ]
   path = os.path.join(workdir, 'overlap.csv')

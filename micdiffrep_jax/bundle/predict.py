@@ -1,53 +1,81 @@
 """Task `predict`: pictures and a bundle to a table of classes.
 
-The decoder and its rules are those of preparation, so that a picture is the
-same to a classifier as it was in training.
+The files are read as preparation reads them, so that a picture is the same to a
+classifier as it was in training.
 
-Letters: n images, s their side, c channels, k classes.
+Letters: n images, k classes.
 """
 
-from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-import functools
+from collections.abc import Sequence
 import os
-from typing import Any, NamedTuple
+from typing import Any
 
 from ml_collections import ConfigDict
 import numpy as np
 
-from micdiffrep_jax.bundle import occlusion
+from micdiffrep_jax.bundle import inputs, occlusion
 from micdiffrep_jax.bundle.classifier import (
   Classifier,
   bundle_predict,
   load_bundle,
 )
-from micdiffrep_jax.data import decode, sources, store
+from micdiffrep_jax.bundle.inputs import Item
+from micdiffrep_jax.data import identity, store
 from micdiffrep_jax.draw import grids
-from micdiffrep_jax.run import log
-from micdiffrep_jax.run.files import write_results
+from micdiffrep_jax.run import files, log
 
 FAILED = 3  # exit status where some file could not be read
-_CHUNK = 128  # files that are held in memory at once
 _DOUBTFUL = ('constant', 'tiny')  # rules that make any class a guess
 
 
-class Item(NamedTuple):
-  """One picture, or the reason why there is none.
+class Patients:
+  """Adds up what is said of the slices of each patient, as they come."""
 
-  file: as it was given; image (s, s, c) uint8; rules: what was done to get it,
-  and what is odd about it.
-  """
+  def __init__(self) -> None:
+    self._sums: dict[str, np.ndarray] = {}
+    self._slices: dict[str, int] = {}
+    self._true: dict[str, list[str]] = {}
 
-  file: str
-  image: np.ndarray | None
-  rules: tuple[str, ...] = ()
-  reason: str = ''
+  def add(self, patient: str, probs: np.ndarray, true: str = '') -> None:
+    """Adds a slice: probabilities (k,) and its true class, '' for unknown."""
+    self._sums[patient] = self._sums.get(patient, 0) + probs
+    self._slices[patient] = self._slices.get(patient, 0) + 1
+    classes = self._true.setdefault(patient, [])
+    if true and true not in classes:
+      classes.append(true)
+
+  def write(
+    self, workdir: str, classes: Sequence[str], threshold: float
+  ) -> int:
+    """Writes patients.csv, the mean over slices; returns how many patients.
+
+    Without a patient there is no table.
+    """
+    rows = []
+    for patient, total in self._sums.items():
+      probs = total / self._slices[patient]
+      rows.append(
+        [
+          patient,
+          str(self._slices[patient]),
+          *said(classes, probs, bool(probs.max() < threshold)),
+          # Of several classes where the folders say so.
+          ' '.join(self._true[patient]),
+        ]
+      )
+    header = ['patient', 'slices', *said_columns(classes), 'true_class']
+    if not any(self._true.values()):
+      header, rows = header[:-1], [row[:-1] for row in rows]
+    if rows:
+      write_table(os.path.join(workdir, 'patients.csv'), header, rows)
+    return len(rows)
 
 
 def run(config: ConfigDict, workdir: str) -> dict[str, Any]:
-  """Writes predictions.csv, one row per input in its order.
+  """Writes predictions.csv, a row per slice in the order of the inputs.
 
-  SystemExit(3) where some file could not be read; the others are predicted.
+  Where patients are known, patients.csv has a row for each. SystemExit(3) where
+  some file could not be read; the others are predicted.
   """
   model = load_bundle(config.bundle)
   threshold = config.low_confidence or model.meta.low_confidence
@@ -56,123 +84,88 @@ def run(config: ConfigDict, workdir: str) -> dict[str, Any]:
       f'low_confidence={threshold} is outside [0, 1]. Set '
       '--config.low_confidence, 0 for that of the bundle.'
     )
-  root, files = list_files(config.source)
   os.makedirs(workdir, exist_ok=True)
   rows: list[list[str]] = []
   failed: list[list[str]] = []
-  for chunk in read(root, files, model, config.workers, 'predict'):
-    for item, p in zip(chunk, predict_items(model, chunk)):
-      if item.image is None:
-        failed.append([item.file, item.reason])
-      elif config.heatmaps:
-        save_heatmap(model, item, p, len(rows), workdir, config.occlusion)
-      rows.append(table_row(model.classes, item, p, threshold))
+  ignored = 0
+  people = Patients()
+  with inputs.open_inputs(
+    config.source, model.meta, '--config.source'
+  ) as source:
+    for chunk in inputs.read(source, model.meta, config.workers, 'predict'):
+      probs = predict_items(model, chunk)
+      for item, p, who in zip(chunk, probs, inputs.patients(chunk)):
+        if item.failed:
+          failed.append([item.name, item.reason])
+        ignored += item.reason == inputs.NO_PICTURE
+        if p is not None and who:
+          people.add(who, p)
+        if p is not None and config.heatmaps:
+          save_heatmap(model, item, p, len(rows), workdir, config.occlusion)
+        rows.append(table_row(model.classes, item, p, threshold))
+    junk = inputs.tell_ignored(source, ignored)
   path = os.path.join(workdir, 'predictions.csv')
-  partial = path + '.partial'
-  store.write_table(partial, columns(model.classes), rows)
-  os.replace(partial, path)
-  classes = [row[2] for row in rows]
-  unsure = sum(row[4] == '1' for row in rows)
-  record = write_results(
-    workdir,
-    {
-      'task': 'predict',
-      'predictions': path,
-      'images': len(rows) - len(failed),
-      'failed': failed,
-      'low_confidence': unsure,
-      'low_confidence_below': threshold,
-      'counts': {name: classes.count(name) for name in model.classes},
-      'bundle': model.meta.as_dict(),
-    },
-    config,
-  )
+  write_table(path, columns(model.classes), rows)
+  record = {
+    'task': 'predict',
+    'predictions': path,
+    'files': len(source.files),
+    'images': len(rows) - len(failed) - ignored,
+    'patients': people.write(workdir, model.classes, threshold),
+    'ignored': junk,
+    'failed': failed,
+    **count_classes(model.classes, rows),
+    'low_confidence_below': threshold,
+    'bundle': model.meta.as_dict(),
+  }
+  record = files.write_results(workdir, record, config)
+  tell(record, path)
+  return record
+
+
+def count_classes(
+  classes: Sequence[str], rows: Sequence[Sequence[str]]
+) -> dict[str, Any]:
+  """How often each class is said in predictions.csv, and how often unsure."""
+  header = columns(classes)
+  told = [row[header.index('class')] for row in rows]
+  unsure = [row[header.index('low_confidence')] for row in rows]
+  return {
+    'low_confidence': unsure.count('1'),
+    'counts': {name: told.count(name) for name in classes},
+  }
+
+
+def tell(record: dict[str, Any], path: str) -> None:
+  """Logs what became of the inputs; SystemExit(3) where some failed."""
+  failed = record['failed']
   log.get_logger().info(
-    '%d pictures in %s, %d of low confidence. Research use only.',
-    len(rows) - len(failed),
+    '%d pictures%s in %s, %d of low confidence. Research use only.',
+    record['images'],
+    f' of {record["patients"]} known patients' if record['patients'] else '',
     path,
-    unsure,
+    record['low_confidence'],
   )
   if failed:
     for file, reason in failed[:20]:
       log.get_logger().error('%s: %s', file, reason)
-    log.get_logger().error('%d of %d files failed.', len(failed), len(rows))
+    log.get_logger().error(
+      '%d of %d files failed.', len(failed), record['files']
+    )
     raise SystemExit(FAILED)
-  return record
 
 
-def list_files(
-  source: str | Sequence[str], flag: str = '--config.source'
-) -> tuple[str, list[str]]:
-  """A root and the files below it, in their order.
-
-  source: a folder (all pictures below, in natural order), a file, '@LIST' (a
-  text file with one path per line) or a sequence of paths. Raises ValueError
-  where that names nothing.
-  """
-  if not source:
-    raise ValueError(
-      f'Nothing to read. Set {flag} to a folder, a file or @LIST.'
-    )
-  if not isinstance(source, str):
-    return '', list(source)
-  path = os.path.expanduser(source)
-  if source.startswith('@'):
-    try:
-      with open(os.path.expanduser(source[1:]), encoding='utf-8') as f:
-        files = [line.strip() for line in f if line.strip()]
-    except OSError as e:
-      raise ValueError(f'{flag}={source!r}: {e.strerror}.') from e
-    if not files:
-      raise ValueError(f'{flag}={source!r} lists no file.')
-    return '', files
-  if os.path.isdir(path):
-    return path, sources.open_folder(path).files
-  if os.path.exists(path):
-    return '', [path]
-  raise ValueError(
-    f'{flag}={source!r} does not exist. Give a folder, a file, or @LIST '
-    'for a text file with one path per line.'
-  )
-
-
-def read(
-  root: str,
-  files: Sequence[str],
-  model: Classifier,
-  workers: int = 0,
-  desc: str = 'read',
-) -> Iterator[list[Item]]:
-  """Decodes files in chunks, in order; a file that fails becomes a reason."""
-  meta = model.meta
-  work = functools.partial(_read_one, root, meta.size_px, meta.channels)
-  with (
-    ThreadPoolExecutor(workers or os.cpu_count() or 1) as pool,
-    log.progress(total=len(files), desc=desc, unit='file') as bar,
-  ):
-    for start in range(0, len(files), _CHUNK):
-      chunk = files[start : start + _CHUNK]
-      yield [item for found in pool.map(work, chunk) for item in found]
-      bar.update(len(chunk))
-
-
-def _read_one(root: str, size_px: int, channels: int, file: str) -> list[Item]:
-  path = os.path.expanduser(os.path.join(root, file))
+def write_table(
+  path: str, header: Sequence[str], rows: Sequence[Sequence[str]]
+) -> None:
+  """Writes a CSV file that is whole or absent."""
+  partial = path + '.partial'
   try:
-    with open(path, 'rb') as f:
-      pictures = [decode.read_image(f.read(), channels)]
-  except OSError as e:
-    return [Item(file, None, reason=e.strerror or str(e))]
-  except (ValueError, MemoryError) as e:
-    return [Item(file, None, reason=str(e) or type(e).__name__)]
-  return [
-    Item(
-      file + (f'#{picture.part}' if picture.part else ''),
-      decode.to_square(picture.pixels, size_px, channels),
-      picture.rules + decode.shape_rules(picture.pixels, size_px),
-    )
-    for picture in pictures
-  ]
+    store.write_table(partial, header, rows)
+    os.replace(partial, path)
+  finally:
+    if os.path.exists(partial):
+      os.remove(partial)
 
 
 def predict_items(
@@ -188,17 +181,30 @@ def predict_items(
   return found
 
 
-def columns(classes: Sequence[str]) -> list[str]:
-  """The header of predictions.csv."""
+def said_columns(classes: Sequence[str]) -> list[str]:
+  """The header over what `said` gives."""
   return [
-    'file',
-    'status',
     'class',
     'confidence',
     'low_confidence',
     *(f'p_{name}' for name in classes),
-    'notes',
   ]
+
+
+def said(classes: Sequence[str], probs: np.ndarray, unsure: bool) -> list[str]:
+  """The cells that tell a class: its name, how sure, all probabilities."""
+  best = int(probs.argmax())
+  return [
+    classes[best],
+    f'{probs[best]:.4f}',
+    '1' if unsure else '0',
+    *(f'{p:.4f}' for p in probs),
+  ]
+
+
+def columns(classes: Sequence[str]) -> list[str]:
+  """The header of predictions.csv."""
+  return ['file', 'slice', 'status', *said_columns(classes), 'notes']
 
 
 def table_row(
@@ -209,18 +215,17 @@ def table_row(
 ) -> list[str]:
   """A line of predictions.csv; notes hold the reason or the decoding rules."""
   if probs is None:
-    blank = [''] * (3 + len(classes))
-    return [item.file, 'failed', *blank, item.reason]
-  best = int(probs.argmax())
-  unsure = probs[best] < threshold or any(r in _DOUBTFUL for r in item.rules)
+    status = 'failed' if item.failed else 'ignored'
+    blank = [''] * len(said_columns(classes))
+    return [item.file, item.part, status, *blank, item.reason]
+  unsure = probs.max() < threshold or any(r in _DOUBTFUL for r in item.rules)
+  notes = ' '.join(item.rules)
   return [
     item.file,
+    item.part,
     'ok',
-    classes[best],
-    f'{probs[best]:.4f}',
-    '1' if unsure else '0',
-    *(f'{p:.4f}' for p in probs),
-    ' '.join(item.rules),
+    *said(classes, probs, bool(unsure)),
+    notes,
   ]
 
 
@@ -240,6 +245,7 @@ def save_heatmap(
   drop = occlusion.drop_map(
     model, item.image, int(probs.argmax()), config.window, config.stride
   )
-  stem = os.path.splitext(os.path.basename(item.file))[0]
-  path = os.path.join(folder, f'{number:05d}_{stem}.png')
+  stem = identity.stem(os.path.basename(item.file))
+  part = f'_{item.part}' if item.part else ''
+  path = os.path.join(folder, f'{number:05d}_{stem}{part}.png')
   grids.save_png(path, occlusion.overlay(item.image, drop, config.size_px))

@@ -16,7 +16,7 @@ import numpy as np
 
 from micdiffrep_jax.data import splits, store
 from micdiffrep_jax.data.sources import phantom
-from micdiffrep_jax.run import files, log
+from micdiffrep_jax.run import files, log, paths
 from micdiffrep_jax.run.checks import lookup
 
 CACHE = 'images.npy'
@@ -65,7 +65,7 @@ def locate(path: str) -> str:
   """
   arguments = phantom.arguments_of(path)
   if arguments is None:
-    return os.path.abspath(os.path.expanduser(path))
+    return os.path.abspath(paths.expand(path))
   return phantom.folder(arguments)
 
 

@@ -15,6 +15,8 @@ import simplejpeg
 SUFFIXES = ('.jpg', '.jpeg', '.png', '.bmp', '.tif', '.tiff', '.webp')
 _ORIENTATION = 274  # EXIF tag
 _BITS_PER_SAMPLE = 258  # TIFF tag
+MAX_PIXELS = 2**27  # of one picture; 400 MB in colour
+_PADDED_PX = 8192  # side from which a picture is reduced before it is padded
 _TINY_PX = 8
 _STRAY_BYTES = 16
 _NARROW = 4  # aspect ratio from which a picture is reported
@@ -58,6 +60,10 @@ def to_square(pixels: np.ndarray, size_px: int, channels: int) -> np.ndarray:
   if channels == 1 and pixels.ndim == 3:
     pixels = cv2.cvtColor(np.ascontiguousarray(pixels), cv2.COLOR_RGB2GRAY)
   h, w = pixels.shape[:2]
+  if h != w and max(h, w) > _PADDED_PX:  # else a strip becomes gigabytes
+    part = _PADDED_PX / max(h, w)
+    h, w = max(1, round(h * part)), max(1, round(w * part))
+    pixels = cv2.resize(pixels, (w, h), interpolation=cv2.INTER_AREA)
   side = max(h, w)
   if h != w:
     top, left = (side - h) // 2, (side - w) // 2
@@ -111,6 +117,7 @@ def read_image(data: bytes, channels: int = 3) -> Picture:
       return picture
   try:
     with Image.open(io.BytesIO(data)) as image:
+      _check_size(*image.size)
       return _read_pillow(image, data)
   except Image.DecompressionBombError as e:
     raise ValueError(f'too many pixels: {e}') from None
@@ -121,6 +128,14 @@ def read_image(data: bytes, channels: int = 3) -> Picture:
   except Exception as e:
     # On damage, decoders raise whatever they stumble over.
     raise ValueError(f'damaged: {e or type(e).__name__}') from None
+
+
+def _check_size(width: int, height: int) -> None:
+  """Raises ValueError before memory is taken for what a header claims."""
+  if not 0 < width * height <= MAX_PIXELS:
+    raise ValueError(
+      f'too many pixels: {width} x {height}; at most {MAX_PIXELS:,} are read'
+    )
 
 
 def load(path: str, size_px: int, channels: int) -> np.ndarray:
@@ -145,11 +160,14 @@ def _read_plain_jpeg(data: bytes, channels: int) -> Picture | None:
   """The fast way for 8-bit grey or YCbCr; None leaves the file to Pillow."""
   try:
     try:
-      _, _, colour, _ = simplejpeg.decode_jpeg_header(data, strict=False)
+      height, width, colour, _ = simplejpeg.decode_jpeg_header(
+        data, strict=False
+      )
     except KeyError:
       return None  # an unknown colour space
     if colour in ('CMYK', 'YCCK'):
       return None
+    _check_size(width, height)
     grey = channels == 1 or colour.upper() in ('GRAY', 'GREY')
     pixels = simplejpeg.decode_jpeg(data, 'GRAY' if grey else 'RGB')
   except ValueError as e:

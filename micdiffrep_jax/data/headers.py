@@ -6,7 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 import os
 from typing import NamedTuple
 
-from micdiffrep_jax.data import dicom, nifti, volumes
+from micdiffrep_jax.data import dicom, nifti, store, volumes
 from micdiffrep_jax.run import log
 
 _CHUNK = 64  # headers that a thread reads at once
@@ -29,10 +29,12 @@ def examine(root: str, files: Sequence[str], kinds: Sequence[str]) -> Told:
   """Reads the header of each file below a root that is DICOM or NIfTI.
 
   kinds: 'dicom', something with 'nifti', or what has no such header. Raises
-  ValueError for files whose reader is not installed.
+  ValueError for files whose reader is not installed, and where patients' ids
+  cannot be hidden.
   """
   if 'dicom' in kinds:
     volumes.check_installed('pydicom')
+    store.check_salt()
   if any('nifti' in kind for kind in kinds):
     volumes.check_installed('nibabel')
   asked = [

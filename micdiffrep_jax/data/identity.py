@@ -5,12 +5,12 @@ patient is known or not: what is not known is said, never guessed.
 """
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 import csv
 import io
 import os
 import re
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from micdiffrep_jax.run import log
 
@@ -253,9 +253,20 @@ def _set(table: dict[str, str], key: str, patient: str, where: str) -> None:
     )
 
 
+def _lines(reader: Any, path: str) -> Iterator[list[str]]:
+  """The rows of a csv.reader; ValueError for what it cannot take apart."""
+  try:
+    yield from reader
+  except csv.Error as e:
+    raise ValueError(
+      f'config.data.group_csv={path!r} is no table: line {reader.line_num}: '
+      f'{e}.'
+    ) from None
+
+
 def _read_table(path: str) -> list[tuple[int, str, str]]:
   """Lines (number, file, patient) of a CSV file as programs export them."""
-  with open(os.path.expanduser(path), 'rb') as f:
+  with open(path, 'rb') as f:
     data = f.read()
   try:
     text = data.decode('utf-8-sig')
@@ -268,7 +279,7 @@ def _read_table(path: str) -> list[tuple[int, str, str]]:
   first = text.partition('\n')[0]
   sign = max(',;\t', key=first.count)
   reader = csv.reader(io.StringIO(text, newline=''), delimiter=sign)
-  header = [name.strip().lower() for name in next(reader, [])]
+  header = [name.strip().lower() for name in next(_lines(reader, path), [])]
   column = next((c for c in _COLUMNS if c in header), '')
   if 'file' not in header or not column:
     raise ValueError(
@@ -276,7 +287,7 @@ def _read_table(path: str) -> list[tuple[int, str, str]]:
       f'1 has {header}.'
     )
   rows = []
-  for cells in reader:
+  for cells in _lines(reader, path):
     if not any(cell.strip() for cell in cells):
       continue
     if len(cells) != len(header):

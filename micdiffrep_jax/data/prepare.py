@@ -31,7 +31,7 @@ from micdiffrep_jax.data import (
   volumes,
 )
 from micdiffrep_jax.data.sources import phantom
-from micdiffrep_jax.run import files, log
+from micdiffrep_jax.run import files, log, paths
 from micdiffrep_jax.run.checks import in_range
 
 VERSION = 2  # of the rules: raise it when the same files give other pixels
@@ -86,7 +86,7 @@ def prepare(data: ConfigDict, seed: int = 0) -> store.Info:
   cannot serve; nothing is left behind then.
   """
   check(data)
-  out = os.path.abspath(os.path.expanduser(data.out))
+  out = os.path.abspath(data.out)
   listed = _open_sources(data)
   labels = _labels(listed, data)
   # Fails now, not after an hour.
@@ -130,6 +130,7 @@ def prepared_phantom(arguments: str) -> str:
   """Prepares a phantom, unless it is there; returns its folder."""
   folder = phantom.folder(arguments)
   if not os.path.exists(os.path.join(folder, store.INFO)):
+    paths.check_user_cache('the phantom')
     size_px = phantom.parse(arguments).size_px
     prepare(phantom_config(arguments, size_px, folder))
   return folder
@@ -249,7 +250,7 @@ def _stamp(
   for source in listed:
     digest.update(f'{source.origin}\0{source.stamp}\0'.encode())
   if data.group_csv:
-    with open(os.path.expanduser(data.group_csv), 'rb') as f:
+    with open(data.group_csv, 'rb') as f:
       digest.update(f.read())
   return digest.hexdigest()
 

@@ -15,6 +15,8 @@ from typing import Any
 
 import numpy as np
 
+from micdiffrep_jax.run import paths
+
 MANIFEST = 'manifest.csv'
 REJECTED = 'rejected.csv'
 INFO = 'dataset.json'
@@ -75,9 +77,16 @@ class Info:
 
 def user_cache() -> str:
   """This user's folder for what can be made again: $MICDIFFREP_CACHE."""
-  return os.environ.get('MICDIFFREP_CACHE') or os.path.expanduser(
-    '~/.cache/micdiffrep_jax'
-  )
+  return paths.user_cache()
+
+
+def check_salt() -> None:
+  """Raises ValueError where the secret that hides patients' ids has no place.
+
+  Else each DICOM file would seem to be damaged.
+  """
+  if not os.path.exists(os.path.join(user_cache(), 'salt')):
+    paths.check_user_cache("the secret that hides patients' ids")
 
 
 def pixel_hash(image: np.ndarray) -> str:
@@ -162,7 +171,7 @@ def write_table(
   path: str, columns: Sequence[str], rows: Iterable[Sequence[Any]]
 ) -> None:
   """Writes a CSV file with a header."""
-  with open(path, 'w', newline='') as f:
+  with open(path, 'w', newline='', encoding='utf-8') as f:
     writer = csv.writer(f, lineterminator='\n')
     writer.writerow(columns)
     writer.writerows(rows)
@@ -179,7 +188,7 @@ def read_manifest(folder: str) -> dict[str, np.ndarray]:
 
   One that was written before patients were known has no split `patient`.
   """
-  with open(os.path.join(folder, MANIFEST), newline='') as f:
+  with open(os.path.join(folder, MANIFEST), newline='', encoding='utf-8') as f:
     reader = csv.reader(f)
     header = next(reader)
     columns = list(zip(*reader, strict=True)) or [()] * len(header)

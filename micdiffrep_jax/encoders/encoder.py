@@ -12,7 +12,7 @@ from ml_collections import ConfigDict
 import numpy as np
 
 from micdiffrep_jax.methods import METHODS, Reader
-from micdiffrep_jax.run import archive, checkpoint, devices
+from micdiffrep_jax.run import archive, checkpoint, devices, paths
 from micdiffrep_jax.run.checks import lookup
 from micdiffrep_jax.run.keys import stream
 
@@ -108,7 +108,7 @@ def config_from_json(record: dict) -> ConfigDict:
 
 def is_bundle(path: str) -> bool:
   """Whether a path is of one file; pretraining runs are folders."""
-  return os.path.isfile(os.path.expanduser(path))
+  return os.path.isfile(paths.expand(path))
 
 
 def load_encoder(path: str, step: int | None = None) -> Encoder:
@@ -122,7 +122,7 @@ def load_encoder(path: str, step: int | None = None) -> Encoder:
     return _of_run(path, step)
   encoder = of_archive(*archive.read(path), path)
   # Another file may come to lie under this name.
-  with open(os.path.expanduser(path), 'rb') as f:
+  with open(paths.expand(path), 'rb') as f:
     digest = hashlib.file_digest(f, 'sha256').hexdigest()
   info = dataclasses.replace(encoder.info, sha256=digest)
   held = info.step

@@ -8,12 +8,15 @@ before 2020.
 
 from collections import OrderedDict
 from collections.abc import Iterator
+import os
 import pickle
-from typing import Any, BinaryIO, NamedTuple
+from typing import Any, BinaryIO, ClassVar, NamedTuple
 import zipfile
 
 import ml_dtypes
 import numpy as np
+
+from micdiffrep_jax.run.archive import DAMAGE
 
 _DTYPES = {
   'DoubleStorage': np.float64,
@@ -60,8 +63,18 @@ def _rebuild_parameter(data: _Tensor, *_: Any) -> _Tensor:
   return data
 
 
-class _Unpickler(pickle.Unpickler):
-  """Builds dicts, lists and the two records above; other names are errors."""
+class _Unpickler(pickle._Unpickler):  # type: ignore[name-defined]
+  """Builds dicts, lists and the two records above; other names are errors.
+
+  The one in Python: that in C takes as much memory as a damaged number says.
+  """
+
+  # No weights need these, which take memory before they are read.
+  dispatch: ClassVar[dict] = {
+    k: v
+    for k, v in pickle._Unpickler.dispatch.items()  # type: ignore[attr-defined]
+    if k != pickle.BYTEARRAY8[0]
+  }
 
   def __init__(self, file: BinaryIO, path: str):
     super().__init__(file, encoding='utf-8')
@@ -126,8 +139,13 @@ def read(path: str) -> dict[str, np.ndarray]:
     raise ValueError(f'{path!r}: {e.strerror}. Set --config.source.') from e
   except (pickle.UnpicklingError, zipfile.BadZipFile, LookupError) as e:
     raise ValueError(f'{path!r} is no PyTorch file: {e}.') from e
-  except (EOFError, TypeError, AttributeError, UnicodeDecodeError) as e:
+  except (UnicodeDecodeError, AssertionError) as e:
     raise ValueError(f'{path!r} is damaged: {e}.') from e
+  except ValueError:
+    raise
+  except DAMAGE as e:
+    said = str(e) or type(e).__name__
+    raise ValueError(f'{path!r} is damaged: {said}.') from e
   if not named:
     raise ValueError(f'{path!r} holds no tensors.')
   return named
@@ -179,9 +197,11 @@ def _read_old(path: str) -> dict[str, np.ndarray]:
       storage = storages[key]
       dtype = np.dtype(_DTYPES[storage.kind])
       count = int.from_bytes(f.read(8), 'little')
-      content = f.read(count * dtype.itemsize)
-      if count != storage.length or len(content) != count * dtype.itemsize:
+      # Before memory is taken for what a damaged file claims.
+      left = os.fstat(f.fileno()).st_size - f.tell()
+      if count != storage.length or count * dtype.itemsize > left:
         raise ValueError(f'{path!r} is cut short.')
+      content = f.read(count * dtype.itemsize)
       found[key] = np.frombuffer(content, dtype)
     return {k: _array(t, found[t.storage.key]) for k, t in tensors.items()}
 

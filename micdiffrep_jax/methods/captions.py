@@ -183,7 +183,7 @@ def read(
 
 def _table(path: str) -> dict[str, str]:
   try:
-    with open(os.path.expanduser(path), newline='', encoding='utf-8') as f:
+    with open(path, newline='', encoding='utf-8') as f:
       table = list(csv.DictReader(f))
   except OSError as e:
     raise ValueError(

@@ -4,18 +4,41 @@ Encoder and head of a classifier travel in it, rounded to some precision.
 """
 
 import json
+import math
 import os
+import struct
+import tokenize
 from typing import Any
 import zipfile
+import zlib
 
 import jax
 import numpy as np
 
-from micdiffrep_jax.run import files
+from micdiffrep_jax.run import files, paths
 from micdiffrep_jax.run.checks import one_of
 
 VERSION = 1
 PRECISIONS = ('float32', 'float16', 'int8')
+# What zipfile, zlib, numpy and json stumble over in a damaged file.
+DAMAGE = (
+  OSError,
+  EOFError,
+  ValueError,
+  LookupError,
+  TypeError,
+  AttributeError,
+  RuntimeError,  # encrypted, or of another method of compression
+  SyntaxError,  # in the header of an array
+  MemoryError,
+  OverflowError,
+  struct.error,
+  tokenize.TokenError,
+  zipfile.BadZipFile,
+  zlib.error,
+)
+_UNPACKED = 2**30  # bytes that a file may hold whatever its own size
+_RATIO = 100  # by which arrays are compressed at most
 _SMALL = 1024  # arrays below this size are never rounded to int8
 
 
@@ -76,32 +99,48 @@ def write(
   files.write_arrays(path, arrays, compressed=True)
 
 
+def _check_sizes(path: str) -> None:
+  """Raises ValueError before memory is taken for what headers claim."""
+  with zipfile.ZipFile(path) as archive:
+    members = archive.infolist()
+    unpacked = sum(member.file_size for member in members)
+    if unpacked > max(_UNPACKED, _RATIO * os.path.getsize(path)):
+      raise ValueError(f'its arrays would take {unpacked >> 20} MiB')
+    for member in members:
+      with archive.open(member) as f:
+        version = np.lib.format.read_magic(f)
+        read_header = {
+          (1, 0): np.lib.format.read_array_header_1_0,
+          (2, 0): np.lib.format.read_array_header_2_0,
+        }.get(version)
+        if read_header is None:
+          raise ValueError(f'an array of version {version}')
+        shape, _, dtype = read_header(f)
+        if math.prod(shape) * dtype.itemsize > member.file_size:
+          raise ValueError(f'{member.filename} is cut short')
+
+
 def read(path: str) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
   """The arrays and the text; ValueError for a file that is none or damaged."""
   try:
-    with np.load(os.path.expanduser(path), allow_pickle=False) as z:
+    _check_sizes(paths.expand(path))
+    with np.load(paths.expand(path), allow_pickle=False) as z:
       arrays = {name: z[name] for name in z.files}
     text = json.loads(arrays['json'].tobytes())
+    version = text['version']
   except FileNotFoundError:
     raise ValueError(
       f'No bundle at {path!r}. configs/bundle.py makes one from a probe; give '
       'it with --config.bundle=FILE.'
     ) from None
-  except (
-    OSError,
-    EOFError,
-    ValueError,
-    KeyError,
-    TypeError,
-    zipfile.BadZipFile,
-  ) as e:
+  except DAMAGE as e:
     raise ValueError(
       f'{path!r} is no bundle, or is damaged ({e}). Copy it again, or make it '
       'anew with configs/bundle.py.'
     ) from e
-  if text['version'] != VERSION:
+  if version != VERSION:
     raise ValueError(
-      f'{path!r} has version {text["version"]} of the format, this program '
+      f'{path!r} has version {version} of the format, this program '
       f'reads {VERSION}. Make the bundle anew with configs/bundle.py.'
     )
   return arrays, text

@@ -18,7 +18,7 @@ import jax
 from jax.experimental import multihost_utils
 from orbax.checkpoint import v1 as ocp
 
-from micdiffrep_jax.run import files, log
+from micdiffrep_jax.run import files, log, paths
 
 Tree = Any
 SEALS = 'seals'  # folder of the seals, beside the steps
@@ -271,7 +271,8 @@ def find(path: str, step: int | None = None) -> tuple[str, int]:
   path: a run's folder, its checkpoints folder or the folder of one step.
   Raises ValueError that says what was found instead.
   """
-  root = epath.Path(files.absolute(path))  # Orbax reads no relative paths
+  # Orbax reads no relative paths.
+  root = epath.Path(files.absolute(paths.expand(path)))
   if root.name.isdigit() and (root.parent / SEALS).exists():
     root, step = root.parent, int(root.name)
   if (root / 'checkpoints').exists():

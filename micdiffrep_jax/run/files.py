@@ -15,6 +15,8 @@ import jax
 from ml_collections import ConfigDict
 import numpy as np
 
+from micdiffrep_jax.run import paths
+
 PACKAGES = (
   'micdiffrep_jax jax jaxlib flax optax orbax-checkpoint grain '
   'tensorflow-datasets array_record numpy scikit-learn pillow '
@@ -23,11 +25,16 @@ PACKAGES = (
 
 
 def plain(x: Any) -> Any:
-  """Numpy scalars and arrays, tuples and configs -> what JSON knows."""
+  """Numpy scalars and arrays, tuples and configs -> what JSON knows.
+
+  Names of files that are not UTF-8 are escaped, see paths.printable.
+  """
+  if isinstance(x, str):
+    return paths.printable(x)
   if isinstance(x, ConfigDict):
     return plain(x.to_dict())
   if isinstance(x, Mapping):
-    return {str(k): plain(v) for k, v in x.items()}
+    return {paths.printable(str(k)): plain(v) for k, v in x.items()}
   if isinstance(x, list | tuple):
     return [plain(v) for v in x]
   if isinstance(x, np.ndarray):

@@ -6,6 +6,7 @@ import errno
 import fcntl
 import os
 import signal
+import threading
 from types import FrameType
 
 import jax
@@ -15,6 +16,11 @@ from micdiffrep_jax.run import devices, log
 ASK_EVERY = 4  # steps between two questions whether any process should stop
 # What a user can mend: the message suffices, and the exit status is 2.
 EXPECTED = (ValueError, FloatingPointError, OSError)
+_FULL = (errno.ENOSPC, errno.EDQUOT)
+_READ_ONLY = (errno.EROFS, errno.EACCES, errno.EPERM)
+# What a file system says that has no locks (Lustre without -o flock, some NFS
+# and FUSE). ENOTSUP has the number of EOPNOTSUPP.
+_NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP, errno.EINVAL)
 
 
 def exit_status(error: BaseException) -> int:
@@ -27,10 +33,17 @@ def report(error: BaseException) -> None:
 
   $MICDIFFREP_TRACEBACK asks for the traceback of every error.
   """
-  if getattr(error, 'errno', None) in (errno.ENOSPC, errno.EDQUOT):
+  number = getattr(error, 'errno', None)
+  if number in _FULL:
     error = OSError(
       f'{error}. The disk is full: free some space, or give another --workdir. '
-      'The same command goes on from the last good checkpoint.'
+      'Then give the same command again: training goes on from its last good '
+      'checkpoint.'
+    )
+  elif number in _READ_ONLY:
+    error = OSError(
+      f'{error}. This user has no right to that: change its rights, or where '
+      'it is to be written, give another --workdir or --config.data.out.'
     )
   full = exit_status(error) == 1 or os.environ.get('MICDIFFREP_TRACEBACK')
   log.get_logger().error(
@@ -38,12 +51,19 @@ def report(error: BaseException) -> None:
   )
 
 
+def report_of_thread(failure: threading.ExceptHookArgs) -> None:
+  """Logs what ended a thread as `report` does; for threading.excepthook."""
+  if failure.exc_value is not None:
+    report(failure.exc_value)
+
+
 @contextlib.contextmanager
 def lock(workdir: str) -> Iterator[None]:
   """Holds the folder while the block runs; the kernel frees it on any death.
 
   The first process holds it for all of a run. Raises ValueError where another
-  living run does.
+  living run does. Where the file system has no locks, that is said, and the run
+  goes on without.
   """
   if '://' in workdir or jax.process_index():
     # Object stores have no locks; their runs are started by a scheduler.
@@ -59,6 +79,15 @@ def lock(workdir: str) -> Iterator[None]:
         f'Another run (process {f.read().strip() or "unknown"}) is writing to '
         f'{workdir}. Wait for it, stop it, or give another --workdir.'
       ) from None
+    except OSError as e:
+      if e.errno not in _NO_LOCKS:
+        raise
+      log.get_logger().warning(
+        'The file system of %s has no locks (%s): nothing keeps a second run '
+        'from writing there. Start one at a time.',
+        workdir,
+        e.strerror,
+      )
     f.truncate(0)
     f.write(str(os.getpid()))
     f.flush()

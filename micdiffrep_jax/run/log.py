@@ -1,6 +1,7 @@
 """What a run says while it runs: log lines, progress, metrics, pictures."""
 
 from collections.abc import Iterable, Mapping
+import errno
 import json
 import logging
 import os
@@ -98,6 +99,12 @@ class Writer:
     """Appends one line for `step` and one event per value."""
     if not self._active:
       return
+    if self._events_broken():
+      raise OSError(
+        errno.ENOSPC,
+        f'{os.strerror(errno.ENOSPC)}: TensorBoard events were not written',
+        str(self._path.parent),
+      )
     values = {k: float(v) for k, v in values.items()}
     line = json.dumps(files.plain({'step': step, **values})) + '\n'
     if self._file:
@@ -110,7 +117,7 @@ class Writer:
 
   def image(self, step: int, name: str, image: np.ndarray) -> None:
     """image (h, w, c) uint8."""
-    if self._active:
+    if self._active and not self._events_broken():
       if image.shape[-1] == 1:
         image = np.repeat(image, 3, axis=-1)
       self._events.add_image(name, image, step, dataformats='HWC')
@@ -122,4 +129,12 @@ class Writer:
         if self._file:
           self._file.close()
       finally:
-        self._events.close()
+        if not self._events_broken():
+          self._events.close()
+
+  def _events_broken(self) -> bool:
+    """Whether the thread that writes events has died, of a full disk.
+
+    It is not replaced: the next few events would wait for it for ever.
+    """
+    return not self._events.file_writer.event_writer._worker.is_alive()

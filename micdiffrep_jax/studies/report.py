@@ -94,7 +94,7 @@ def collect(folders: Sequence[str]) -> list[Run]:
   """One run per folder; a pipeline's or a sweep's stands for those in it."""
   found = []
   for folder in folders:
-    path = os.path.abspath(os.path.expanduser(folder))
+    path = os.path.abspath(folder)
     one = read(path, os.path.basename(path) or folder)
     parts = []
     if os.path.isdir(path) and (one.record is None or one.task == 'pipeline'):

@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from micdiffrep_jax.data import decode, volumes
+from micdiffrep_jax.run import paths
 
 
 class Source(NamedTuple):
@@ -29,3 +30,25 @@ class Request(NamedTuple):
 
 
 DEFAULT = Request()
+
+
+def with_printable_names(source: Source) -> Source:
+  """The same files under names that tables can hold, see paths.printable.
+
+  Raises ValueError where two files would then have one name.
+  """
+  named = {paths.printable(file): file for file in source.files}
+  origin = paths.printable(source.origin)
+  if (origin, list(named)) == (source.origin, source.files):
+    return source
+  if len(named) != len(source.files):
+    raise ValueError(
+      f'Names below {source.origin!r} that are not UTF-8 look like others once '
+      'they are written out. Rename these files.'
+    )
+  return source._replace(
+    origin=origin,
+    files=list(named),
+    refused=[(paths.printable(file), why) for file, why in source.refused],
+    read=lambda file, channels: source.read(named[file], channels),
+  )

@@ -7,8 +7,12 @@ import hashlib
 import os
 import re
 
-from micdiffrep_jax.data import decode, dicom, headers, nifti, volumes
-from micdiffrep_jax.data.sources.base import DEFAULT, Source
+from micdiffrep_jax.data import decode, dicom, headers, nifti, store, volumes
+from micdiffrep_jax.data.sources.base import (
+  DEFAULT,
+  Source,
+  with_printable_names,
+)
 
 _JUNK_FOLDERS = ('__macosx', '$recycle.bin', 'system volume information')
 
@@ -37,7 +41,7 @@ def open_folder(
   junk.update({kind: len(x) for kind, x in told.no_pictures.items()})
   if not told.files:
     raise ValueError(f'{root!r} holds no picture, but {dict(junk)}.')
-  return Source(
+  source = Source(
     origin=os.path.basename(os.path.abspath(root)),
     files=told.files,
     labels=None,
@@ -47,6 +51,7 @@ def open_folder(
     read=functools.partial(_read_file, root, options),
     refused=told.refused,
   )
+  return with_printable_names(source)
 
 
 def natural_key(name: str) -> tuple[list, str]:
@@ -85,7 +90,8 @@ def _stamp(root: str, files: Sequence[str]) -> str:
     path = os.path.join(root, file)
     # A link that leads nowhere is stamped as a link; reading it fails later.
     stat = os.stat(path) if os.path.exists(path) else os.lstat(path)
-    digest.update(f'{file}\0{stat.st_size}\0{stat.st_mtime_ns}\0'.encode())
+    marks = f'\0{stat.st_size}\0{stat.st_mtime_ns}\0'
+    digest.update(os.fsencode(file) + marks.encode())
   return digest.hexdigest()
 
 

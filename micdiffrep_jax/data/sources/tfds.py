@@ -71,7 +71,7 @@ def _stamp(folder: str, asked: str) -> str:
 def _builder(name: str, data_dir: str) -> Any:
   if os.path.isfile(os.path.join(name, 'dataset_info.json')):
     return tfds.builder_from_directory(name)
-  root = os.path.expanduser(data_dir or '~/tensorflow_datasets')
+  root = data_dir or os.path.expanduser('~/tensorflow_datasets')
   try:
     return tfds.core.read_only_builder.builder_from_files(name, data_dir=root)
   except tfds.core.registered.DatasetNotFoundError:
