@@ -32,6 +32,11 @@ def get_config(preset: str = '') -> ConfigDict:
   data.channels = 1  # 1 grey, 3 colour
   data.classes = ()  # order of the classes; () takes the folders' names, sorted
   data.class_map = ()  # ('folder=class', ...) renames before that
+  # What the folders are, from the top: words class, patient, split, series, *,
+  # and ... for any number: 'class/patient/...'. '' takes the last as class.
+  data.layout = ''
+  data.given_split = ''  # of folders train, val, test: '' warns | keep | ignore
+  data.skip_masks = True  # leave out x_mask.png beside x.png, and BIDS' derived
   data.max_bad_share = 0.01  # unreadable files, as a share, that are tolerated
   data.workers = 0  # threads that read; 0 is one per core
 
@@ -46,6 +51,7 @@ def get_config(preset: str = '') -> ConfigDict:
   data.group_csv = ''  # table: file (a source will do), group, patient_known
   data.group_field = ''  # feature of a TFDS dataset
   data.group_regex = ''  # of the patient: '^(patient\d+)'
+  # data.layout with a patient comes here
   data.group_by = ''  # parent (folder) or file (accept unknown patients)
 
   data.near_duplicates = ConfigDict()  # correlations of 32 px head crops

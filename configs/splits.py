@@ -26,8 +26,10 @@ def get_config(preset: str = '') -> ConfigDict:
   config.splits = ('paper', 'grouped', 'leaky')
   config.checkpoint = ''  # pretraining run or bundle, for all splits
   config.checkpoints = ConfigDict()  # or one of its own
+  config.checkpoints.patient = ''
   config.checkpoints.paper = ''
   config.checkpoints.grouped = ''
   config.checkpoints.leaky = ''
+  config.checkpoints.given = ''
   config.probe = probe.get_config(preset)  # its split and checkpoint are set
   return config

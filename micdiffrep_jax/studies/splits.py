@@ -34,7 +34,7 @@ def check(config: ConfigDict) -> dict[str, ConfigDict]:
   not_empty(config.splits, '--config.splits')
   units = {}
   for name in config.splits:
-    one_of(splits.NAMES, name, 'split', '--config.splits')
+    one_of(splits.ALL, name, 'split', '--config.splits')
     unit = config.probe.copy_and_resolve_references()
     with unit.unlocked():
       unit.data.split = name

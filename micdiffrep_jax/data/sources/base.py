@@ -1,6 +1,7 @@
 """What every kind of source gives, and what it may be asked."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
+import types
 from typing import NamedTuple
 
 from micdiffrep_jax.data import decode, volumes
@@ -17,6 +18,9 @@ class Source(NamedTuple):
   stamp: str  # changes when a file is added, removed or rewritten
   read: Callable[[str, int], list[decode.Picture]]  # file, channels
   groups_on_read: bool = False  # a picture may name its group when read
+  # Paths of what was ignored, by kind; folders end in '/'.
+  left_out: Mapping[str, Sequence[str]] = types.MappingProxyType({})
+  place: str = ''  # absolute path, where the source is a folder
 
 
 class Request(NamedTuple):
@@ -25,6 +29,7 @@ class Request(NamedTuple):
   data_dir: str = ''  # where data sets with a name lie
   group_field: str = ''  # feature that names the group
   options: volumes.Options = volumes.Options()
+  skip_masks: bool = True  # leave out masks of pictures, told by their names
 
 
 DEFAULT = Request()
