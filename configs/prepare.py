@@ -35,6 +35,7 @@ def get_config(preset: str = '') -> ConfigDict:
   # What the folders are, from the top: words class, patient, split, series, *,
   # and ... for any number: 'class/patient/...'. '' takes the last as class.
   data.layout = ''
+  data.class_field = ''  # BIDS: column of participants.tsv that is the class
   data.given_split = ''  # of folders train, val, test: '' warns | keep | ignore
   data.skip_masks = True  # leave out x_mask.png beside x.png, and BIDS' derived
   data.max_bad_share = 0.01  # unreadable files, as a share, that are tolerated

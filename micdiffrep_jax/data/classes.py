@@ -36,8 +36,9 @@ def label_files(
   it is the last folder, or the one before it where the last folder is a
   patient's; folders of a given split (train, test) are passed over. With
   `classes` it is the deepest folder that is one of them. `class_map` renames a
-  folder first. Raises ValueError for a file outside any class and for a folder
-  that is nearly another class.
+  folder first. Raises ValueError for a file outside any class, for folders
+  that look like patients or series, and for one that is nearly another
+  class.
   """
   class_map = class_map or {}
   if layout:
@@ -60,7 +61,9 @@ def label_files(
         f'{tuple(classes)}; the folders hold {sorted(set(labels.values()))}.'
       )
   else:
-    _check_names(set(labels.values()))
+    found = [labels[path.rpartition('/')[0]] for path in short]
+    layouts.check_levels(files, found, layout)
+    _check_names(set(found))
   return [labels[path.rpartition('/')[0]] for path in short]
 
 
@@ -130,8 +133,9 @@ def _class_of(
     raise ValueError(
       f'Files in {folder or "the top folder"!r} have no class folder'
       + (' above their group folder' if parent_is_group else '')
-      + '. Move them into one, or give an unlabelled folder as '
-      'config.data.unlabelled.'
+      + '. Move them into one, say with config.data.layout which folder is '
+      'the class (train, val and test are none), or give an unlabelled folder '
+      'as config.data.unlabelled.'
     )
   return parts[-1]
 

@@ -26,6 +26,7 @@ _FILLERS = frozenset(
 _CAMEL = re.compile(r'(?<=[a-z])(?=[A-Z])|[\W_]+')
 _UID = re.compile(r'[\d.]{12,}|[0-9a-fA-F-]{16,}|sub-\w+')
 _FEW = 5  # names that may be patients
+_SMALL_CLASS = 10  # files, on average, below which many classes are none
 _MANY_PARENTS = 4  # of a name that may be a series
 _SHOWN = 3
 
@@ -262,7 +263,9 @@ def _patient_names(names: set[str]) -> bool:
 
 def _are_patients(tree: Sequence[Sequence[str]], at: int) -> bool:
   """Classes of a level are patients: each is below one folder of few."""
-  if not _patient_names({x[at] for x in tree}):
+  names = {x[at] for x in tree}
+  small = len(names) >= 2 * _FEW and len(tree) < _SMALL_CLASS * len(names)
+  if not small and not _patient_names(names):
     return False
   above: Mapping[str, set[str]] = defaultdict(set)
   for x in tree:

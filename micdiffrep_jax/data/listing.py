@@ -121,10 +121,9 @@ def ending(file: str) -> str:
   return f'{suffix} files' if suffix else 'files without an ending'
 
 
-# Of these kinds a folder may hold nothing else without being a class that lost
-# its pictures.
-NO_LOSS = frozenset(
-  [HIDDEN, HIDDEN_FOLDERS, SPECIAL, 'masks', 'derivatives']
+# What lies beside pictures in any folder.
+HARMLESS = frozenset(
+  [HIDDEN, HIDDEN_FOLDERS]
   + [
     f'.{x} files'
     for x in (
@@ -135,6 +134,9 @@ NO_LOSS = frozenset(
     ).split()
   ]
 )
+# Of these kinds a folder may hold nothing else without being a class that lost
+# its pictures.
+NO_LOSS = HARMLESS | {SPECIAL, 'masks', 'derivatives'}
 
 
 def describe(left_out: Mapping[str, Sequence[str]]) -> list[str]:

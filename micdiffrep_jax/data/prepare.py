@@ -19,6 +19,7 @@ from ml_collections import ConfigDict
 import numpy as np
 
 from micdiffrep_jax.data import (
+  bids,
   classes,
   dataset,
   decode,
@@ -162,6 +163,7 @@ def phantom_config(arguments: str, size_px: int, out: str) -> ConfigDict:
       'classes': (),
       'class_map': (),
       'layout': '',
+      'class_field': '',
       'given_split': '',
       'skip_masks': True,
       'max_bad_share': 0.01,
@@ -235,9 +237,9 @@ def _labels(listed: list[sources.Source], data: ConfigDict) -> list[list[str]]:
   mapping = classes.parse_class_map(data.class_map)
   if first.labels is not None:
     labels[0] = [mapping.get(x, x) for x in first.labels]
-    if data.classes:
-      for name in sorted(set(labels[0]) - {'', *data.classes}):
-        raise classes.unknown_class(name, data.classes)
+  elif data.class_field:
+    found = bids.classes(first.place, first.files, data.class_field)
+    labels[0] = [mapping.get(x, x) for x in found]
   elif any('/' in f for f in first.files) or data.classes:
     labels[0] = _labels_of_folders(first, mapping, data)
   else:
@@ -245,6 +247,9 @@ def _labels(listed: list[sources.Source], data: ConfigDict) -> list[list[str]]:
       '%s has no class folders: its pictures count as unlabelled.',
       first.origin,
     )
+  for name in sorted(set(labels[0]) - {'', *data.classes}):
+    if data.classes:
+      raise classes.unknown_class(name, data.classes)
   layout.check_two_classes(first.files, labels[0])
   if any(labels[0]):
     _check_given(first, labels[0], data)
@@ -271,7 +276,6 @@ def _labels_of_folders(
     data.layout,
   )
   if not data.classes:
-    layout.check_levels(source.files, labels, data.layout)
     classes.check_none_lost(source.files, labels, source.left_out, mapping)
   return labels
 
@@ -312,6 +316,9 @@ def _stamp(
     digest.update(f'{source.origin}\0{source.stamp}\0'.encode())
   if data.group_csv:
     with open(os.path.expanduser(data.group_csv), 'rb') as f:
+      digest.update(f.read())
+  if data.class_field and listed[0].place:
+    with open(os.path.join(listed[0].place, bids.TABLE), 'rb') as f:
       digest.update(f.read())
   return digest.hexdigest()
 

@@ -102,6 +102,7 @@ def keep_given(
   check_given(labels[usable], given[usable])
   rng = np.random.default_rng([seed, zlib.crc32(GIVEN.encode())])
   part = np.where(usable, given, EXCLUDED).astype('<U8')
+  group = _by_appearance(group)
   absent = [p for p in ('test', 'val') if not (given == p).any()]
   for left, name in zip(range(len(absent), 0, -1), absent):
     train = np.flatnonzero(part == 'train')

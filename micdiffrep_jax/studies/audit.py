@@ -174,9 +174,8 @@ def has_two_levels(image: np.ndarray) -> bool:
   first = int(counts.argmax())
   apart = np.abs(np.arange(256) - first) >= _APART
   second = int(np.where(apart, counts, 0).argmax())
-  return bool(counts[second]) and (
-    counts[first] + counts[second] >= _TWO_LEVELS * counts.sum()
-  )
+  share = (counts[first] + counts[second]) / counts.sum()
+  return bool(counts[second] and share >= _TWO_LEVELS)
 
 
 def mask_reasons(dataset: data.Dataset, content: Record) -> list[str]:

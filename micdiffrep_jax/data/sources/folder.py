@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 import functools
 import gzip
 import hashlib
+import logging
 import os
 import tempfile
 import zlib
@@ -42,7 +43,7 @@ def open_folder(
       f'({"/".join(s[1:] for s in decode.SUFFIXES[:8])}/..., DICOM, NIfTI)'
       + (f'. Ignored: {"; ".join(lines)}.' if lines else '.')
     )
-  _tell(root, files, odd, lines, skip_masks)
+  _tell(root, files, odd, left_out, skip_masks)
   kinds = {odd.get(file) or _kind(file) for file in files}
   if 'dicom' in kinds:
     volumes.check_installed('pydicom')
@@ -92,13 +93,19 @@ def _tell(
   root: str,
   files: Sequence[str],
   odd: Mapping[str, str],
-  lines: Sequence[str],
+  left_out: Mapping[str, Sequence[str]],
   skip_masks: bool,
 ) -> None:
   """Says what is left out and what is odd about names."""
   logger = log.get_logger()
+  lines = listing.describe(left_out)
   if lines:
-    logger.warning('Left out of %s: %s.', root, '; '.join(lines))
+    level = (
+      logging.INFO
+      if listing.HARMLESS.issuperset(left_out)
+      else (logging.WARNING)
+    )
+    logger.log(level, 'Left out of %s: %s.', root, '; '.join(lines))
   if odd:
     file, kind = next(iter(odd.items()))
     logger.warning(
