@@ -112,6 +112,18 @@ def test_other_trees_pass(files):
   layout.check_two_classes(files, labels)
 
 
+def test_a_folder_below_each_class_is_passed_over_in_the_suggestion():
+  files = files_of(['sick', 'well'], ['images'], n=9)
+  assert "--config.data.layout='class/*'" in refuse(files)
+  assert set(classes.label_files(files, layout='class/*')) == {'sick', 'well'}
+
+
+def test_a_part_without_class_folders_is_named():
+  files = ['train/sick/1.png', 'train/well/1.png', 'test/2.png']
+  with pytest.raises(ValueError, match="Files in 'test' have no class folder"):
+    classes.label_files(files)
+
+
 def test_one_class_is_refused_with_what_was_found(tmp_path):
   for i in range(6):
     trees.write(tmp_path / 'in' / 'sick' / f'{i}.png', trees.head(i))

@@ -47,12 +47,13 @@ def label_files(
   else:
     short = layouts.without_split(files)
   labels: dict[str, str] = {}
-  for path in short:
+  for file, path in zip(files, short, strict=True):
     folder = path.rpartition('/')[0]
     if folder not in labels:
       parts = [class_map.get(p, p) for p in folder.split('/')] if folder else []
       by_parent = parent_is_group and not layout
-      labels[folder] = _class_of(folder, parts, classes, by_parent)
+      where = file.rpartition('/')[0]
+      labels[folder] = _class_of(where, parts, classes, by_parent)
   if classes:
     absent = sorted(set(classes) - set(labels.values()))
     if absent:

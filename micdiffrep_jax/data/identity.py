@@ -308,6 +308,12 @@ def _headers(
   return told
 
 
+def _layout_with_patients(files: Sequence[str]) -> str:
+  """The layout that folders look like, or one to show how it is written."""
+  text = layouts.suggest(files)
+  return text if 'patient' in text else 'class/patient/...'
+
+
 def _check_all_named(
   files: Sequence[str], found: Identity, listed: set[int], rules: Rules
 ) -> None:
@@ -324,7 +330,7 @@ def _check_all_named(
     'Set one of --config.data.group_csv=TABLE, '
     "--config.data.group_regex='^(patient\\d+)', "
     '--config.data.group_by=parent, '
-    f"--config.data.layout='{layouts.suggest(files) or 'class/patient/...'}'; "
+    f"--config.data.layout='{_layout_with_patients(files)}'; "
     'say which files are copies of one picture '
     f'with --config.data.variant_regex (presets: {sorted(PRESETS)}); or accept '
     'that their patients are unknown with --config.data.group_by=file.'

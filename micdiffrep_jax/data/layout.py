@@ -195,21 +195,20 @@ def suggest(files: Sequence[str]) -> str:
   if depth < 1:
     return ''
   levels = [{x[i] for x in tree} for i in range(depth)]
-  people = [i for i, names in enumerate(levels) if _patient_names(names)]
-  if not people:
-    people = [i for i, n in enumerate(levels) if len(n) >= _FEW * 2]
-  if not people:
-    return ''
-  patient = people[0]
+  people = [i for i, n in enumerate(levels) if _patient_names(n)]
+  people = people or [i for i, n in enumerate(levels) if len(n) >= 2 * _FEW]
+  patient = people[0] if people else -1
   free = [i for i, n in enumerate(levels) if i != patient and len(n) > 1]
   if not free:
     return ''
   above = [i for i in free if i < patient]
   label = (above or free)[0]
   words = ['*'] * depth
-  words[label], words[patient] = 'class', 'patient'
-  deepest = max(label, patient) + 1
-  words[deepest:] = ['series'] * (depth - deepest)
+  words[label] = 'class'
+  if people:
+    words[patient] = 'patient'
+    deepest = max(label, patient) + 1
+    words[deepest:] = ['series'] * (depth - deepest)
   if len(depths) > 1:
     words.append(REST)
   parts = given_parts(files)

@@ -300,8 +300,8 @@ def _check_given(
     counted = Counter(part or 'neither' for part in parts)
     log.get_logger().warning(
       '%s has a split of its own (%s). It is DISSOLVED: new splits are drawn '
-      'from all of its pictures, so its test pictures train. Keep it beside '
-      'them with --config.data.given_split=keep; =ignore silences this.',
+      'from all of its pictures, so what it holds out may train. Keep it '
+      'beside them with --config.data.given_split=keep; =ignore silences this.',
       source.origin,
       ', '.join(f'{part} {n}' for part, n in counted.items()),
     )

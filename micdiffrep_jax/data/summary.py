@@ -62,7 +62,7 @@ def _parts(
   shown = [
     part
     for part in (*splits.PARTS, splits.EXCLUDED)
-    if part != splits.EXCLUDED or sum(parts.get(part, {}).values())
+    if part != splits.EXCLUDED or any(parts.get(part, {}).values())
   ]
   if not names:
     return []
