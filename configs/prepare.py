@@ -4,6 +4,10 @@ python -m micdiffrep_jax.main --config=configs/prepare.py \
   --config.data.source=DIR --config.data.out=OUT \
   --config.data.group_regex='^(patient\d+)'
 
+Folders of patients and series, and a split that the source brings:
+  --config.data.layout='class/patient/...' --config.data.given_split=keep
+A BIDS tree: --config.data.class_field=COLUMN of its participants.tsv.
+
 crystal_clean  the Kaggle set "Crystal Clean: Brain Tumors MRI Dataset":
   python -m micdiffrep_jax.main --config=configs/prepare.py:crystal_clean \
     --config.data.source=~/data/crystal_clean --config.data.out=datasets/cc64
