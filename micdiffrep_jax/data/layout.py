@@ -7,6 +7,7 @@ with the layout to say.
 
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
+import functools
 import re
 from typing import NamedTuple
 
@@ -97,6 +98,7 @@ def read(files: Sequence[str], text: str, word: str) -> list[str]:
   return [name or '' for name in found]
 
 
+@functools.lru_cache(1 << 16)  # of few folders with many files
 def part_of(folder: str) -> str:
   """train, val or test for a folder that is called so; else ''."""
   words = [w.lower() for w in _CAMEL.split(folder) if w]

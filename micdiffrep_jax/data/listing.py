@@ -96,10 +96,11 @@ def _walk_one(
         links.append(path)
         folders.remove(name)
     folders.sort(key=natural_key)
+    here = '' if folder == root else _below(root, folder) + '/'
     for name in names:
       path = os.path.join(folder, name)
       kind = _odd_file(name, path)
-      (left_out[kind] if kind else files).append(_below(root, path))
+      (left_out[kind] if kind else files).append(here + name)
 
 
 def _odd_file(name: str, path: str) -> str:

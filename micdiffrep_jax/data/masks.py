@@ -7,6 +7,7 @@ belongs to: of the same name without the word, or in another folder.
 import bisect
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
+import functools
 import os
 import re
 from typing import NamedTuple
@@ -176,6 +177,7 @@ def _base(stem: str) -> str:
   return match.group('base') if match else ''
 
 
-def _mask_levels(folder: str) -> list[int]:
+@functools.lru_cache(1 << 16)  # of few folders with many files
+def _mask_levels(folder: str) -> tuple[int, ...]:
   """Levels of a path at which a folder is called for masks."""
-  return [i for i, x in enumerate(folder.split('/')) if _FOLDER.match(x)]
+  return tuple(i for i, x in enumerate(folder.split('/')) if _FOLDER.match(x))
