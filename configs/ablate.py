@@ -27,7 +27,7 @@ def get_config(preset: str = '') -> ConfigDict:
 
   config.data = ConfigDict()
   config.data.path = 'phantom'  # a prepared folder, or phantom[:key=value,...]
-  config.data.split = 'patient'  # patient | grouped | paper | leaky
+  config.data.split = 'patient'  # patient | grouped | paper | leaky | given
   config.data.cache = True  # images as one array in memory-mapped form
 
   config.timesteps = (1, 11, 21, 31, 51, 71, 101, 151, 201, 301, 501)

@@ -22,7 +22,7 @@ def get_config(preset: str = '') -> ConfigDict:
   config.data = ConfigDict()
   config.data.path = 'phantom'  # a prepared folder, or phantom[:key=value,...]
   config.data.split = (
-    'patient'  # that decides: patient | grouped | paper | leaky
+    'patient'  # that decides: patient | grouped | paper | leaky | given
   )
   config.data.cache = True  # images as one array in memory-mapped form
 

@@ -4,6 +4,10 @@ python -m micdiffrep_jax.main --config=configs/prepare.py \
   --config.data.source=DIR --config.data.out=OUT \
   --config.data.group_regex='^(patient\d+)'
 
+Folders of patients and series, and a split that the source brings:
+  --config.data.layout='class/patient/...' --config.data.given_split=keep
+A BIDS tree: --config.data.class_field=COLUMN of its participants.tsv.
+
 crystal_clean  the Kaggle set "Crystal Clean: Brain Tumors MRI Dataset":
   python -m micdiffrep_jax.main --config=configs/prepare.py:crystal_clean \
     --config.data.source=~/data/crystal_clean --config.data.out=datasets/cc64
@@ -33,6 +37,12 @@ def get_config(preset: str = '') -> ConfigDict:
   data.channels = 1  # 1 grey, 3 colour
   data.classes = ()  # order of the classes; () takes the folders' names, sorted
   data.class_map = ()  # ('folder=class', ...) renames before that
+  # What the folders are, from the top: words class, patient, split, series, *,
+  # and ... for any number: 'class/patient/...'. '' takes the last as class.
+  data.layout = ''
+  data.class_field = ''  # BIDS: column of participants.tsv that is the class
+  data.given_split = ''  # of folders train, val, test: '' warns | keep | ignore
+  data.skip_masks = True  # leave out x_mask.png beside x.png, and BIDS' derived
   data.max_bad_share = 0.01  # unreadable files, as a share, that are tolerated
   data.workers = 0  # threads that read; 0 is one per core
 
@@ -50,6 +60,7 @@ def get_config(preset: str = '') -> ConfigDict:
   data.group_csv = ''  # table: file (a source will do), group, patient_known
   data.group_field = ''  # feature of a TFDS dataset
   data.group_regex = ''  # of the patient: '^(patient\d+)'
+  # data.layout with a patient comes here
   data.group_by = ''  # parent (folder) or file (accept unknown patients)
 
   data.near_duplicates = ConfigDict()  # correlations of 32 px head crops

@@ -41,7 +41,7 @@ def get_config(preset: str = 'paper') -> ConfigDict:
   config.data = ConfigDict()
   config.data.path = 'phantom'  # a prepared folder, or phantom[:key=value,...]
   config.data.split = (
-    'patient'  # patient | grouped | paper | leaky; test is never read
+    'patient'  # patient | grouped | paper | leaky | given; test is never read
   )
   config.data.spare = ()  # splits whose test images are left out too
   config.data.cache = True  # images as one array in memory-mapped form

@@ -39,7 +39,7 @@ def get_config(preset: str = '') -> ConfigDict:
 
   config.data = ConfigDict()
   config.data.path = 'phantom'  # a prepared folder, or phantom[:key=value,...]
-  config.data.split = 'patient'  # patient | grouped | paper | leaky
+  config.data.split = 'patient'  # patient | grouped | paper | leaky | given
   config.data.cache = True  # images as one array in memory-mapped form
 
   config.layers = ()  # taps to read; () is all that the method has

@@ -26,10 +26,11 @@ def get_config(preset: str = '') -> ConfigDict:
   config.splits = ('leaky', 'paper', 'grouped', 'patient')
   config.checkpoint = ''  # pretraining run or bundle, for all splits
   config.checkpoints = ConfigDict()  # or one of its own
+  config.checkpoints.patient = ''
   config.checkpoints.paper = ''
   config.checkpoints.grouped = ''
   config.checkpoints.leaky = ''
-  config.checkpoints.patient = ''
+  config.checkpoints.given = ''
   config.others = ()  # more encoders, each under every split
   # Of each of them the taps to read, joined by '+'; '' or () is all.
   config.other_layers = ()

@@ -295,3 +295,46 @@ def test_fields_of_dicom_headers_are_tested_as_shortcuts(tmp_path):
     found['DICOM MagneticFieldStrength'].ravel().tolist() == [1.5] * 2 + [3] * 2
   )
   assert found['DICOM Modality'] == 'all images have the same'
+
+
+def disc(radius, low=0, high=255):
+  """A mask (12, 12, 1) uint8."""
+  y, x = np.mgrid[-5.5:6.5, -5.5:6.5]
+  inside = (x * x + y * y < radius * radius)[..., None]
+  return np.where(inside, high, low).astype(np.uint8)
+
+
+def test_two_grey_levels_are_told_from_pictures():
+  rng = np.random.default_rng(0)
+  dim = rng.integers(0, 30, (12, 12, 1), dtype=np.uint8) + disc(4) // 2
+  for image, said in (
+    (disc(4), True),
+    (disc(3, 20, 90), True),
+    (dim, False),
+    (np.full((12, 12, 1), 7, np.uint8), False),  # of one colour
+    (rng.integers(0, 256, (12, 12, 1), dtype=np.uint8), False),
+  ):
+    assert audit.has_two_levels(image) is said
+
+
+def test_masks_beside_their_pictures_fail_an_audit(config):
+  dataset = made()
+  names = dataset.manifest['file'].astype('<U20')
+  names[0], names[1], names[2] = 'a.png', 'a-outline.png', 'b.png'
+  dataset.manifest['file'] = names
+  for row in (1, 2):
+    dataset.images[row] = disc(4 - row)
+    dataset.manifest['sha256'][row] = store.pixel_hash(dataset.images[row])
+  content = audit.look(dataset)
+  assert content['two_levels'] == ['i1', 'i2']
+  assert content['masks'] == [['a-outline.png', 'a.png']]
+  (reason,) = audit.mask_reasons(dataset, content)
+  assert 'a-outline.png / a.png' in reason
+  found = audit.audit(dataset, config)
+  assert found['reasons'] == [reason]
+  assert (
+    '2 images have two grey levels: look whether they are masks.'
+    in (found['warnings'])
+  )
+  dataset.info.settings['skip_masks'] = False  # the user wants them
+  assert audit.mask_reasons(dataset, content) == []

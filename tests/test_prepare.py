@@ -56,7 +56,12 @@ def test_junk_is_ignored_and_counted(tree, tmp_path):
   trees.write(tree / '__MACOSX' / 'sick' / 'b.png', trees.head(0))
   ds = run(tree, tmp_path)
   assert len(ds.images) == 48
-  assert ds.info.junk == {'folders': 2, 'hidden': 2, 'other': 1}
+  assert ds.info.junk == {
+    'hidden files': 2,
+    'hidden or system folders': 2,
+    '.db files': 1,
+  }
+  assert ds.info.left_out['.db files'] == 'sick/Thumbs.db'
 
 
 def test_bad_files_are_listed_with_reasons_and_skipped(tree, tmp_path):

@@ -1,8 +1,11 @@
-"""The class of a file, told by its folders; slips that make one too many."""
+"""The class of a file, told by its folders; classes too many or too few."""
 
 from collections.abc import Mapping, Sequence
 import difflib
 import re
+
+from micdiffrep_jax.data import layout as layouts
+from micdiffrep_jax.data import listing
 
 _LETTERS = re.compile(r'[\W_]+')
 
@@ -25,21 +28,32 @@ def label_files(
   classes: Sequence[str] = (),
   class_map: Mapping[str, str] | None = None,
   parent_is_group: bool = False,
+  layout: str = '',
 ) -> list[str]:
   """The class of each relative path 'a/b/file.png'.
 
-  Without `classes` it is the last folder, or the one before it where the last
-  folder is a patient's. With `classes` it is the deepest folder that is one of
-  them. `class_map` renames a folder first. Raises ValueError for a file outside
-  any class and for a folder that is nearly another class.
+  With `layout` it is the folder that this names, see data/layout.py. Without,
+  it is the last folder, or the one before it where the last folder is a
+  patient's; folders of a given split (train, test) are passed over. With
+  `classes` it is the deepest folder that is one of them. `class_map` renames a
+  folder first. Raises ValueError for a file outside any class, for folders
+  that look like patients or series, and for one that is nearly another
+  class.
   """
   class_map = class_map or {}
+  if layout:
+    named = layouts.read(files, layout, 'class')
+    short = [f'{name}/' for name in named]
+  else:
+    short = layouts.without_split(files)
   labels: dict[str, str] = {}
-  for file in files:
-    folder = file.rpartition('/')[0]
+  for file, path in zip(files, short, strict=True):
+    folder = path.rpartition('/')[0]
     if folder not in labels:
       parts = [class_map.get(p, p) for p in folder.split('/')] if folder else []
-      labels[folder] = _class_of(folder, parts, classes, parent_is_group)
+      by_parent = parent_is_group and not layout
+      where = file.rpartition('/')[0]
+      labels[folder] = _class_of(where, parts, classes, by_parent)
   if classes:
     absent = sorted(set(classes) - set(labels.values()))
     if absent:
@@ -48,8 +62,59 @@ def label_files(
         f'{tuple(classes)}; the folders hold {sorted(set(labels.values()))}.'
       )
   else:
-    _check_names(set(labels.values()))
-  return [labels[file.rpartition('/')[0]] for file in files]
+    found = [labels[path.rpartition('/')[0]] for path in short]
+    layouts.check_levels(files, found, layout)
+    _check_names(set(found))
+  return [labels[path.rpartition('/')[0]] for path in short]
+
+
+def check_none_lost(
+  files: Sequence[str],
+  labels: Sequence[str],
+  left_out: Mapping[str, Sequence[str]],
+  class_map: Mapping[str, str] | None = None,
+) -> None:
+  """Raises ValueError where all files of a class were left out of a listing.
+
+  files and their labels (n,); left_out: paths by kind, see data/listing.py.
+  Folders of text files alone are no classes.
+  """
+  class_map = class_map or {}
+  kept = set(labels)
+  level = _common_level(files, labels, class_map)
+  lost: dict[str, dict[str, list[str]]] = {}
+  for kind, paths in left_out.items():
+    if kind in listing.NO_LOSS:
+      continue
+    for path in paths:
+      parts = [class_map.get(p, p) for p in path.split('/')[:-1]]
+      if len(parts) > (level or 0) and parts:
+        name = parts[-1 if level is None else level]
+        if name not in kept and not layouts.part_of(name):
+          lost.setdefault(name, {}).setdefault(kind, []).append(path)
+  if lost:
+    told = [
+      f'{name!r} ({"; ".join(listing.describe(kinds))})'
+      for name, kinds in lost.items()
+    ]
+    raise ValueError(
+      f'{len(told)} classes would be left without a picture: '
+      f'{", ".join(told[:8])}. Convert the files, mend the folders, move them '
+      'away where they are no classes, or name those that count in '
+      '--config.data.classes.'
+    )
+
+
+def _common_level(
+  files: Sequence[str], labels: Sequence[str], class_map: Mapping[str, str]
+) -> int | None:
+  """The level of folders, from the top, that all classes lie in; or None."""
+  found: set[int] | None = None
+  for file, label in zip(files, labels, strict=True):
+    parts = [class_map.get(p, p) for p in file.split('/')[:-1]]
+    here = {i for i, part in enumerate(parts) if part == label}
+    found = here if found is None else found & here
+  return max(found) if found else None
 
 
 def _class_of(
@@ -69,8 +134,9 @@ def _class_of(
     raise ValueError(
       f'Files in {folder or "the top folder"!r} have no class folder'
       + (' above their group folder' if parent_is_group else '')
-      + '. Move them into one, or give an unlabelled folder as '
-      'config.data.unlabelled.'
+      + '. Move them into one, say with config.data.layout which folder is '
+      'the class (train, val and test are none), or give an unlabelled folder '
+      'as config.data.unlabelled.'
     )
   return parts[-1]
 

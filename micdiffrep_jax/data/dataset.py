@@ -147,8 +147,8 @@ def split_hash(ds: Dataset, split: str) -> str:
 
 
 def split_names(ds: Dataset) -> tuple[str, ...]:
-  """The splits that a data set has: older ones have none of patients."""
-  return tuple(name for name in splits.NAMES if name in ds.manifest)
+  """The splits that a data set has: not all keep one that was given."""
+  return tuple(name for name in splits.ALL if name in ds.manifest)
 
 
 def _split(ds: Dataset, split: str) -> np.ndarray:
@@ -157,6 +157,11 @@ def _split(ds: Dataset, split: str) -> np.ndarray:
     raise ValueError(
       f'{ds.path} was prepared before patients were known, so it has no split '
       f'{split!r}. Prepare it again, or take --config.data.split=grouped.'
+    )
+  if split == splits.GIVEN and split not in names:
+    raise ValueError(
+      f'{ds.path} keeps no split of its source. Prepare it again with '
+      '--config.data.given_split=keep, or take --config.data.split=patient.'
     )
   table = {name: ds.manifest[name] for name in names}
   return lookup(table, split, 'split', '--config.data.split')

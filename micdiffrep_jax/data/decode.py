@@ -12,7 +12,28 @@ import numpy as np
 from PIL import Image, ImageOps
 import simplejpeg
 
-SUFFIXES = ('.jpg', '.jpeg', '.png', '.bmp', '.tif', '.tiff', '.webp')
+# Still pictures that Pillow reads without another program, by their endings.
+_ENDINGS = {
+  'JPEG': '.jpg .jpeg .jpe .jfif .mpo',
+  'JPEG2000': '.jp2 .j2k .j2c .jpc .jpf .jpx',
+  'PNG': '.png .apng',
+  'BMP': '.bmp .dib',
+  'TIFF': '.tif .tiff',
+  'WEBP': '.webp',
+  'AVIF': '.avif',
+  'GIF': '.gif',
+  'PPM': '.ppm .pgm .pbm .pnm .pfm',
+  'PCX': '.pcx',
+  'PSD': '.psd',
+  'QOI': '.qoi',
+  'SGI': '.sgi .rgb .rgba .bw',
+  'SUN': '.ras',
+  'TGA': '.tga',  # last: it has no mark, so it takes anything
+}
+Image.init()
+FORMATS = tuple(name for name in _ENDINGS if name in Image.OPEN)
+SUFFIXES = tuple(s for name in FORMATS for s in _ENDINGS[name].split())
+_MARKED = tuple(name for name in FORMATS if name != 'TGA')
 _ORIENTATION = 274  # EXIF tag
 _BITS_PER_SAMPLE = 258  # TIFF tag
 MAX_PIXELS = 2**27  # of one picture; 400 MB in colour
@@ -97,13 +118,27 @@ def shape_rules(pixels: np.ndarray, size_px: int) -> tuple[str, ...]:
     found.append('tiny')
   if max(h, w) > _NARROW * min(h, w):
     found.append('narrow')
-  if pixels.min() == pixels.max():
+  low, high = pixels.min(), pixels.max()
+  if low == high:
     found.append('constant')
+  elif ((pixels == low) | (pixels == high)).all():
+    found.append('two_levels')  # a drawn outline or a mask
   return tuple(found)
 
 
+def is_picture(path: str) -> bool:
+  """Whether a file begins as a picture does, whatever its name says."""
+  try:
+    with Image.open(path, formats=_MARKED):
+      return True
+  except (Image.UnidentifiedImageError, OSError):
+    return False
+  except Exception:  # the mark of a picture, and damage after it
+    return True
+
+
 def read_image(data: bytes, channels: int = 3) -> Picture:
-  """Decodes the bytes of a JPEG, PNG, BMP, TIFF or WebP file completely.
+  """Decodes the bytes of a file of one of FORMATS completely.
 
   Returns grey pixels where the file is grey or channels is 1 and the decoder
   can give grey directly. Raises ValueError with the reason for a file that is
@@ -116,7 +151,7 @@ def read_image(data: bytes, channels: int = 3) -> Picture:
     if picture is not None:
       return picture
   try:
-    with Image.open(io.BytesIO(data)) as image:
+    with Image.open(io.BytesIO(data), formats=FORMATS) as image:
       _check_size(*image.size)
       return _read_pillow(image, data)
   except Image.DecompressionBombError as e:

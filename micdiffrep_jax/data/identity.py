@@ -12,6 +12,7 @@ import os
 import re
 from typing import Any, NamedTuple
 
+from micdiffrep_jax.data import layout as layouts
 from micdiffrep_jax.run import log
 
 # G_12.jpg is a picture as published, G_12_BR_.jpg one of its variants.
@@ -35,6 +36,7 @@ class Rules(NamedTuple):
   group_csv: str = ''  # table with the columns file, group
   group_regex: str = ''  # pattern of the patient's name
   group_by: str = ''  # parent (folder is patient) or file (patients unknown)
+  layout: str = ''  # of folders; one of them may be the patient
 
   @classmethod
   def of(cls, data: Mapping[str, str]) -> 'Rules':
@@ -56,7 +58,7 @@ class Identity(NamedTuple):
   source: list[str]
   variant: list[str]
   patient: list[str]
-  named_by: list[str]  # group_csv, group_regex, parent, header, BIDS, unknown
+  named_by: list[str]  # group_csv ... BIDS, see assign; or unknown
 
   def people(self) -> list[str]:
     """The patient of each file; a source of an unknown one stands alone."""
@@ -71,13 +73,13 @@ def assign(
 ) -> Identity:
   """Decides file by file, the first that names a patient wins.
 
-  The order: `group_csv`, `group_regex`, `group_by=parent`, what the file or
-  its source says of itself (`known`, '' for nothing), a folder or name sub-XX
-  of BIDS. A file that none of them names has an unknown patient, which must be
-  accepted: by `variant_regex`, `group_by=file`, or a table that says so.
-  Patterns see the name without its ending, or the path where they contain a
-  '/'. Raises ValueError for a rule that does not work, contradictions, and
-  files that are left without a patient.
+  The order: `group_csv`, `group_regex`, the patient of `layout`,
+  `group_by=parent`, what the file or its source says of itself (`known`, '' for
+  nothing), a folder or name sub-XX of BIDS. A file that none of them names has
+  an unknown patient, which must be accepted: by `variant_regex`,
+  `group_by=file`, or a table that says so. Patterns see the name without its
+  ending, or the path where they contain a '/'. Raises ValueError for a rule
+  that does not work, contradictions, and files that are left without a patient.
   """
   if rules.group_by not in CHOICES:
     raise ValueError(
@@ -91,6 +93,7 @@ def assign(
   ways = {
     'group_csv': [table.get(i, '') for i in range(len(files))],
     'group_regex': [_matched(pattern, file) for file in files],
+    'layout': layouts.read(files, rules.layout, 'patient'),
     'parent': [_parent(file, rules.group_by) for file in files],
     'header': told,
     'BIDS': [_subject(file) for file in files],
@@ -316,6 +319,12 @@ def _headers(
   return told
 
 
+def _layout_with_patients(files: Sequence[str]) -> str:
+  """The layout that folders look like, or one to show how it is written."""
+  text = layouts.suggest(files)
+  return text if 'patient' in text else 'class/patient/...'
+
+
 def _check_all_named(
   files: Sequence[str], found: Identity, listed: set[int], rules: Rules
 ) -> None:
@@ -331,7 +340,9 @@ def _check_all_named(
   ways = (
     'Set one of --config.data.group_csv=TABLE, '
     "--config.data.group_regex='^(patient\\d+)', "
-    '--config.data.group_by=parent; say which files are copies of one picture '
+    '--config.data.group_by=parent, '
+    f"--config.data.layout='{_layout_with_patients(files)}'; "
+    'say which files are copies of one picture '
     f'with --config.data.variant_regex (presets: {sorted(PRESETS)}); or accept '
     'that their patients are unknown with --config.data.group_by=file.'
   )

@@ -15,7 +15,15 @@ import numpy as np
 from micdiffrep_jax.data import groups, identity, splits
 
 # Settings that the ids and pixels themselves show.
-_SHOWN_BY_IMAGES = ('slices', 'ct_window', 'intensity', 'group_field')
+_SHOWN_BY_IMAGES = (
+  'slices',
+  'ct_window',
+  'intensity',
+  'group_field',
+  'skip_masks',
+)
+# Settings that count where they are set: they are younger than fingerprints.
+_IF_SET = ('layout', 'given_split', 'class_field')
 
 
 class Row(NamedTuple):
@@ -122,12 +130,14 @@ def split_rows(
   seen: np.ndarray,
   data: ConfigDict,
   seed: int,
+  given: np.ndarray | None = None,
 ) -> dict[str, np.ndarray]:
-  """Columns (n,) of all named splits.
+  """Columns (n,) of all named splits, with `given` that of the folders too.
 
-  usable (n,) bool; seen (m, 2) pairs of an unlabelled row and a labelled one
-  that it repeats: unlabelled rows train unless they repeat a held-out picture.
-  Raises ValueError for classes that a split cannot serve.
+  usable (n,) bool; given (n,) parts, '' at unlabelled rows; seen (m, 2) pairs
+  of an unlabelled row and a labelled one that it repeats: unlabelled rows train
+  unless they repeat a held-out picture. Raises ValueError for classes that a
+  split cannot serve.
   """
   labelled = table['class'] != ''
   rows = np.flatnonzero(labelled)
@@ -143,6 +153,16 @@ def split_rows(
       data.val_share,
       seed,
     )
+    if given is not None:
+      parts[splits.GIVEN] = np.full(len(labelled), '', '<U8')
+      made[splits.GIVEN] = splits.keep_given(
+        table['class'][rows],
+        given[rows],
+        table['group'][rows],
+        usable[rows],
+        {'test': data.test_share, 'val': data.val_share},
+        seed,
+      )
     for name, part in made.items():
       parts[name][rows] = part
   return {
@@ -164,7 +184,7 @@ def counts(
       }
       for part in (*splits.PARTS, splits.EXCLUDED)
     }
-    for split in splits.NAMES
+    for split in splits.ALL
     if split in table
   }
 
@@ -173,7 +193,11 @@ def fingerprint(
   table: Mapping[str, np.ndarray], settings: Mapping[str, Any]
 ) -> str:
   """sha256 of ids, labels, pixel hashes and settings, wherever they lie."""
-  kept = {k: v for k, v in settings.items() if k not in _SHOWN_BY_IMAGES}
+  kept = {
+    k: v
+    for k, v in settings.items()
+    if k not in _SHOWN_BY_IMAGES and (v or k not in _IF_SET)
+  }
   digest = hashlib.sha256(json.dumps(kept, sort_keys=True).encode())
   for row in zip(table['id'], table['class'], table['sha256'], strict=True):
     digest.update('\0'.join((*row, '')).encode())

@@ -19,20 +19,26 @@ from ml_collections import ConfigDict
 import numpy as np
 
 from micdiffrep_jax.data import (
+  bids,
   classes,
   dataset,
   decode,
   duplicates,
   identity,
+  layout,
+  listing,
   manifest,
+  places,
   relatives,
   sources,
+  splits,
   store,
+  summary,
   volumes,
 )
 from micdiffrep_jax.data.sources import phantom
 from micdiffrep_jax.run import files, log, paths
-from micdiffrep_jax.run.checks import in_range
+from micdiffrep_jax.run.checks import in_range, one_of
 
 VERSION = 2  # of the rules: raise it when the same files give other pixels
 # Fields that say where things are or how to work, not what comes out.
@@ -41,8 +47,8 @@ _NOT_SETTINGS = (
 ).split()
 # Of a description, what results.json repeats.
 _REPORTED = (
-  'fingerprint images classes counts rejected junk rules near_duplicates '
-  'patients'
+  'fingerprint images classes counts rejected junk left_out rules '
+  'near_duplicates patients'
 ).split()
 _CHUNK = 16  # files that a thread reads at once
 
@@ -69,25 +75,32 @@ class _Image(NamedTuple):
 
 def run(config: ConfigDict, workdir: str) -> dict[str, Any]:
   """Prepares config.data.source into config.data.out, reports in workdir."""
-  info = prepare(config.data, config.seed).to_json()
+  info = prepare(config.data, config.seed, workdir)
+  record, out = info.to_json(), dataset.locate(config.data.out)
   results = {
-    'path': dataset.locate(config.data.out),
-    **{name: info[name] for name in _REPORTED},
+    'path': out,
+    **{name: record[name] for name in _REPORTED},
+    'next': summary.next_commands(out),
   }
-  return files.write_results(workdir, results, config)
+  written = files.write_results(workdir, results, config)
+  print(summary.text(info, out), flush=True)
+  return written
 
 
-def prepare(data: ConfigDict, seed: int = 0) -> store.Info:
+def prepare(data: ConfigDict, seed: int = 0, report: str = '') -> store.Info:
   """Turns sources into a dataset folder and returns its description.
 
   `data` has the fields of configs/prepare.py. The folder appears under its
-  name only when it is whole. Raises ValueError for settings that cannot work,
-  too many bad files, one picture under two labels and classes that a split
-  cannot serve; nothing is left behind then.
+  name only when it is whole. `report` is a folder that gets rejected.csv in
+  any case. Raises ValueError for settings that cannot work, too many bad
+  files, one picture under two labels, classes that a split cannot serve and a
+  full disk; nothing but the report is left behind then.
   """
   check(data)
   out = os.path.abspath(data.out)
   listed = _open_sources(data)
+  places.check(listed, out)
+  listed = places.tell_apart(listed)
   labels = _labels(listed, data)
   # Fails now, not after an hour.
   known = [item for source in listed for item in source.refused]
@@ -103,10 +116,14 @@ def prepare(data: ConfigDict, seed: int = 0) -> store.Info:
     return done
   parent = os.path.dirname(out)
   os.makedirs(parent, exist_ok=True)
+  # Twice: as raw pixels and as records. A volume gives one slice at least.
+  n_bytes = 2 * sum(len(s.files) for s in listed) * _image_bytes(data)
+  places.check_room(parent, n_bytes)
   part = tempfile.mkdtemp(prefix=f'.{os.path.basename(out)}.', dir=parent)
   try:
-    info = assemble(part, listed, labels, data, settings, stamp)
-    _publish(part, out, data.overwrite, stamp)
+    with places.disk_full_told(out, n_bytes):
+      info = assemble(part, listed, labels, data, settings, stamp, report)
+      _publish(part, out, data.overwrite, stamp)
   finally:
     shutil.rmtree(part, ignore_errors=True)
   log.get_logger().info(
@@ -116,6 +133,10 @@ def prepare(data: ConfigDict, seed: int = 0) -> store.Info:
     out,
   )
   return info
+
+
+def _image_bytes(data: ConfigDict) -> int:
+  return data.size_px * data.size_px * data.channels
 
 
 def resolve(path: str) -> str:
@@ -149,6 +170,10 @@ def phantom_config(arguments: str, size_px: int, out: str) -> ConfigDict:
       'channels': 1,
       'classes': (),
       'class_map': (),
+      'layout': '',
+      'class_field': '',
+      'given_split': '',
+      'skip_masks': True,
       'max_bad_share': 0.01,
       'workers': 0,
       'variant_regex': '',
@@ -193,6 +218,9 @@ def check(data: ConfigDict) -> None:
       f'config.data.channels={data.channels}; 1 (grey) or 3 (colour).'
     )
   in_range(data.size_px, 8, 1024, '--config.data.size_px')
+  if data.layout:
+    layout.parse(data.layout)
+  one_of(layout.GIVEN, data.given_split, 'choice', '--config.data.given_split')
   if data.conflicts not in relatives.POLICIES:
     raise ValueError(
       f'config.data.conflicts={data.conflicts!r}; one of {relatives.POLICIES}.'
@@ -206,7 +234,9 @@ def _options(data: ConfigDict) -> volumes.Options:
 def _open_sources(data: ConfigDict) -> list[sources.Source]:
   options = _options(data)
   volumes.check_options(options)
-  request = sources.Request(data.data_dir, data.group_field, options)
+  request = sources.Request(
+    data.data_dir, data.group_field, options, data.skip_masks
+  )
   specs = [s for s in (data.source, *data.unlabelled) if s]
   return [sources.open_source(spec, request) for spec in specs]
 
@@ -220,26 +250,90 @@ def _labels(listed: list[sources.Source], data: ConfigDict) -> list[list[str]]:
   mapping = classes.parse_class_map(data.class_map)
   if first.labels is not None:
     labels[0] = [mapping.get(x, x) for x in first.labels]
-    if data.classes:
-      for name in sorted(set(labels[0]) - {'', *data.classes}):
-        raise classes.unknown_class(name, data.classes)
+  elif data.class_field:
+    found = bids.classes(first.place, first.files, data.class_field)
+    labels[0] = [mapping.get(x, x) for x in found]
   elif any('/' in f for f in first.files) or data.classes:
-    labels[0] = classes.label_files(
-      first.files, data.classes, mapping, data.group_by == 'parent'
-    )
+    labels[0] = _labels_of_folders(first, mapping, data)
   else:
     log.get_logger().warning(
       '%s has no class folders: its pictures count as unlabelled.',
       first.origin,
     )
-  refused = {file for file, _ in first.refused}
-  readable = [i for i, file in enumerate(first.files) if file not in refused]
-  known = [first.groups[i] for i in readable]
-  if any(labels[0]) and not all(known):
-    # Fails now, not after an hour.
-    named = [first.files[i] for i in readable]
-    identity.assign(named, known, identity.Rules.of(data))
+  for name in sorted(set(labels[0]) - {'', *data.classes}):
+    if data.classes:
+      raise classes.unknown_class(name, data.classes)
+  layout.check_two_classes(first.files, labels[0])
+  if any(labels[0]):
+    _check_given(first, labels[0], data)
+    _check_patients(first, labels[0], data)
   return labels
+
+
+def _labels_of_folders(
+  source: sources.Source, mapping: Mapping[str, str], data: ConfigDict
+) -> list[str]:
+  """Class of each file by its folders, which are checked for slips."""
+  labels = classes.label_files(
+    source.files,
+    data.classes,
+    mapping,
+    data.group_by == 'parent',
+    data.layout,
+  )
+  if not data.classes:
+    classes.check_none_lost(source.files, labels, source.left_out, mapping)
+  return labels
+
+
+def _check_given(
+  source: sources.Source, labels: Sequence[str], data: ConfigDict
+) -> None:
+  """Says what becomes of the source's own split.
+
+  Raises ValueError where it is to be kept and cannot be.
+  """
+  parts = layout.given_parts(source.files, data.layout)
+  if data.given_split == 'keep':
+    if not any(parts):
+      raise ValueError(
+        f'No folders of {source.origin!r} are called train, val or test, so '
+        'there is no split to keep; set --config.data.given_split=ignore.'
+      )
+    labelled = np.array(labels) != ''
+    splits.check_given(np.array(labels)[labelled], np.array(parts)[labelled])
+  elif any(parts) and not data.given_split:
+    counted = Counter(part or 'neither' for part in parts)
+    log.get_logger().warning(
+      '%s has a split of its own (%s). It is DISSOLVED: new splits are drawn '
+      'from all of its pictures, so what it holds out may train. Keep it '
+      'beside them with --config.data.given_split=keep; =ignore silences this.',
+      source.origin,
+      ', '.join(f'{part} {n}' for part, n in counted.items()),
+    )
+
+
+def _check_patients(
+  source: sources.Source, labels: Sequence[str], data: ConfigDict
+) -> None:
+  """Raises ValueError now, not after an hour, for what groups lack.
+
+  Files that their headers refuse are nobody's.
+  """
+  refused = {file for file, _ in source.refused}
+  at = [
+    i
+    for i, file in enumerate(source.files)
+    if labels[i] and file not in refused
+  ]
+  who = identity.assign(
+    [source.files[i] for i in at],
+    [source.groups[i] for i in at],
+    identity.Rules.of(data),
+  )
+  splits.check_enough_units(
+    np.array([labels[i] for i in at]), np.array(who.people())
+  )
 
 
 def _stamp(
@@ -252,6 +346,9 @@ def _stamp(
   if data.group_csv:
     with open(data.group_csv, 'rb') as f:
       digest.update(f.read())
+  if data.class_field and listed[0].place:
+    with open(os.path.join(listed[0].place, bids.TABLE), 'rb') as f:
+      digest.update(f.read())
   return digest.hexdigest()
 
 
@@ -262,25 +359,29 @@ def assemble(
   data: ConfigDict,
   settings: Mapping[str, Any],
   stamp: str,
+  report: str = '',
 ) -> store.Info:
   """Fills an empty folder and returns the description written there.
 
-  labels names the class of each file of each source, '' for none. Raises
-  ValueError for too many bad files, one picture under two labels and classes
-  that a split cannot serve.
+  report: a folder for rejected.csv, '' for none. labels names the class of each
+  file of each source, '' for none. Raises ValueError for too many bad files,
+  one picture under two labels and classes that a split cannot serve.
   """
   raw = os.path.join(folder, 'pixels.raw')
   with open(raw, 'wb') as f:
     gathered = gather(listed, labels, data, f)
-  rows = gathered.rows
-  _check_share(gathered.rejected, listed, data.max_bad_share)
-  if gathered.rejected:
+  rows, rejected = gathered.rows, _unreadable(listed) + gathered.rejected
+  for where in filter(None, (folder, report)):
+    _write_rejected(where, rejected)
+  _check_share(rejected, listed, data.max_bad_share)
+  if rejected:
     log.get_logger().warning(
       '%d of %d files cannot be read; rejected.csv says why.',
-      len(gathered.rejected),
+      len(rejected),
       sum(len(s.files) for s in listed),
     )
   volumes.report(_options(data), gathered.used)
+  places.check_room(folder, len(rows) * _image_bytes(data))
   table, named_by = manifest.build(rows, data)
   constant = np.array([row.constant for row in rows], bool)
   near = relatives.find(table, gathered.crops, constant, data.near_duplicates)
@@ -288,7 +389,8 @@ def assemble(
   table['group'] = manifest.join_patients(table).astype(str)
   usable, summary = relatives.usable(table, near, data.conflicts)
   seed = settings['seed']
-  table.update(manifest.split_rows(table, usable, near.seen, data, seed))
+  given = _given_column(table, listed, data)
+  table.update(manifest.split_rows(table, usable, near.seen, data, seed, given))
   shape = (len(rows), data.size_px, data.size_px, data.channels)
   images = np.memmap(raw, np.uint8, 'r', shape=shape)
   store.write_images(
@@ -297,9 +399,6 @@ def assemble(
   del images
   os.remove(raw)
   store.write_manifest(folder, table)
-  store.write_table(
-    os.path.join(folder, store.REJECTED), ('file', 'reason'), gathered.rejected
-  )
   junk = sum((Counter(s.junk) for s in listed), Counter())
   names = tuple(data.classes) or tuple(sorted(set(table['class']) - {''}))
   info = store.Info(
@@ -309,8 +408,11 @@ def assemble(
     classes=names,
     counts=manifest.counts(table, names),
     origins=[s.origin for s in listed],
-    rejected=len(gathered.rejected),
+    rejected=len(rejected),
     junk=dict(junk),
+    left_out={
+      kind: paths[0] for s in listed[::-1] for kind, paths in s.left_out.items()
+    },
     rules=gathered.rules,
     near_duplicates=summary._asdict(),
     patients=manifest.count_patients(table, named_by),
@@ -320,6 +422,42 @@ def assemble(
   )
   store.write_info(folder, info)
   return info
+
+
+def _given_column(
+  table: Mapping[str, np.ndarray],
+  listed: list[sources.Source],
+  data: ConfigDict,
+) -> np.ndarray | None:
+  """Part (n,) that the folders of each labelled row name; None if not kept."""
+  if data.given_split != 'keep' or not data.source:
+    return None
+  known = listed[0].files
+  part = dict(zip(known, layout.given_parts(known, data.layout), strict=True))
+  return np.array(
+    [
+      part[file] if label else ''
+      for file, label in zip(table['file'], table['class'], strict=True)
+    ]
+  )
+
+
+def _unreadable(listed: list[sources.Source]) -> list[tuple[str, str]]:
+  """Folders that could not be listed, and why."""
+  return [
+    (path, f'folder cannot be read{kind.removeprefix(listing.UNREADABLE)}')
+    for source in listed
+    for kind, paths in source.left_out.items()
+    if kind.startswith(listing.UNREADABLE)
+    for path in paths
+  ]
+
+
+def _write_rejected(folder: str, rejected: list[tuple[str, str]]) -> None:
+  """Writes rejected.csv."""
+  os.makedirs(folder, exist_ok=True)
+  path = os.path.join(folder, store.REJECTED)
+  store.write_table(path, ('file', 'reason'), rejected)
 
 
 def _check_share(

@@ -17,6 +17,7 @@ PROMISES: dict[str, tuple[str, ...]] = {
   'grouped': ('unit', 'near', 'sha256'),
   'paper': ('unit',),
   'leaky': (),
+  'given': ('unit', 'patient_id', 'near', 'sha256'),
 }
 WORDS = {
   'unit': 'sources',
@@ -35,6 +36,7 @@ def check(dataset: data.Dataset, split: str) -> list[str]:
   Raises ValueError for an unknown split.
   """
   promised = lookup(PROMISES, split, 'split', '--config.data.split')
+  data.rows(dataset, split, 'train')  # raises where it has no such split
   reasons = []
   for column in promised:
     found = crossings(dataset, split, column)

@@ -4,10 +4,11 @@
 class; the honest one. The others show what leaks are worth. `grouped`: sources
 with their variants, joined where they nearly repeat. `paper`: a share of the
 sources of each class, rounded up, is test. `leaky`: single images drawn at
-random. Validation is drawn from the training units of a split in the same
-manner.
+random. `given`: the folders of the source say. Validation is drawn from the
+training units of a split in the same manner.
 """
 
+from collections.abc import Mapping
 import itertools
 import math
 from typing import NamedTuple
@@ -17,6 +18,8 @@ import zlib
 import numpy as np
 
 NAMES = ('patient', 'grouped', 'paper', 'leaky')  # from honest to leaky
+GIVEN = 'given'  # that of the source's folders, where it was kept
+ALL = (*NAMES, GIVEN)
 PARTS = ('train', 'val', 'test')
 EXCLUDED = 'excluded'
 _TRIES = 20  # draws of folds before a share is given up
@@ -81,9 +84,61 @@ def make_splits(
   return splits
 
 
+def keep_given(
+  labels: np.ndarray,
+  given: np.ndarray,
+  group: np.ndarray,
+  usable: np.ndarray,
+  shares: Mapping[str, float],
+  seed: int = 0,
+) -> np.ndarray:
+  """The split of the source's folders: (n,) parts, `excluded` among them.
+
+  labels (n,) of any type; given (n,) parts; group (n,), usable (n,) bool. A
+  part that is not given is drawn from the groups that train, `shares` saying
+  how much of them. Raises ValueError for a row without a part, and for a class
+  that is missing from a part.
+  """
+  check_given(labels[usable], given[usable])
+  rng = np.random.default_rng([seed, zlib.crc32(GIVEN.encode())])
+  part = np.where(usable, given, EXCLUDED).astype('<U8')
+  group = _by_appearance(group)
+  absent = [p for p in ('test', 'val') if not (given == p).any()]
+  for left, name in zip(range(len(absent), 0, -1), absent):
+    train = np.flatnonzero(part == 'train')
+    drawn = _by_group(labels[train], group[train], shares[name], rng, left)
+    part[train[drawn]] = name
+  check_given(labels[usable], part[usable])
+  return part
+
+
+def check_given(labels: np.ndarray, given: np.ndarray) -> None:
+  """Raises ValueError where a given split cannot be kept.
+
+  labels and given (n,): an image without a part, no training images, and a
+  class that is missing from a part.
+  """
+  n_odd = int((~np.isin(given, PARTS)).sum())
+  if n_odd or not (given == 'train').any():
+    raise ValueError(
+      f'{n_odd} of {len(given)} images lie in no part of the given split, '
+      f'{int((given == "train").sum())} train. Name their folders train, val '
+      'or test, or take --config.data.given_split=ignore.'
+    )
+  for label in np.unique(labels):
+    for p in np.unique(given):
+      if not (given[labels == label] == p).any():
+        raise ValueError(
+          f'The given split leaves class {str(label)!r} without a {p} image. '
+          'Add some, or take --config.data.given_split=ignore.'
+        )
+
+
 def _by_appearance(units: np.ndarray) -> np.ndarray:
-  """Numbers (n,) in order of first appearance: what units are called is no
-  part of the draw, for names may be hashed with a machine's secret.
+  """Numbers (n,) in order of first appearance.
+
+  What units are called is no part of the draw, for names may be hashed with a
+  machine's secret.
   """
   _, first, number = np.unique(units, return_index=True, return_inverse=True)
   return np.argsort(np.argsort(first))[number]

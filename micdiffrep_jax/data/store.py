@@ -25,6 +25,7 @@ COLUMNS = tuple(
   'index id file origin class source variant unit patient_id near group width '
   'height sha256 patient grouped paper leaky'.split()
 )
+OPTIONAL = ('given',)  # the split of the source's folders, where it was kept
 _INTEGERS = ('index', 'width', 'height')
 _NAME = 'dataset'
 _TEMPLATE = '{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_X_OF_Y}'
@@ -37,11 +38,11 @@ class Info:
 
   counts: images per split, part and class. origins: names of the sources.
   rejected: files that could not be read. junk: files that were ignored, by
-  kind. rules: how often each rule of decoding applied. near_duplicates: see
-  relatives.Summary. patients: see manifest.count_patients. settings: what
-  config.data and the seed set. stamp: the same for the same sources and
-  settings. fingerprint: sha256 over ids, labels, pixels and settings. files:
-  what check_unchanged compares.
+  kind; left_out: an example of each. rules: how often each rule of decoding
+  applied. near_duplicates: see relatives.Summary. patients: see
+  manifest.count_patients. settings: what config.data and the seed set. stamp:
+  the same for the same sources and settings. fingerprint: sha256 over ids,
+  labels, pixels and settings. files: what check_unchanged compares.
   """
 
   size_px: int
@@ -52,6 +53,7 @@ class Info:
   origins: Sequence[str] = ()
   rejected: int = 0
   junk: Mapping[str, int] = field(default_factory=dict)
+  left_out: Mapping[str, str] = field(default_factory=dict)
   rules: Mapping[str, int] = field(default_factory=dict)
   near_duplicates: Mapping[str, Any] = field(default_factory=dict)
   patients: Mapping[str, Any] = field(default_factory=dict)
@@ -179,8 +181,9 @@ def write_table(
 
 def write_manifest(folder: str, manifest: Mapping[str, np.ndarray]) -> None:
   """Writes manifest.csv with its columns in their fixed order."""
-  rows = zip(*(manifest[c] for c in COLUMNS), strict=True)
-  write_table(os.path.join(folder, MANIFEST), COLUMNS, rows)
+  columns = [*COLUMNS, *(c for c in OPTIONAL if c in manifest)]
+  rows = zip(*(manifest[c] for c in columns), strict=True)
+  write_table(os.path.join(folder, MANIFEST), columns, rows)
 
 
 def read_manifest(folder: str) -> dict[str, np.ndarray]:

@@ -9,7 +9,7 @@ from ml_collections import ConfigDict
 import numpy as np
 
 from micdiffrep_jax.data import dataset as data
-from micdiffrep_jax.data import duplicates, splits, store
+from micdiffrep_jax.data import duplicates, masks, splits, store
 from micdiffrep_jax.data import manifest as tables
 from micdiffrep_jax.data import promises as checks
 from micdiffrep_jax.draw import page
@@ -30,6 +30,8 @@ FAILED = 3  # exit status
 _BLOCK = 1024
 _TINY_PX = 8
 _RARE = 0.02  # share of a class that is called rare
+_TWO_LEVELS = 0.85  # share of its pixels that a mask has at two grey levels
+_APART = 40  # grey levels between these two
 _SHORTCUT = 0.8  # area under the curve from which a shortcut is called out
 _SHOWN = 50  # refused files that the page lists
 _CROSSING = {
@@ -74,6 +76,7 @@ def audit(dataset: data.Dataset, config: ConfigDict) -> dict[str, Any]:
     reasons.append(
       f'{len(content["changed"])} images are not those of the manifest'
     )
+  reasons += mask_reasons(dataset, content)
   results: dict[str, Any] = {
     'task': 'audit',
     'data': {
@@ -143,24 +146,57 @@ def verdict(dataset: data.Dataset, split: str) -> Record:
 
 
 def look(dataset: data.Dataset) -> Record:
-  """Ids of images of one colour, from tiny files, enlarged, or changed."""
+  """Ids of images of one colour or two, from tiny files, or changed.
+
+  Of those of two grey levels, `masks` pairs each with the picture of which it
+  has the name.
+  """
   manifest = dataset.manifest
-  flat, changed = [], []
+  flat, two, changed = [], [], []
   for start in range(0, len(dataset.images), _BLOCK):
     rows = np.arange(start, min(start + _BLOCK, len(dataset.images)))
     for row, image in zip(rows, dataset.images[rows]):
       if image.min() == image.max():
         flat.append(manifest['id'][row])
+      elif has_two_levels(image):
+        two.append(int(row))
       if store.pixel_hash(image) != manifest['sha256'][row]:
         changed.append(manifest['id'][row])
   smaller = np.minimum(manifest['width'], manifest['height'])
   larger = np.maximum(manifest['width'], manifest['height'])
+  names = manifest['file'].tolist()
+  pairs = masks.beside([names[i] for i in two], names)
   return {
     'constant': flat,
+    'two_levels': manifest['id'][two].tolist(),
+    'masks': [list(pair) for pair in pairs.items()],
     'tiny': manifest['id'][smaller < _TINY_PX].tolist(),
     'enlarged': int((larger < dataset.info.size_px).sum()),
     'changed': changed,
   }
+
+
+def has_two_levels(image: np.ndarray) -> bool:
+  """Whether an image (s, s, c) uint8 is a mask, but for edges of resizing."""
+  counts = np.bincount(image.mean(-1).astype(np.uint8).ravel(), minlength=256)
+  first = int(counts.argmax())
+  apart = np.abs(np.arange(256) - first) >= _APART
+  second = int(np.where(apart, counts, 0).argmax())
+  share = (counts[first] + counts[second]) / counts.sum()
+  return bool(counts[second] and share >= _TWO_LEVELS)
+
+
+def mask_reasons(dataset: data.Dataset, content: Record) -> list[str]:
+  """Why masks fail an audit: they lie beside their pictures, unasked for."""
+  found = content['masks']
+  if not found or not dataset.info.settings.get('skip_masks', True):
+    return []
+  examples = ', '.join(' / '.join(pair) for pair in found[:5])
+  return [
+    f'{len(found)} images have two grey levels and lie beside a picture of '
+    f'their name, as masks do: {examples}. Move them away, or accept them with '
+    '--config.data.skip_masks=False of prepare'
+  ]
 
 
 def second_look(dataset: data.Dataset, split: str) -> Record:
@@ -251,6 +287,10 @@ def warnings_of(dataset: data.Dataset, results: Record) -> list[str]:
   close = twins.get('neighbours', {}).get('test_sources', 0)
   counted = (
     (len(content['constant']), 'images are of one colour'),
+    (
+      len(content['two_levels']),
+      'images have two grey levels: look whether they are masks',
+    ),
     (len(content['tiny']), f'images come from files under {_TINY_PX} px'),
     (len(results['rejected']), 'files could not be read'),
     (len(results['label_conflicts']), 'pictures carry several labels'),
@@ -406,6 +446,8 @@ def _counts(record: Record) -> list[tuple[str, Any]]:
   pairs = [
     ('images', record['data']['images']),
     ('of one colour', _listed(content['constant'])),
+    ('of two grey levels', _listed(content.get('two_levels', ()))),
+    ('of them beside a picture', _listed(content.get('masks', ()))),
     (f'from files under {_TINY_PX} px', _listed(content['tiny'])),
     ('enlarged', content['enlarged']),
     ('not those of the manifest', _listed(content['changed'])),

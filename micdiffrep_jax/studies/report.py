@@ -362,7 +362,7 @@ def counts(run: Run) -> list[Block]:
     ('images left out, two labels', near.get('dropped')),
   ]
   table = tables.counts(manifest, info.classes)
-  names = dict.fromkeys(filter(None, (split, *splits.NAMES)))
+  names = dict.fromkeys(x for x in (split, *splits.ALL) if x in table)
   return [
     _facts(facts),
     *(_parts(name, table[name], manifest) for name in names),

@@ -52,7 +52,7 @@ def check(config: ConfigDict) -> list[Unit]:
   not_empty(config.splits, '--config.splits')
   units = []
   for name in config.splits:
-    one_of(splits.NAMES, name, 'split', '--config.splits')
+    one_of(splits.ALL, name, 'split', '--config.splits')
     first = config.checkpoints[name] or config.checkpoint
     if not first:
       raise ValueError(

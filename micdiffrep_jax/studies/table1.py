@@ -52,7 +52,7 @@ def check(config: ConfigDict) -> None:
       lookup(config.pretrain, name, 'method', '--config.methods')
   for field in ('splits', 'random_splits'):
     for name in config[field]:
-      one_of(splits.NAMES, name, 'split', f'--config.{field}')
+      one_of(splits.ALL, name, 'split', f'--config.{field}')
   if config.images_drawn < 1:
     raise ValueError(
       f'images_drawn={config.images_drawn}: set --config.images_drawn to 1 or '

@@ -26,4 +26,4 @@ def open_source(spec: str, request: Request = DEFAULT) -> Source:
     # Imported on use: a folder needs no tensorflow_datasets.
     module = importlib.import_module(f'{__name__}.{kind}')
     return module.open_source(rest, request)
-  return open_folder(spec, request.options)
+  return open_folder(spec, request.options, request.skip_masks)

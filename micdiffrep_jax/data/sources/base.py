@@ -1,6 +1,7 @@
 """What every kind of source gives, and what it may be asked."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+import types
 from typing import NamedTuple
 
 from micdiffrep_jax.data import decode, volumes
@@ -19,6 +20,9 @@ class Source(NamedTuple):
   read: Callable[[str, int], list[decode.Picture]]  # file, channels
   refused: Sequence[tuple[str, str]] = ()  # of files: those whose header says
   # already that they cannot be read, and why
+  # Paths of what was ignored, by kind; folders end in '/'.
+  left_out: Mapping[str, Sequence[str]] = types.MappingProxyType({})
+  place: str = ''  # absolute path, where the source is a folder
 
 
 class Request(NamedTuple):
@@ -27,6 +31,7 @@ class Request(NamedTuple):
   data_dir: str = ''  # where data sets with a name lie
   group_field: str = ''  # feature that names the group
   options: volumes.Options = volumes.Options()
+  skip_masks: bool = True  # leave out masks of pictures, told by their names
 
 
 DEFAULT = Request()

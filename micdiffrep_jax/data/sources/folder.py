@@ -1,29 +1,44 @@
 """A folder of pictures, DICOM and NIfTI files, as a source."""
 
-from collections import Counter
-from collections.abc import Sequence
+from collections import Counter, defaultdict
+from collections.abc import Mapping, Sequence
 import functools
+import gzip
 import hashlib
+import logging
 import os
-import re
+import zlib
 
-from micdiffrep_jax.data import decode, dicom, headers, nifti, store, volumes
+from micdiffrep_jax.data import (
+  decode,
+  dicom,
+  headers,
+  listing,
+  masks,
+  nifti,
+  volumes,
+)
 from micdiffrep_jax.data.sources.base import (
   DEFAULT,
   Source,
   with_printable_names,
 )
+from micdiffrep_jax.run import log
 
-_JUNK_FOLDERS = ('__macosx', '$recycle.bin', 'system volume information')
+_NIFTI_MARKS = (b'n+1\0', b'n+2\0')  # header and volume in one file
+_HEADER_BYTES = 352  # of NIfTI, marks included
 
 
 def open_folder(
-  root: str, options: volumes.Options = DEFAULT.options
+  root: str,
+  options: volumes.Options = DEFAULT.options,
+  skip_masks: bool = DEFAULT.skip_masks,
 ) -> Source:
   """Lists the pictures below a folder in natural order, links followed.
 
-  Raises ValueError for no folder, a folder without pictures, and for files
-  whose reader is not installed.
+  What a file is its content says where its name does not. What is left out is
+  told by kind. Raises ValueError for no folder, a folder without pictures, and
+  for files whose reader is not installed.
   """
   root = os.path.expanduser(root)
   if not os.path.isdir(root):
@@ -31,57 +46,109 @@ def open_folder(
       f'{root!r} is not a folder. Give a folder, "tfds:NAME[:SPLIT]" or '
       '"phantom:" as config.data.source.'
     )
-  files, junk = _walk(root)
+  files, odd, left_out = _list(root, skip_masks)
+  lines = listing.describe(left_out)
   if not files:
     raise ValueError(
-      f'{root!r} holds no {"/".join(s[1:] for s in decode.SUFFIXES)} file'
-      + (f' (ignored: {dict(junk)}).' if junk else '.')
+      f'{root!r} holds no file that can be read '
+      f'({"/".join(s[1:] for s in decode.SUFFIXES[:8])}/..., DICOM, NIfTI)'
+      + (f'. Ignored: {"; ".join(lines)}.' if lines else '.')
     )
-  told = headers.examine(root, files, [_kind(file) for file in files])
-  junk.update({kind: len(x) for kind, x in told.no_pictures.items()})
+  _tell(root, files, odd, left_out, skip_masks)
+  told = headers.examine(
+    root, files, [odd.get(file) or _kind(file) for file in files]
+  )
+  left_out |= told.no_pictures
   if not told.files:
-    raise ValueError(f'{root!r} holds no picture, but {dict(junk)}.')
+    lines = listing.describe(left_out)
+    raise ValueError(f'{root!r} holds no picture: {"; ".join(lines)}.')
   source = Source(
     origin=os.path.basename(os.path.abspath(root)),
     files=told.files,
     labels=None,
     groups=told.groups,
-    junk=dict(junk),
+    junk={kind: len(paths) for kind, paths in left_out.items()},
     stamp=_stamp(root, told.files),
-    read=functools.partial(_read_file, root, options),
+    read=functools.partial(_read, root, options, odd),
     refused=told.refused,
+    left_out=left_out,
+    place=os.path.abspath(root),
   )
   return with_printable_names(source)
 
 
-def natural_key(name: str) -> tuple[list, str]:
-  """Sorts 'G_2' before 'G_10'."""
-  parts = re.split(r'(\d+)', name)
-  return [int(p) if i % 2 else p for i, p in enumerate(parts)], name
-
-
-def _walk(root: str) -> tuple[list[str], Counter]:
-  """Paths of the pictures below a folder, and what was ignored, by kind."""
+def _list(
+  root: str, skip_masks: bool
+) -> tuple[list[str], dict[str, str], dict[str, list[str]]]:
+  """Files to read, the readers of those with a wrong name, what is left out."""
+  found = listing.walk(root)
   files: list[str] = []
-  junk: Counter = Counter()
-  seen = set()
-  for folder, folders, names in os.walk(root, followlinks=True):
-    real = os.path.realpath(folder)
-    if real in seen:  # a link that leads back
-      folders.clear()
+  odd: dict[str, str] = {}
+  left_out = defaultdict(list, found.left_out)
+  for file in found.files:
+    kind = _kind_of_content(os.path.join(root, file))
+    if not kind:
+      left_out[listing.ending(file)].append(file)
       continue
-    seen.add(real)
-    for name in [n for n in folders if _is_junk_folder(n)]:
-      junk['folders'] += 1
-      folders.remove(name)
-    for name in names:
-      path = os.path.join(folder, name)
-      kind = _junk_kind(name, path)
-      if kind:
-        junk[kind] += 1
-      else:
-        files.append(os.path.relpath(path, root).replace(os.sep, '/'))
-  return sorted(files, key=natural_key), junk
+    files.append(file)
+    if kind != _kind(file):
+      odd[file] = kind
+  if skip_masks:
+    aside = dict.fromkeys(masks.derivatives(files), masks.DERIVATIVES)
+    aside |= dict.fromkeys(masks.find(files), masks.MASKS)
+    for file in files:
+      if file in aside:
+        left_out[aside[file]].append(file)
+    files = [file for file in files if file not in aside]
+  return files, odd, dict(left_out)
+
+
+def _tell(
+  root: str,
+  files: Sequence[str],
+  odd: Mapping[str, str],
+  left_out: Mapping[str, Sequence[str]],
+  skip_masks: bool,
+) -> None:
+  """Says what is left out and what is odd about names."""
+  logger = log.get_logger()
+  lines = listing.describe(left_out)
+  if lines:
+    level = (
+      logging.INFO
+      if listing.HARMLESS.issuperset(left_out)
+      else (logging.WARNING)
+    )
+    logger.log(level, 'Left out of %s: %s.', root, '; '.join(lines))
+  if odd:
+    file, kind = next(iter(odd.items()))
+    logger.warning(
+      '%d files of %s are not what their names say, e.g. %s is %s: they are '
+      'read by their content.',
+      len(odd),
+      root,
+      file,
+      _SAID[kind],
+    )
+  folded = Counter(file.casefold() for file in files)
+  alike = [file for file in files if folded[file.casefold()] > 1]
+  if alike:
+    logger.warning(
+      '%d files of %s differ in upper and lower case only, e.g. %s and %s: a '
+      'copy on another system would lose some.',
+      len(alike),
+      root,
+      *alike[:2],
+    )
+  alone = masks.named_so(files) if skip_masks else []
+  if alone:
+    logger.warning(
+      '%d files of %s are called like masks, e.g. %s, but no picture of that '
+      'name lies beside them: they are taken for pictures.',
+      len(alone),
+      root,
+      alone[0],
+    )
 
 
 def _stamp(root: str, files: Sequence[str]) -> str:
@@ -90,21 +157,9 @@ def _stamp(root: str, files: Sequence[str]) -> str:
     path = os.path.join(root, file)
     # A link that leads nowhere is stamped as a link; reading it fails later.
     stat = os.stat(path) if os.path.exists(path) else os.lstat(path)
-    marks = f'\0{stat.st_size}\0{stat.st_mtime_ns}\0'
-    digest.update(os.fsencode(file) + marks.encode())
+    digest.update(os.fsencode(file))  # which need not be UTF-8
+    digest.update(f'\0{stat.st_size}\0{stat.st_mtime_ns}\0'.encode())
   return digest.hexdigest()
-
-
-def _read_file(
-  root: str, options: volumes.Options, file: str, channels: int
-) -> list[decode.Picture]:
-  path, kind = os.path.join(root, file), _kind(file)
-  if kind == 'dicom':
-    return dicom.read(path, options)
-  if kind == 'nifti':
-    return nifti.read(path, options)
-  with open(path, 'rb') as f:
-    return [decode.read_image(f.read(), channels)]
 
 
 def _kind(name: str) -> str:
@@ -114,16 +169,67 @@ def _kind(name: str) -> str:
   return 'nifti' if name.lower().endswith(nifti.SUFFIXES) else 'dicom'
 
 
-def _is_junk_folder(name: str) -> bool:
-  return name.startswith('.') or name.lower() in _JUNK_FOLDERS
+# What is told of a file that is called otherwise, and the name it is read by.
+_SAID = {
+  'picture': 'a picture',
+  'dicom': 'DICOM',
+  'nifti': 'NIfTI',
+  'plain nifti': 'NIfTI without compression',
+  'packed nifti': 'compressed NIfTI',
+}
 
 
-def _junk_kind(name: str, path: str) -> str:
-  """Says what kind of junk a file is, '' for a picture."""
-  if name.startswith('.'):
-    return 'hidden'
+def _kind_of_content(path: str) -> str:
+  """What reads a file, '' for nothing: `_kind` where the content agrees."""
+  name = path.lower()
   known = decode.SUFFIXES + dicom.SUFFIXES + nifti.SUFFIXES
-  if name.lower().endswith(known):
-    return ''
+  said = _kind(path) if name.endswith(known) else ''
   # Scanners and archives write DICOM without an ending, or with a number's.
-  return '' if dicom.is_marked(path) else 'other'
+  if dicom.is_marked(path):
+    return 'dicom'
+  found = _nifti_of_content(path)
+  if said == 'nifti':
+    named = 'packed nifti' if name.endswith('.gz') else 'plain nifti'
+    return found if found and found != named else said
+  if found:
+    return found
+  if said == 'picture':
+    return said
+  return 'picture' if decode.is_picture(path) else said
+
+
+def _nifti_of_content(path: str) -> str:
+  """Whether a file has NIfTI's mark, packed or not; '' for neither."""
+  try:
+    with open(path, 'rb') as f:
+      head = f.read(_HEADER_BYTES)
+    packed = head[:2] == b'\x1f\x8b'
+    if packed:
+      with gzip.open(path) as f:
+        head = f.read(_HEADER_BYTES)
+  except (OSError, EOFError, zlib.error):
+    return ''
+  if head[344:348] not in _NIFTI_MARKS and head[4:8] not in _NIFTI_MARKS:
+    return ''
+  return 'packed nifti' if packed else 'plain nifti'
+
+
+def _read(
+  root: str,
+  options: volumes.Options,
+  odd: Mapping[str, str],
+  file: str,
+  channels: int,
+) -> list[decode.Picture]:
+  """Reads a file by its name, or by its content where the name is wrong."""
+  path, kind = os.path.join(root, file), odd.get(file) or _kind(file)
+  if kind == 'dicom':
+    pictures = dicom.read(path, options)
+  elif 'nifti' in kind:
+    pictures = nifti.read(path, options)
+  else:
+    with open(path, 'rb') as f:
+      pictures = [decode.read_image(f.read(), channels)]
+  if file not in odd:
+    return pictures
+  return [p._replace(rules=(*p.rules, 'misnamed')) for p in pictures]
