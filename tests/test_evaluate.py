@@ -6,8 +6,8 @@ from ml_collections import ConfigDict
 import numpy as np
 from PIL import Image
 import pytest
+from scans import write_dicom
 from sklearn.metrics import balanced_accuracy_score
-from test_volumes import write_dicom
 import tiny_bundle
 
 from micdiffrep_jax.bundle import classifier, evaluate, fingerprints, inputs

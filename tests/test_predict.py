@@ -8,7 +8,7 @@ from ml_collections import ConfigDict
 import numpy as np
 from PIL import Image
 import pytest
-from test_volumes import write_dicom
+from scans import write_dicom
 import tiny_bundle
 import trees
 
