@@ -69,6 +69,7 @@ def get_config(preset: str = '') -> ConfigDict:
     'nearest_hog',
     'logistic_hog',
     'forest_brightness',
+    'imagenet',  # if installed: EfficientNet-Lite0, frozen
   )
   config.normal_class = 'auto'  # reported with and without; '' for none
   config.resamples = 1000  # of groups, for 95 % intervals

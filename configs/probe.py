@@ -80,6 +80,7 @@ def get_config(preset: str = '') -> ConfigDict:
     'kernel_pixels',
     'kernel_hog',
     'forest_brightness',
+    'imagenet',  # if installed: EfficientNet-Lite0, frozen
   )
   config.normal_class = 'auto'  # reported with and without; '' for none
   config.resamples = 1000  # of groups, for 95 % intervals

@@ -26,6 +26,7 @@ def get_config(**changes):
   config.checkpoints = ('sees', 'sees', 'blind')
   config.layers = ('image', 'mean+image', 'noise')
   config.data.path = PHANTOM
+  config.data.split = 'grouped'
   config.random_encoder = True
   config.update_from_flattened_dict(changes)
   return config.lock()
@@ -191,7 +192,7 @@ def test_only_what_pretraining_is_known_to_have_drawn_is_counted(ds):
 @pytest.mark.parametrize(
   ('changes', 'flag'),
   [
-    ({'checkpoints': ()}, 'checkpoints'),
+    ({'checkpoints': (), 'layers': (), 'floors': ()}, 'checkpoints'),
     ({'checkpoints': ('a', 'a'), 'layers': ()}, 'checkpoints'),
     ({'layers': ('image',)}, 'layers'),
     ({'timesteps': ()}, 'timesteps'),

@@ -4,7 +4,13 @@ from collections.abc import Mapping
 from typing import Any
 
 from micdiffrep_jax.draw.page import Block, Text, interval, pivot
-from micdiffrep_jax.draw.result import Run, pictures, record_of, title
+from micdiffrep_jax.draw.result import (
+  Run,
+  floors_left_out,
+  pictures,
+  record_of,
+  title,
+)
 
 
 def blocks(run: Run) -> list[Block]:
@@ -28,7 +34,7 @@ def blocks(run: Run) -> list[Block]:
     )
     for name, found in seen.items()
   ]
-  return [scores, *drawn, *pictures(run)]
+  return [scores, *floors_left_out(record), *drawn, *pictures(run)]
 
 
 def drawn_in_words(seen: Mapping[str, Any]) -> str:

@@ -23,7 +23,7 @@ from micdiffrep_jax.draw.result import title
 from micdiffrep_jax.run import files, log
 from micdiffrep_jax.run.checks import not_empty, one_of
 from micdiffrep_jax.scores.metrics import HEADLINE
-from micdiffrep_jax.studies import probe
+from micdiffrep_jax.studies import imagenet, probe
 from micdiffrep_jax.studies.page_splits import drawn_in_words
 
 HONEST = 'grouped'  # what the other splits are compared with
@@ -97,7 +97,12 @@ def run(config: ConfigDict, workdir: str) -> dict[str, Any]:
     print(text(table, seen), flush=True)
   return files.write_results(
     workdir,
-    {'task': 'splits', 'table': table, 'test_images_in_pretraining': seen},
+    {
+      'task': 'splits',
+      'table': table,
+      'test_images_in_pretraining': seen,
+      **imagenet.also_left_out(records.values()),
+    },
     config,
   )
 
