@@ -43,7 +43,9 @@ class External(NamedTuple):
     return {
       'policy': policy,
       'hashes': len(model.fingerprints.hashes),
-      'pictures': len(model.fingerprints.crops),
+      'pictures': len(model.fingerprints.small)
+      or len(model.fingerprints.crops),
+      'recognises': model.fingerprints.recognises,
       'equal': int(self.equal.sum()),
       'near': int((self.near & ~self.equal).sum()),
     }
@@ -109,6 +111,11 @@ def choose(
     log.get_logger().warning(
       'The bundle has no fingerprints: whether it was trained on these images '
       'cannot be told.'
+    )
+  elif model.fingerprints.recognises == 'equal pixels only':
+    log.get_logger().warning(
+      'The bundle recognises equal pixels only: a training image that was '
+      'saved again, resized or made brighter is not found.'
     )
   leaked = found.leaked
   if leaked.any() and policy == 'error':
@@ -195,6 +202,9 @@ def read(
   crops = np.zeros(
     (len(files), *fingerprints.empty().crops.shape[1:]), np.uint8
   )
+  small = np.zeros(
+    (len(files), *fingerprints.empty().small.shape[1:]), np.uint8
+  )
   for chunk in predict.read(root, files, model, workers, 'evaluate'):
     first = len(items)
     good = [i for i, item in enumerate(chunk) if item.image is not None]
@@ -203,9 +213,10 @@ def read(
       at = first + np.array(good)
       equal[at] = fingerprints.equal(model.fingerprints, images)
       crops[at] = duplicates.crops(images, np.arange(len(images)))
+      small[at] = fingerprints.shrink(images)
     probs += predict.predict_items(model, chunk)
     items += [item._replace(image=None) for item in chunk]
-  near = fingerprints.near(model.fingerprints, crops)
+  near = fingerprints.near(model.fingerprints, crops, small)
   return External(items, probs, equal, near, crops)
 
 
