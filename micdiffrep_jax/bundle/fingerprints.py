@@ -23,9 +23,9 @@ SMALL_PX = 24
 _SMALL_BITS = 4
 _SMALL_BLUR_PX = 1.5  # of what the high-pass removes, at SMALL_PX
 # One picture saved again correlates to .98 and more in detail; of neighbouring
-# slices of a head one in two hundred passes.
+# slices of a head one in five hundred passes.
 _SMALL_LIMITS = duplicates.Thresholds(
-  full=0.9, detail=0.965, detail_alone=np.inf
+  full=0.9, detail=0.97, detail_alone=np.inf
 )
 _WHITE = 0.99  # share of the pixels that are no brighter than white
 _FLAT = 2.0  # grey levels of deviation below which there is nothing to compare
