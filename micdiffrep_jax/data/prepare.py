@@ -328,7 +328,7 @@ def gather(
   A file that cannot be read is listed with its reason and skipped.
   """
   rows: list[manifest.Row] = []
-  crops: list[np.ndarray] = []
+  crops = bytearray()  # an array each would take as much again
   rejected: list[tuple[str, str]] = []
   rules: Counter = Counter()
   total = sum(len(s.files) for s in listed)
@@ -343,13 +343,13 @@ def gather(
         else:
           for image in outcome:
             pixels.write(image.pixels.tobytes())
-            crops.append(image.crop)
+            crops += image.crop.tobytes()
             rules.update(image.rules)
             rows.append(image.row)
         bar.update()
   pixels.flush()
   side = duplicates.CROP_PX
-  stacked = np.stack(crops) if crops else np.zeros((0, side, side), np.uint8)
+  stacked = np.frombuffer(crops, np.uint8).reshape(-1, side, side)
   return Gathered(rows, stacked, rejected, dict(sorted(rules.items())))
 
 
