@@ -26,7 +26,6 @@ def get_config(**changes):
   config.checkpoints = ('sees', 'sees', 'blind')
   config.layers = ('image', 'mean+image', 'noise')
   config.data.path = PHANTOM
-  config.data.split = 'grouped'
   config.random_encoder = True
   config.update_from_flattened_dict(changes)
   return config.lock()

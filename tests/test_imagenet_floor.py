@@ -53,7 +53,6 @@ def missing(ds, monkeypatch):
 def cross_config(*floors):
   config = cross_validate.get_config('test')
   config.data.path = PHANTOM
-  config.data.split = 'grouped'
   config.floors = floors
   return config.lock()
 
@@ -120,7 +119,7 @@ def test_a_probe_has_it_as_a_row_with_comparisons(installed, ds, tmp_path):
     grids=(4,),
     seeds=(0,),
     random_encoder=False,
-    **{'data.split': 'grouped', 'heads.kinds': ('linear',)},
+    **{'heads.kinds': ('linear',)},
   )
   results = probes.run(config, str(tmp_path))
   row = results['rows']['floor/imagenet']
@@ -133,20 +132,20 @@ def test_a_probe_has_it_as_a_row_with_comparisons(installed, ds, tmp_path):
 
 
 def test_test_labels_cannot_move_it(installed, ds, tmp_path):
-  parts = base.labelled_parts(ds, 'grouped')
+  parts = base.labelled_parts(ds, 'patient')
   arguments = (('imagenet',), 0, str(tmp_path))
   (row,) = grid.floor_rows(ds, parts, *arguments).values()
   spoilt = ds.manifest['class'].copy()
   at = parts.rows[parts.test]
   spoilt[at] = np.roll(spoilt[at], 1)
   other = ds._replace(manifest={**ds.manifest, 'class': spoilt})
-  parts = base.labelled_parts(other, 'grouped')
+  parts = base.labelled_parts(other, 'patient')
   (again,) = grid.floor_rows(other, parts, *arguments).values()
   np.testing.assert_array_equal(row.test, again.test)
 
 
 def test_shares_of_the_labels_have_it_too(installed, ds, tmp_path):
-  parts = base.labelled_parts(ds, 'grouped')
+  parts = base.labelled_parts(ds, 'patient')
   config = study_config(label_efficiency, floors=('imagenet',))
   draws = labels.make_draws(ds, parts, config)
   said = labels.floor_answers(ds, draws, parts, config.floors, 0, str(tmp_path))
@@ -169,7 +168,7 @@ def test_its_features_are_read_once_by_all_stages(
     'extract',
     lambda *x: shown.append(len(x[2])) or extract(*x),
   )
-  rows = data.rows(ds, 'grouped', 'train')
+  rows = data.rows(ds, 'patient', 'train')
   with cache.shared(str(tmp_path / 'shared'), config):
     first = imagenet.features(ds, rows[:40], str(tmp_path / 'a'))
     again = imagenet.features(ds, rows[20:50], str(tmp_path / 'b'))
