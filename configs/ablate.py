@@ -41,7 +41,7 @@ def get_config(preset: str = '') -> ConfigDict:
   config.standardise = True  # ours, by train statistics; False is literal
   config.search_seeds = (0, 1, 2)  # of the grid's heads; bands of Figure 4
   config.seeds = (0, 1, 2)  # of the chosen cells, which are tested
-  config.select = 'accuracy'  # or balanced_accuracy, on validation
+  config.criterion = 'accuracy'  # metric to choose by: or balanced_accuracy
   config.bundle = 'mlp_concat'  # the row of confusion.png: MSFA
 
   config.online = probe.online_config()
@@ -71,6 +71,7 @@ def get_config(preset: str = '') -> ConfigDict:
     'forest_brightness',
     'imagenet',  # if installed: EfficientNet-Lite0, frozen
   )
+  config.pooling = 'mean'  # of a patient's slices: mean | geometric | vote
   config.normal_class = 'auto'  # reported with and without; '' for none
   config.resamples = 1000  # of groups, for 95 % intervals
   config.keep_features = False  # leave the features in the run's folder

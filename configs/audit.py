@@ -27,6 +27,8 @@ def get_config(preset: str = '') -> ConfigDict:
   config.data.cache = True  # images as one array in memory-mapped form
 
   config.source = ''  # folder of the original files, for header shortcuts
+  # Table of more columns to test as shortcuts: file, site, age, ...
+  config.columns = ''
   config.second_look = True  # search near-duplicates again, on prepared pixels
   config.max_unseen_twins = 0.02  # share of test sources it may find unjoined
   config.shortcuts = True

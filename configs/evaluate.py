@@ -34,6 +34,7 @@ def get_config(preset: str = '') -> ConfigDict:
   data.group_regex = ''  # crystal_clean, or a pattern: '^(patient\\d+)'
   data.group_by = ''  # parent (folder) or file (each picture stands alone)
 
+  config.pooling = 'mean'  # of a patient's slices: mean | geometric | vote
   config.normal_class = 'bundle'  # reported with and without; '' for none
   config.workers = 0  # threads that read; 0 is one per core
   config.resamples = 1000  # of groups, for 95 % intervals

@@ -71,7 +71,7 @@ def get_config(preset: str = 'paper') -> ConfigDict:
   config.augment = augment_config()
 
   config.optim = ConfigDict()
-  config.optim.name = 'adam'  # adam | adamw | sgd | lars
+  config.optim.name = 'adam'  # adam | adamw | sgd | lars | muon
   config.optim.lr = 1e-4
   config.optim.schedule = 'linear'  # linear | cosine | constant, to 0
   config.optim.warmup_steps = 0

@@ -50,7 +50,9 @@ def get_config(preset: str = '') -> ConfigDict:
 
   config.standardise = True  # ours, by train statistics; False is literal
   config.seeds = (0, 1, 2)  # of the final heads; the search uses the first
-  config.select = 'accuracy'  # or balanced_accuracy, on validation
+  config.select = 'auto'  # folds | validation; auto: folds of few groups
+  config.folds = 3  # of groups of train and validation
+  config.criterion = 'accuracy'  # metric to choose by: or balanced_accuracy
   config.bundle = 'mlp_concat'  # the row written to head.npz: MSFA
 
   config.online = online_config()
@@ -82,6 +84,7 @@ def get_config(preset: str = '') -> ConfigDict:
     'forest_brightness',
     'imagenet',  # if installed: EfficientNet-Lite0, frozen
   )
+  config.pooling = 'mean'  # of a patient's slices: mean | geometric | vote
   config.normal_class = 'auto'  # reported with and without; '' for none
   config.resamples = 1000  # of groups, for 95 % intervals
   config.keep_features = False  # leave the features in the run's folder
@@ -111,6 +114,7 @@ def get_config(preset: str = '') -> ConfigDict:
     config.heads.batch_size = 32
     config.heads.learning_rates = (1e-2,)
     config.heads.weight_decays = (0.0,)
+    config.folds = 2
     config.floors = ('majority', 'nearest_pixels')
     config.resamples = 50
   elif preset:

@@ -73,9 +73,9 @@ def get_config(preset: str = 'paper') -> ConfigDict:
   made.size_px = 112 if preset == 'paper' else 64
   made.out = DATASET
   made.conflicts = 'drop'  # two pictures of the set carry two labels
-  config.pretrain.data.spare = ('paper',)
+  config.pretrain.data.spare = ('grouped', 'paper')
   # `leaky` needs an encoder of its own: --config.splits.checkpoints.leaky=RUN.
-  config.splits.splits = ('paper', 'grouped')
+  config.splits.splits = ('paper', 'grouped', 'patient')
   config.splits.probe.random_encoder = False  # the stage `probe` has it
   if preset == 'tiny':  # what did best on validation: results/experiments.md
     config.pretrain.diffusion.target = 'v'
@@ -84,7 +84,7 @@ def get_config(preset: str = 'paper') -> ConfigDict:
       unit.layers = LAYERS
       unit.bundle = 'kernel'
     # One encoder for all: the table says how much of `leaky` it has drawn.
-    config.splits.splits = ('leaky', 'paper', 'grouped')
+    config.splits.splits = ('leaky', 'paper', 'grouped', 'patient')
     config.ablate.timesteps = (1, 11, 21, 51, 101, 201, 401)
     config.ablate.heads.learning_rates = (3e-4, 1e-3)
     config.table1.layers.ddpm = LAYERS
@@ -106,12 +106,12 @@ def get_config(preset: str = 'paper') -> ConfigDict:
   elif preset == 'test':
     made.source = 'phantom:size_px=16,patients=60'
     made.size_px = 16
-    made.group_regex = ''
+    made.variant_regex = ''
     made.classes = ()
     made.out = 'datasets/reproduce_test'
     config.audit.shortcuts = False
     config.audit.second_look = False
-    config.pretrain.data.spare = ('paper', 'leaky')
+    config.pretrain.data.spare = ('grouped', 'paper', 'leaky')
   for stage in config.stages[1:]:
     unit = config[stage]
     where = unit.probe if stage == 'splits' else unit

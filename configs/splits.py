@@ -1,10 +1,10 @@
-"""The same probe under three splits, side by side: what leakage is worth.
+"""The same probe under four splits, side by side: what each leak is worth.
 
 python -m micdiffrep_jax.main --config=configs/splits.py:PRESET \
   --config.checkpoint=RUN --config.probe.data.path=DATASET \
   --workdir=RUN/splits
 
-(none)  three probes of configs/probe.py.
+(none)  four probes of configs/probe.py.
 test    seconds; for trying things out.
 An encoder is pretrained on the train part of one split, so it has drawn test
 images of the others; the table says how many. Give one per split to mend that:
@@ -23,11 +23,15 @@ def get_config(preset: str = '') -> ConfigDict:
     raise ValueError(f"Unknown preset {preset!r}; '' or 'test'.")
   config = ConfigDict()
   config.task = 'splits'
-  config.splits = ('paper', 'grouped', 'leaky')
+  config.splits = ('leaky', 'paper', 'grouped', 'patient')
   config.checkpoint = ''  # pretraining run or bundle, for all splits
   config.checkpoints = ConfigDict()  # or one of its own
   config.checkpoints.paper = ''
   config.checkpoints.grouped = ''
   config.checkpoints.leaky = ''
+  config.checkpoints.patient = ''
+  config.others = ()  # more encoders, each under every split
+  # Of each of them the taps to read, joined by '+'; '' or () is all.
+  config.other_layers = ()
   config.probe = probe.get_config(preset)  # its split and checkpoint are set
   return config

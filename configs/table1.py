@@ -29,12 +29,10 @@ def get_config(preset: str = 'paper') -> ConfigDict:
   config.data = ConfigDict()
   config.data.path = 'phantom'  # a prepared folder, or phantom[:key=value,...]
   config.data.cache = True  # images as one array in memory-mapped form
-  config.splits = (
-    'grouped',
-    'paper',
-  )  # columns; pretraining sees no test of any
+  # Columns; pretraining sees no test of any.
+  config.splits = ('patient', 'grouped', 'paper')
   # Columns in which each architecture with random weights is probed too.
-  config.random_splits = ('grouped', 'paper')
+  config.random_splits = ('patient', 'grouped', 'paper')
   config.methods = METHODS  # rows; also supervised_vit, external
   config.images_drawn = 16_000_000  # by each method, in pretraining
   config.pretrain = ConfigDict()
@@ -70,10 +68,11 @@ def get_config(preset: str = 'paper') -> ConfigDict:
       'block10',
       'block15',
     )
-    config.random_splits = ('grouped',)
+    config.random_splits = ('patient',)
     config.probe.seeds = (0,)  # intervals are over groups of the first anyway
   elif preset == 'test':
     config.data.path = config.probe.data.path
     config.images_drawn = 320
     config.methods = ('ddpm', 'mae')
+    config.splits = config.random_splits = ('patient', 'paper')
   return config

@@ -14,6 +14,7 @@ import pytest
 import trees
 
 from micdiffrep_jax.data import prepare
+from micdiffrep_jax.run import log
 
 jax.config.update('jax_numpy_rank_promotion', 'raise')
 jax.config.update('jax_debug_key_reuse', True)
@@ -48,6 +49,12 @@ def tree(tmp_path):
   root = tmp_path / 'pictures'
   trees.class_tree(root)
   return root
+
+
+@pytest.fixture(scope='session', autouse=True)
+def captured_log():
+  """The package's lines reach caplog, which listens at the root logger."""
+  log.get_logger().propagate = True
 
 
 @pytest.fixture(scope='session', autouse=True)

@@ -15,7 +15,7 @@ SIZE = 16
 PHANTOM = f'phantom:size_px={SIZE},patients=40,slices=3'
 
 
-def fake_encoder(ds, split='grouped'):
+def fake_encoder(ds, split='patient'):
   """'image' holds the picture, 'mean' its brightness, 'noise' nothing."""
 
   def maps(variables, images, keys, t):

@@ -87,7 +87,7 @@ def test_the_choice_has_the_best_mean_over_seeds(finished):
 def test_a_head_of_the_grid_equals_one_trained_alone(finished, ds, kind):
   workdir, _ = finished
   config = get_config()
-  parts = base.labelled_parts(ds, 'grouped')
+  parts = base.labelled_parts(ds, 'patient')
   mine = [
     h
     for h in heads_of(workdir)
@@ -139,7 +139,7 @@ def test_cached_features_equal_online_ones_of_the_same_noise(
   side,
 ):
   workdir, _ = finished
-  parts = base.labelled_parts(ds, 'grouped')
+  parts = base.labelled_parts(ds, 'patient')
   at = np.arange(0, len(parts.rows), 9)
   images = ds.images[parts.rows[at]]
   encoder = fake_encoder(ds)
@@ -236,7 +236,7 @@ def test_scores_of_other_settings_are_not_taken_for_these(finished, ds):
 
 def test_the_search_does_not_read_test_rows(finished, ds, tmp_path):
   workdir, _ = finished
-  parts = base.labelled_parts(ds, 'grouped')
+  parts = base.labelled_parts(ds, 'patient')
   folder = str(tmp_path / 'features')
   shutil.copytree(cache_of(workdir).folder, folder)
   with np.load(f'{folder}/t1.npz') as selection:

@@ -1,5 +1,6 @@
 import json
 
+import cv2
 from ml_collections import ConfigDict
 import numpy as np
 import pytest
@@ -178,6 +179,7 @@ def config():
       'seed': 0,
       'data': {'path': 'x', 'split': 'grouped', 'cache': True},
       'source': '',
+      'columns': '',
       'second_look': True,
       'max_unseen_twins': 0.02,
       'shortcuts': True,
@@ -218,3 +220,78 @@ def test_a_second_look_finds_copies_that_no_group_joins(config):
   assert found['pairs'] == 1
   assert found['test_sources'] == 1
   assert found['examples'] == [['i0', 'i4']]
+
+
+def blurred(seed, px=40):
+  """A smooth picture, of which a shifted one is a neighbour and no copy."""
+  rng = np.random.default_rng(seed)
+  coarse = rng.uniform(20, 250, (7, 7)).astype(np.float32)
+  return cv2.resize(coarse, (px, px), interpolation=cv2.INTER_CUBIC)
+
+
+def test_neighbouring_slices_across_test_are_said(config, monkeypatch):
+  dataset = made()
+  rng = np.random.default_rng(1)
+  images = rng.integers(0, 256, (60, 40, 40, 1), dtype=np.uint8)
+  first, noise = blurred(0), blurred(99)
+  images[0, ..., 0] = np.clip(first, 0, 255)  # in train
+  images[4, ..., 0] = np.clip(0.68 * first + 0.32 * noise, 0, 255)  # in test
+  dataset = dataset._replace(images=images)
+  found = audit.second_look(dataset, 'patient')
+  assert found['test_sources'] == 0
+  assert found['neighbours']['examples'] == [['i0', 'i4']]
+  config.shortcuts = False
+  warnings = audit.audit(dataset, config)['warnings']
+  assert any('1 test sources look like a neighbouring slice' in w
+             for w in warnings)  # fmt: skip
+  # Every second source of `made` has no patient.
+  assert any('30 labelled images are of unknown patients' in w
+             for w in warnings)  # fmt: skip
+
+
+def test_columns_of_a_table_are_tested_as_shortcuts(config, tmp_path):
+  dataset = made()
+  labels = dataset.manifest['class']
+  lines = ['file;site;age;id']
+  for i, name in enumerate(dataset.manifest['file']):
+    site = 'north' if labels[i] == 'tumour' else 'south'
+    lines.append(f'{name};{site};{i % 7};{name}')
+  path = tmp_path / 'more.csv'
+  path.write_text('\n'.join(lines), encoding='utf-8-sig')
+  config.columns = str(path)
+  found = audit.probe_shortcuts(dataset, config)
+  assert found['column site']['balanced_accuracy']['value'] == 1.0
+  assert found['column age']['numbers'] == 1
+  assert found['column age']['balanced_accuracy']['value'] < 0.9
+  assert 'differ' in found['column id']['skipped']
+  assert found['file format'] == {'skipped': 'all images have the same'}
+  path.write_text('\n'.join(lines[:-2]))
+  with pytest.raises(ValueError, match=r'columns=.*no line for 1 of 30'):
+    audit.probe_shortcuts(dataset, config)
+
+
+@pytest.mark.needs('pydicom')
+def test_fields_of_dicom_headers_are_tested_as_shortcuts(tmp_path):
+  import pydicom
+
+  paths = []
+  for i in range(4):
+    record = pydicom.dataset.Dataset()
+    record.file_meta = pydicom.dataset.FileMetaDataset()
+    record.file_meta.TransferSyntaxUID = pydicom.uid.ExplicitVRLittleEndian
+    record.Manufacturer = 'A' if i % 2 else 'B'
+    record.MagneticFieldStrength = '1.5' if i < 2 else '3'
+    paths.append(str(tmp_path / f'{i}.dcm'))
+    record.save_as(paths[-1], enforce_file_format=False)
+  for path in paths:  # a preamble, as files on disk have
+    with open(path, 'rb') as f:
+      content = f.read()
+    if content[128:132] != b'DICM':
+      with open(path, 'wb') as f:
+        f.write(bytes(128) + b'DICM' + content)
+  found = shortcuts._of_files(paths)
+  assert found['DICOM Manufacturer'].tolist() == [[0, 1], [1, 0]] * 2
+  assert (
+    found['DICOM MagneticFieldStrength'].ravel().tolist() == [1.5] * 2 + [3] * 2
+  )
+  assert found['DICOM Modality'] == 'all images have the same'

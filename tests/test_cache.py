@@ -155,7 +155,7 @@ def pipeline(**changes):
   }
   one = study_config(probe_config, random_encoder=True, **small, **changes)
   splits = splits_config.get_config('test')
-  splits.splits = ('paper', 'grouped')
+  splits.splits = ('paper', 'patient')
   splits.checkpoint = 'fake'
   splits.probe = study_config(probe_config, random_encoder=False, **small)
   stages = {'probe': one, 'splits': splits}
@@ -168,9 +168,9 @@ def test_all_stages_of_a_pipeline_share_one_pass(
 ):
   use_fake(monkeypatch, ds)
   tasks.TASKS['pipeline'](pipeline(), str(tmp_path))
-  parts = {s: base.labelled_parts(ds, s) for s in ('paper', 'grouped')}
-  rows = set(parts['paper'].rows) | set(parts['grouped'].rows)
-  alone = len(parts['grouped'].rows)  # random weights, in the first stage only
+  parts = {s: base.labelled_parts(ds, s) for s in ('paper', 'patient')}
+  rows = set(parts['paper'].rows) | set(parts['patient'].rows)
+  alone = len(parts['patient'].rows)  # random weights, in the first stage only
   assert shown == {
     (1.0, 1): len(rows),
     (1.0, 51): len(rows),
@@ -187,5 +187,5 @@ def test_features_stay_where_a_stage_keeps_them(tmp_path, ds, monkeypatch):
   tasks.TASKS['pipeline'](config, str(tmp_path))
   folder = str(tmp_path / 'probe' / 'features' / 'encoder')
   found = cache.Cache(folder, ('image',), (1, 51))
-  rows = base.labelled_parts(ds, 'grouped').rows
+  rows = base.labelled_parts(ds, 'patient').rows
   assert len(cache.matrix(found, (1, 51), ('image',), 4)) == len(rows)

@@ -84,7 +84,7 @@ def test_later_tokens_do_not_change_earlier_outputs():
 
 def test_templates_read_labels_of_training_images_only(phantom):
   config = baselines.get_config('clip,test')
-  rows = data.pretraining_rows(phantom, 'grouped')
+  rows = data.pretraining_rows(phantom, 'patient')
   texts = captions.read(config.captions, phantom, rows)
   labels = data.labels(phantom)
   assert all(
@@ -107,7 +107,7 @@ def test_templates_read_labels_of_training_images_only(phantom):
 def test_captions_come_from_a_table_by_file(phantom, tmp_path):
   path = tmp_path / 'captions.csv'
   files = phantom.manifest['file'].tolist()
-  rows = data.pretraining_rows(phantom, 'grouped')
+  rows = data.pretraining_rows(phantom, 'patient')
   with path.open('w', newline='') as f:
     writer = csv.writer(f)
     writer.writerow(('file', 'caption'))

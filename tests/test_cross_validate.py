@@ -102,7 +102,7 @@ def test_what_is_written_says_the_same(finished, ds):
   assert os.path.getsize(os.path.join(workdir, 'cross_validation.png')) > 5000
   assert not os.path.exists(os.path.join(workdir, 'features'))
   with np.load(os.path.join(workdir, 'predictions.npz')) as z:
-    assert not set(z['index']) & set(data.rows(ds, 'grouped', 'test'))
+    assert not set(z['index']) & set(data.rows(ds, 'patient', 'test'))
     for i, row in enumerate(results['rows']):
       right = (z[f'probs.{i}'].argmax(1) == z['label']).mean()
       assert right == pytest.approx(row['all']['accuracy']['value'])
@@ -145,7 +145,7 @@ def test_test_labels_and_those_of_the_predicted_fold_are_out_of_reach(
 
   monkeypatch.setattr(grid, 'finish', spy)
   folds.run(alone, str(tmp_path))
-  test = set(data.rows(ds, 'grouped', 'test'))
+  test = set(data.rows(ds, 'patient', 'test'))
   assert len(seen) == 3
   assert not any(set(rows) & test for rows in seen)
 
@@ -177,10 +177,10 @@ def test_an_encoder_that_had_labels_is_refused(ds, monkeypatch):
 
 
 def test_only_what_pretraining_is_known_to_have_drawn_is_counted(ds):
-  rows = data.rows(ds, 'grouped', 'val')
+  rows = data.rows(ds, 'patient', 'val')
   one = folds.Candidate('a', fake_encoder(ds), (), 1, '')
   assert folds.drawn(one, ds, rows) == 0
-  train = data.rows(ds, 'grouped', 'train')
+  train = data.rows(ds, 'patient', 'train')
   assert folds.drawn(one, ds, train) == len(train)
   assert folds.drawn(one._replace(prefix='random/'), ds, train) == 0
   info = dataclasses.replace(one.encoder.info, fingerprint='')

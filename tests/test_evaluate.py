@@ -145,10 +145,12 @@ def config(tmp_path):
       'data': {
         'source': str(tmp_path / 'in'),
         'class_map': (),
+        'variant_regex': '',
         'group_csv': '',
         'group_regex': r'^(q\d+)',
         'group_by': '',
       },
+      'pooling': 'mean',
       'normal_class': 'bundle',
       'workers': 1,
       'resamples': 50,

@@ -13,7 +13,8 @@ from micdiffrep_jax.data import dataset as data
 from micdiffrep_jax.scores.metrics import HEADLINE
 from micdiffrep_jax.studies import base
 from micdiffrep_jax.studies import labels as label_efficiency
-from micdiffrep_jax.studies.labels import group_classes, subsets
+from micdiffrep_jax.studies.cuts import group_classes
+from micdiffrep_jax.studies.labels import subsets
 
 SHARES = (0.01, 0.05, 0.1, 0.25, 1.0)
 
@@ -95,7 +96,7 @@ def test_a_share_outside_zero_and_one_is_refused(share):
 
 
 def test_draws_stay_within_their_parts_and_validation_shrinks_alike(ds):
-  parts = base.labelled_parts(ds, 'grouped')
+  parts = base.labelled_parts(ds, 'patient')
   draws = label_efficiency.make_draws(ds, parts, get_config())
   assert [(d.share, d.number) for d in draws] == [
     (0.3, 0), (1.0, 0), (0.3, 1), (1.0, 1)
@@ -114,7 +115,7 @@ def test_draws_stay_within_their_parts_and_validation_shrinks_alike(ds):
 def test_sources_alone_are_trained_on_where_asked(ds):
   variant = np.where(np.arange(len(ds.images)) % 3 == 0, '', 'flipped')
   copied = ds._replace(manifest={**ds.manifest, 'variant': variant})
-  parts = base.labelled_parts(copied, 'grouped')
+  parts = base.labelled_parts(copied, 'patient')
   config = get_config(sources_only=True, validation='all')
   for draw in label_efficiency.make_draws(copied, parts, config):
     assert (parts.rows[draw.train] % 3 == 0).all()
@@ -173,7 +174,7 @@ def test_methods_without_a_seed_say_the_same_of_the_whole(finished):
 
 
 def test_only_draws_of_the_very_same_rows_share_an_answer(ds):
-  parts = base.labelled_parts(ds, 'grouped')
+  parts = base.labelled_parts(ds, 'patient')
   draws = label_efficiency.make_draws(ds, parts, get_config())
   together = [
     {(d.share, d.number) for d in same}
@@ -184,7 +185,7 @@ def test_only_draws_of_the_very_same_rows_share_an_answer(ds):
 
 
 def test_a_floor_is_trained_on_its_draw_alone(ds):
-  parts = base.labelled_parts(ds, 'grouped')
+  parts = base.labelled_parts(ds, 'patient')
   config = get_config()
   draws = label_efficiency.make_draws(ds, parts, config)
   floors = (config.floors, config.seed, '')
@@ -209,7 +210,7 @@ def test_test_labels_are_read_by_the_scores_only(
   finished, ds, tmp_path, monkeypatch
 ):
   _, results = finished
-  rows = data.rows(ds, 'grouped', 'test')
+  rows = data.rows(ds, 'patient', 'test')
   column = ds.manifest['class'].copy()
   column[rows] = np.roll(column[rows], 1)
   rolled = ds._replace(manifest={**ds.manifest, 'class': column})

@@ -8,6 +8,7 @@ from scipy import special
 from sklearn import metrics as skm
 
 from micdiffrep_jax.scores import bootstrap, calibration, metrics
+from micdiffrep_jax.scores.bootstrap import Slices
 
 CLASSES = ('G', 'M', 'N', 'P')
 
@@ -142,7 +143,7 @@ def test_comparison_is_paired_and_signed():
   back = bootstrap.compare(y, p, better, g)
   assert back['difference'] == pytest.approx(-gain)
   # Unpaired, the two intervals overlap widely: pairing is what finds it.
-  wide = bootstrap.summarise(y, p, g, CLASSES)['all']['accuracy']
+  wide = bootstrap.summarise(y, p, Slices(g), CLASSES)['all']['accuracy']
   assert ours['high'] - ours['low'] < (wide['high'] - wide['low']) / 2
 
 
@@ -175,24 +176,20 @@ def test_false_alarms_of_the_comparison_are_about_five_percent():
 def test_summary_reports_every_subset_as_json():
   y, p, g = simulate(size=7)
   variants = np.tile(['', 'BR', 'DA', 'HF', 'VF', 'RO', 'SP'], 60)
-  mask = np.arange(len(y)) < 399
+  patients = np.arange(len(y)) // 14  # of two sources each
   got = bootstrap.summarise(
-    y, p, g, CLASSES, variants, normal='N', mask=mask, resamples=50
+    y, p, Slices(g, variants, patients), CLASSES, normal='N', resamples=50
   )
-  assert set(got) == {
-    'all',
-    'sources',
-    'all_without_normal',
-    'sources_without_normal',
-  }
+  sets = ('all', 'sources', 'patients')
+  assert set(got) == {*sets, *(f'{name}_without_normal' for name in sets)}
   json.dumps(got, allow_nan=False)
-  assert got['all']['n'] == 399
-  assert got['sources']['n'] == 57
-  keep = mask & (variants == '')
+  assert got['all']['n'] == 420
+  assert got['sources']['n'] == 60
+  keep = variants == ''
   want = (p.argmax(1) == y)[keep].mean()
   assert got['sources']['accuracy']['value'] == pytest.approx(want)
   tumour = got['all_without_normal']
-  keep = mask & (y != 2)
+  keep = y != 2
   want = p[:, [0, 1, 3]][keep].argmax(1) == np.array([0, 1, 9, 2])[y[keep]]
   assert tumour['accuracy']['value'] == pytest.approx(want.mean())
   assert tumour['classes'] == ['G', 'M', 'P']
@@ -201,24 +198,12 @@ def test_summary_reports_every_subset_as_json():
     assert value['low'] <= value['value'] <= value['high']
 
 
-def test_padded_rows_do_not_count():
-  y, p, g = simulate(groups=20)
-  pad = np.full(5, -1)
-  padded = bootstrap.summarise(
-    np.r_[y, pad],
-    np.r_[p, np.full((5, 4), np.nan)],
-    np.r_[g, pad],
-    CLASSES,
-    mask=np.arange(len(y) + 5) < len(y),
-    resamples=20,
-  )
-  assert padded == bootstrap.summarise(y, p, g, CLASSES, resamples=20)
-
-
 def test_a_class_without_rows_is_null_not_zero():
   y, p, g = simulate()
   keep = y != 3
-  got = bootstrap.summarise(y[keep], p[keep], g[keep], CLASSES, resamples=20)
+  got = bootstrap.summarise(
+    y[keep], p[keep], Slices(g[keep]), CLASSES, resamples=20
+  )
   json.dumps(got, allow_nan=False)
   assert got['all']['per_class']['P']['sensitivity']['value'] is None
   assert got['all']['per_class']['P']['auroc']['value'] is None

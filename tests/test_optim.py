@@ -2,6 +2,7 @@ import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 import numpy as np
+import optax
 import pytest
 
 from micdiffrep_jax.pretrain import optim
@@ -100,6 +101,69 @@ def test_weight_decay_pulls_towards_zero_without_a_gradient():
   update, _ = tx.update(zeros, tx.init(params), params)
   np.testing.assert_allclose(update['w'], [[-0.05]], rtol=1e-5)
   assert update['bias'] == 0
+
+
+def test_muon_steps_along_the_nearest_orthogonal_matrix():
+  """With one gradient the step is U V of its singular value decomposition.
+
+  Scaled to 0.2 root mean square, as far as five Newton-Schulz steps go.
+  """
+  tx = optim.make_optimizer(config(name='muon', schedule='constant'), 10)
+  rng = np.random.default_rng(0)
+  kernel = rng.normal(size=(3, 3, 8, 24)).astype(np.float32)
+  params = {
+    'conv': jnp.zeros(kernel.shape),
+    'bias': jnp.zeros(24),
+    'out': jnp.zeros((3, 3, 8, 1)),
+  }
+  grads = {
+    'conv': jnp.asarray(kernel),
+    'bias': jnp.full(24, 3.0),
+    'out': jnp.full((3, 3, 8, 1), -2.0),
+  }
+  update, _ = tx.update(grads, tx.init(params), params)
+  u, _, v = np.linalg.svd(kernel.reshape(72, 24), full_matrices=False)
+  step = -np.asarray(update['conv']).reshape(72, 24) / 0.1
+  want = 0.2 * np.sqrt(72) * (u @ v)
+  assert np.sqrt(np.square(step).mean()) == pytest.approx(0.2, rel=0.3)
+  cosine = (step * want).sum() / np.linalg.norm(step) / np.linalg.norm(want)
+  assert cosine > 0.97
+  # The rest is Adam's, with Nesterov's momentum too.
+  adam = optax.adam(0.1, 0.9, 0.999, nesterov=True)
+  rest = {'bias': grads['bias'], 'out': grads['out']}
+  want, _ = adam.update(rest, adam.init(rest))
+  for name, value in want.items():
+    np.testing.assert_allclose(update[name], value, rtol=1e-4)
+
+
+def test_muon_descends_a_least_squares_problem_and_decays():
+  tx = optim.make_optimizer(config(name='muon', lr=0.2, schedule='linear'), 200)
+  rng = np.random.default_rng(0)
+  x = jnp.asarray(rng.normal(size=(64, 16)), jnp.float32)
+  y = x @ jnp.asarray(rng.normal(size=(16, 8)), jnp.float32)
+
+  def loss(params):
+    return jnp.square(x @ params['w'] - y).mean()
+
+  params = {'w': jnp.zeros((16, 8))}
+  state, first = tx.init(params), float(loss(params))
+
+  @jax.jit
+  def step(params, state):
+    updates, state = tx.update(jax.grad(loss)(params), state, params)
+    return jax.tree.map(jnp.add, params, updates), state
+
+  for _ in range(200):
+    params, state = step(params, state)
+  assert float(loss(params)) < 1e-3 * first
+  tx = optim.make_optimizer(
+    config(name='muon', schedule='constant', weight_decay=0.5), 10
+  )
+  weights = {'w': jnp.ones((16, 8)), 'b': jnp.ones(8)}
+  zeros = jax.tree.map(jnp.zeros_like, weights)
+  update, _ = tx.update(zeros, tx.init(weights), weights)
+  np.testing.assert_allclose(update['w'], -0.05, rtol=1e-4)
+  assert not update['b'].any()
 
 
 @pytest.mark.parametrize('field', ['name', 'schedule', 'clip_norm'])

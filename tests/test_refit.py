@@ -34,10 +34,10 @@ def test_it_learns_from_validation_and_test_rows(tmp_path, ds, row):
     probe.run(config, str(tmp_path))
   head = head_file.load(str(tmp_path))
   assert os.path.exists(tmp_path / 'head.npz')
-  rows = export.labelled_rows(ds, 'grouped')
+  rows = export.labelled_rows(ds, 'patient')
   # What training did not see gets the name of the next class.
   labels = data.labels(ds).copy()
-  new = np.setdiff1d(rows, data.rows(ds, 'grouped', 'train'))
+  new = np.setdiff1d(rows, data.rows(ds, 'patient', 'train'))
   swapped = labels.copy()
   swapped[new] = (labels[new] + 1) % len(ds.classes)
   with pytest.MonkeyPatch.context() as patch:

@@ -26,7 +26,11 @@ def probe_record():
   labels, probs = predictions()
   variants = np.where(np.arange(60) % 2, 'HF', '')
   test = bootstrap.summarise(
-    labels, probs, np.arange(60) // 4, CLASSES, variants, resamples=20
+    labels,
+    probs,
+    bootstrap.Slices(np.arange(60) // 4, variants, np.arange(60) // 4),
+    CLASSES,
+    resamples=20,
   )
   row = {'chosen': {'layers': ['mid'], 'timestep': 10, 'grid': 2}, 'test': test}
   trials = [

@@ -85,8 +85,8 @@ def model(monkeypatch):
     layers=('mid',),
     timesteps=100,
   )
-  split_hash = data.split_hash(ds, 'grouped')
-  info = encoders.EncoderInfo(SIZE, 1, split='grouped', split_hash=split_hash)
+  split_hash = data.split_hash(ds, 'patient')
+  info = encoders.EncoderInfo(SIZE, 1, split='patient', split_hash=split_hash)
   config = ConfigDict({'method': 'ddpm', 'data': {'path': 'memory'}})
 
   def load(path, step):

@@ -34,26 +34,26 @@ def record(value):
   return {'rows': {'knn': {'test': {'all': both}}}}
 
 
-VALUES = {'paper': 0.8, 'grouped': 0.7, 'leaky': 0.95}
+VALUES = {'leaky': 0.95, 'paper': 0.8, 'grouped': 0.75, 'patient': 0.7}
 
 
-def test_a_row_tells_what_a_split_is_worth_against_the_grouped_one():
-  records = {name: record(value) for name, value in VALUES.items()}
+def test_a_row_tells_what_a_split_is_worth_against_the_honest_one():
+  records = {('', name): record(value) for name, value in VALUES.items()}
   table = splits.compare(records)
   accuracy = {r['split']: r for r in table if r['metric'] == 'accuracy'}
-  for name, worth in (('paper', 0.1), ('grouped', 0.0), ('leaky', 0.25)):
+  for name, worth in (('paper', 0.1), ('patient', 0.0), ('leaky', 0.25)):
     assert accuracy[name]['value'] == VALUES[name]
-    assert accuracy[name]['minus_grouped'] == pytest.approx(worth)
-  alone = splits.compare({'leaky': record(0.9)})
-  assert alone[0]['minus_grouped'] is None
+    assert accuracy[name]['minus_patient'] == pytest.approx(worth)
+  alone = splits.compare({('', 'leaky'): record(0.9)})
+  assert alone[0]['minus_patient'] is None
 
 
-@pytest.mark.parametrize('split', ['paper', 'grouped', 'leaky'])
+@pytest.mark.parametrize('split', ['paper', 'patient', 'leaky'])
 def test_test_images_that_pretraining_drew_are_counted(ds, split):
-  info = {'fingerprint': ds.fingerprint, 'split': 'grouped'}
+  info = {'fingerprint': ds.fingerprint, 'split': 'patient'}
   found = splits.drawn_in_pretraining(info, ds, split)
   drawn = {
-    i for i, part in enumerate(ds.manifest['grouped']) if part == 'train'
+    i for i, part in enumerate(ds.manifest['patient']) if part == 'train'
   }
   labelled = set(np.flatnonzero(ds.manifest['class'] != ''))
   test = {i for i, part in enumerate(ds.manifest[split]) if part == 'test'}
@@ -64,7 +64,7 @@ def test_test_images_that_pretraining_drew_are_counted(ds, split):
   assert found['relatives'] == sum(ds.manifest['group'][i] in kin for i in test)
   said = page_splits.drawn_in_words(found)
   assert (
-    said == 'none' if split == 'grouped' else str(len(test & drawn)) in said
+    said == 'none' if split == 'patient' else str(len(test & drawn)) in said
   )
   other = splits.drawn_in_pretraining({**info, 'fingerprint': ''}, ds, split)
   assert other['seen'] is None
@@ -78,37 +78,40 @@ def test_each_split_is_probed_once_with_its_encoder_and_the_table_says_it(
 
   def fake_probe(config, workdir):
     runs.append((config.data.split, config.checkpoint, config.allow_seen_test))
-    split = 'paper' if config.checkpoint == 'own' else 'grouped'
+    split = 'paper' if config.checkpoint == 'own' else 'patient'
     info = {'fingerprint': ds.fingerprint, 'split': split}
-    found = {**record(VALUES[config.data.split]), 'encoder': info}
+    found = {**record(VALUES[config.data.split]), 'encoder': info, 'data': {}}
     return files.write_results(workdir, found, config)
 
   monkeypatch.setattr(probe, 'run', fake_probe)
-  config = get_config(**{'checkpoints.paper': 'own'})
+  config = get_config(**{'checkpoints.paper': 'own', 'others': ('more',)})
   results = splits.run(config, str(tmp_path))
   assert runs == [
+    ('leaky', 'fake', True),
     ('paper', 'own', True),
     ('grouped', 'fake', True),
-    ('leaky', 'fake', True),
+    ('patient', 'fake', True),
+    *((name, 'more', True) for name in VALUES),
   ]
   splits.run(config, str(tmp_path))
-  assert len(runs) == 3
+  assert len(runs) == 8
   seen = results['test_images_in_pretraining']
-  assert seen['paper']['seen'] == seen['grouped']['seen'] == 0
+  assert seen['paper']['seen'] == seen['patient']['seen'] == 0
   assert seen['leaky']['seen'] > 0
   text = capsys.readouterr().out
   assert '95.0 [85.0, 105.0] (+25.0)' in text
   assert f'leaky: {seen["leaky"]["seen"]} of' in text
   with open(os.path.join(tmp_path, 'splits.csv')) as f:
-    assert len(list(csv.DictReader(f))) == len(results['table']) == 6
+    assert len(list(csv.DictReader(f))) == len(results['table']) == 16
 
 
 @pytest.mark.parametrize(
   ('changes', 'words'),
   [
-    ({'checkpoint': ''}, r'--config\.checkpoints\.paper'),
+    ({'checkpoint': ''}, r'--config\.checkpoints\.leaky'),
     ({'splits': ()}, r'--config\.splits'),
     ({'splits': ('grouped', 'leeky')}, r"'leaky'"),
+    ({'others': ('a',), 'other_layers': ('x', 'y')}, r'--config\.other_layers'),
     ({'probe.grids': (3,)}, r'--config\.grids'),
   ],
 )

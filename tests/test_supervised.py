@@ -30,7 +30,7 @@ def test_labels_of_the_train_part_alone_are_handed_over():
   ds = data.open_dataset(PHANTOM)
   config = baselines.get_config('supervised,test').lock()
   side = supervised.make(config, 16, 1).side(ds)['label']
-  train = data.rows(ds, 'grouped', 'train')
+  train = data.rows(ds, 'patient', 'train')
   np.testing.assert_array_equal(side[train], data.labels(ds)[train])
   assert (np.delete(side, train) == -1).all()
   config.unlock()
@@ -48,7 +48,7 @@ def test_a_batch_is_learnt_by_heart(preset):
   config.optim.lr, config.optim.warmup_steps = 1e-2, 0
   method = supervised.make(config.lock(), 16, 1)
   tx = make_optimizer(config.optim, 40)
-  rows = data.rows(ds, 'grouped', 'train')[:16]
+  rows = data.rows(ds, 'patient', 'train')[:16]
   batch = {'image': ds.images[rows], 'label': data.labels(ds)[rows]}
   state = jax.jit(lambda k: make_state(method, tx, k))(jax.random.key(0))
   step = jax.jit(make_step(method, tx))

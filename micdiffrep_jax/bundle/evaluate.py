@@ -80,7 +80,14 @@ def run(config: ConfigDict, workdir: str) -> dict[str, Any]:
       'rows': {'bundle': {'chosen': model.head.info, 'test': test}},
       'bundle': 'bundle',
       'normal_class': normal,
-      'data': {'path': os.path.abspath(root or '.')},
+      'data': {
+        'path': os.path.abspath(root or '.'),
+        'patients': {
+          'images': len(at),
+          'patients': len({who.patient[i] for i in at} - {''}),
+          'unknown': sum(not who.patient[i] for i in at),
+        },
+      },
       'overlap': found.overlap(model, config.overlap) | {'scored': len(at)},
       'failed': failed,
       'bundle_meta': model.meta.as_dict(),
@@ -147,15 +154,20 @@ def score(
   normal = config.normal_class
   if normal == 'bundle':
     normal = model.meta.normal_class
+  people = np.unique(who.people(), return_inverse=True)[1]
   test = bootstrap.summarise(
     np.array([model.classes.index(labels[i]) for i in at]),
     np.stack([found.probs[i] for i in at]),  # type: ignore[misc]
-    joined_groups(who.people(), found.crops, at),
+    bootstrap.Slices(
+      joined_groups(who.people(), found.crops, at),
+      np.array([who.variant[i] for i in at]),
+      people[at],
+    ),
     model.classes,
-    np.array([who.variant[i] for i in at]),
     normal,
-    resamples=config.resamples,
-    seed=config.seed,
+    config.resamples,
+    config.seed,
+    config.pooling,
   )
   return test, normal
 

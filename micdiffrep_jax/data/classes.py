@@ -1,4 +1,4 @@
-"""The class of a file, told by its folders; slips that make a class too many."""
+"""The class of a file, told by its folders; slips that make one too many."""
 
 from collections.abc import Mapping, Sequence
 import difflib

@@ -165,6 +165,7 @@ def counts(
       for part in (*splits.PARTS, splits.EXCLUDED)
     }
     for split in splits.NAMES
+    if split in table
   }
 
 

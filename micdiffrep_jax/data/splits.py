@@ -43,7 +43,8 @@ def make_splits(
   labels (n,) of any type; usable (n,) bool, False rows become `excluded`.
   val_share is a share of what test leaves. `patient` and `grouped` cut in
   folds, so their shares are the nearest 1 / k; they are equal where no patient
-  is known. Returns {name: (n,) parts}. Raises ValueError where a class has too few units to be in every part.
+  is known. Returns {name: (n,) parts}. Raises ValueError where a class has too
+  few units to be in every part.
   """
   for name, share in (('test_share', test_share), ('val_share', val_share)):
     if not 0 < share < 1:
@@ -82,7 +83,8 @@ def make_splits(
 
 def _by_appearance(units: np.ndarray) -> np.ndarray:
   """Numbers (n,) in order of first appearance: what units are called is no
-  part of the draw, for names may be hashed with a machine's secret."""
+  part of the draw, for names may be hashed with a machine's secret.
+  """
   _, first, number = np.unique(units, return_index=True, return_inverse=True)
   return np.argsort(np.argsort(first))[number]
 
@@ -96,7 +98,8 @@ def _by_unit(
 ) -> np.ndarray:
   """Draws a share of the units of each class, rounded up: (n,) bool.
 
-  At least `left` units of a class are not drawn. A unit that holds several classes counts for its most frequent one.
+  At least `left` units of a class are not drawn. A unit that holds several
+  classes counts for its most frequent one.
   """
   names, unit = np.unique(units, return_inverse=True)
   classes, label = np.unique(labels, return_inverse=True)

@@ -36,9 +36,10 @@ class Info:
   counts: images per split, part and class. origins: names of the sources.
   rejected: files that could not be read. junk: files that were ignored, by
   kind. rules: how often each rule of decoding applied. near_duplicates: see
-  relatives.Summary. patients: see manifest.count_patients. settings: what config.data and the seed set. stamp: the
-  same for the same sources and settings. fingerprint: sha256 over ids, labels,
-  pixels and settings. files: what check_unchanged compares.
+  relatives.Summary. patients: see manifest.count_patients. settings: what
+  config.data and the seed set. stamp: the same for the same sources and
+  settings. fingerprint: sha256 over ids, labels, pixels and settings. files:
+  what check_unchanged compares.
   """
 
   size_px: int

@@ -48,8 +48,10 @@ FLOOR, RANDOM = 'floor/', 'random/'  # what rows of these origins start with
 SUBSETS = {
   'all': 'all variants',
   'sources': 'unaugmented sources',
+  'patients': 'patients',
   'all_without_normal': 'all variants, without {}',
   'sources_without_normal': 'sources, without {}',
+  'patients_without_normal': 'patients, without {}',
 }
 
 
@@ -103,6 +105,16 @@ def title(row: str) -> str:
   if fused:
     text += ', timesteps fused'
   return f'{ORIGINS.get(origin, origin)}: {text}' if origin else text
+
+
+def patients_in_words(counts: Mapping[str, int]) -> str:
+  """'patients unknown for 4,396 of 17,115 images', or that all are known."""
+  if not counts:
+    return 'patients were not counted'
+  n, unknown = counts['images'], counts['unknown']
+  if not unknown:
+    return f'{counts["patients"]:,} patients, all known'
+  return f'patients unknown for {unknown:,} of {n:,} images'
 
 
 def record_of(run: Run) -> Mapping[str, Any]:

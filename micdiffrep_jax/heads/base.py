@@ -41,7 +41,8 @@ class Fitted(NamedTuple):
   params: what its `predict` reads; of a head that can be saved they are arrays
   with a leading axis of one. chosen: its settings by name; score: the accuracy
   on validation rows that they were chosen for; told: what a result says of the
-  fit besides; logits (v, k) of the validation rows where fitting gives them.
+  fit besides; logits (v, k) of the validation rows where fitting gives them;
+  tried: settings by name, with their scores.
   """
 
   params: Params
@@ -49,6 +50,7 @@ class Fitted(NamedTuple):
   score: float
   told: MappingProxyType | dict[str, Any] = MappingProxyType({})
   logits: np.ndarray | None = None
+  tried: tuple[tuple[dict[str, Any], float], ...] = ()
 
 
 class Head(NamedTuple):

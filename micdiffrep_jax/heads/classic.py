@@ -85,7 +85,8 @@ def logistic(problem: Problem, strength: Sequence[float] = STRENGTHS) -> Fitted:
     if worse == 2:
       break
   assert best is not None
-  return best
+  tried = (({'strength': s}, score) for s, score in scores.items())
+  return best._replace(tried=tuple(tried))
 
 
 @functools.partial(jax.jit, static_argnames='most')
@@ -141,7 +142,10 @@ def knn(problem: Problem, neighbours: Sequence[int] = NEIGHBOURS) -> Fitted:
   }
   k = max(scores, key=lambda k: scores[k])
   params = {'bank': bank, 'labels': y, 'classes': classes, 'neighbours': k}
-  return Fitted(params, {'neighbours': k}, scores[k], {'scores': scores})
+  tried = tuple(({'neighbours': k}, score) for k, score in scores.items())
+  return Fitted(
+    params, {'neighbours': k}, scores[k], {'scores': scores}, tried=tried
+  )
 
 
 def knn_predict(params: Params, features: Features) -> np.ndarray:

@@ -125,7 +125,8 @@ def fit(
         chosen = {'gamma': g, 'strength': s}
         best = Fitted(params, chosen, score, {'scores': scores})
   assert best is not None
-  return best
+  tried = (({'gamma': g, 'strength': s}, score) for g, s, score in scores)
+  return best._replace(tried=tuple(tried))
 
 
 HEAD = Head(predict_with(apply), fit, ('gamma', 'strength'), kind='kernel')

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from micdiffrep_jax.run.checks import lookup
-from micdiffrep_jax.scores import calibration, metrics
+from micdiffrep_jax.scores import calibration, metrics, pooling
 from micdiffrep_jax.scores.metrics import HEADLINE, METRICS, PER_CLASS, Rows
 
 BOUNDS = ('value', 'low', 'high')
@@ -213,41 +213,79 @@ def summarise_rows(
   }
 
 
+class Slices(NamedTuple):
+  """Whose the rows to score are, (n,) each, None where nothing is known.
+
+  groups: what resamples draw; variants: '' for an untouched source; patients:
+  numbers or names of those whose the rows are.
+  """
+
+  groups: np.ndarray
+  variants: np.ndarray | None = None
+  patients: np.ndarray | None = None
+
+
+class Scored(NamedTuple):
+  """Rows to score: labels (n,), probs (n, k), groups (n,), what to tell."""
+
+  labels: np.ndarray
+  probs: np.ndarray
+  groups: np.ndarray
+  told: dict[str, Any]
+
+
+def sets_of(
+  labels: np.ndarray, probs: np.ndarray, slices: Slices, how: str = 'mean'
+) -> dict[str, Scored]:
+  """The sets that scores are of: 'all', 'sources' and 'patients'.
+
+  Sources are the untouched ones; patients are theirs, pooled as pooling.pool
+  says of `how`. A set without rows is left out.
+  """
+  groups = np.asarray(slices.groups)
+  sets = {'all': Scored(labels, probs, groups, {})}
+  if slices.variants is not None and (slices.variants == '').any():
+    keep = slices.variants == ''
+    sets['sources'] = Scored(labels[keep], probs[keep], groups[keep], {})
+  if slices.patients is not None:
+    patients = slices.patients
+    if 'sources' in sets:
+      patients = patients[slices.variants == '']
+    of = sets.get('sources', sets['all'])
+    pooled = pooling.pool(of.labels, of.probs, patients, how)
+    told = {'pooling': how, 'of_several_labels': pooled.mixed}
+    if len(pooled.labels):
+      sets['patients'] = Scored(
+        pooled.labels, pooled.probs, of.groups[pooled.first], told
+      )
+  return sets
+
+
 def summarise(
   labels: np.ndarray,
   probs: np.ndarray,
-  groups: np.ndarray,
+  slices: Slices,
   classes: Sequence[str],
-  variants: np.ndarray | None = None,
   normal: str = '',
-  mask: np.ndarray | None = None,
   resamples: int = 1000,
   seed: int = 0,
+  how: str = 'mean',
 ) -> dict[str, Any]:
   """What every results table is made of, as a dict that JSON can hold.
 
-  labels (n,) int; probs (n, k); groups (n,) any type; variants (n,) str, ''
-  for an untouched source; mask (n,) bool, False for padded rows. Keys: 'all';
-  'sources' where variants are given; 'all_without_normal' and
-  'sources_without_normal' where `normal` names a class (see without_class).
+  labels (n,) int; probs (n, k). Keys are those of sets_of, and each of them
+  with '_without_normal' where `normal` names a class (see without_class).
   """
-  labels, probs = np.asarray(labels), np.asarray(probs, np.float64)
-  groups = np.asarray(groups)
   if normal and normal not in classes:
     raise ValueError(
       f'Unknown normal class {normal!r}; one of {list(classes)}, or empty for '
       'none. Set it with --config.normal_class.'
     )
-  keep = np.ones(len(labels), bool) if mask is None else np.asarray(mask, bool)
-  subsets = {'all': keep}
-  if variants is not None:
-    subsets['sources'] = keep & (np.asarray(variants) == '')
+  labels, probs = np.asarray(labels), np.asarray(probs, np.float64)
   result: dict[str, Any] = {}
-  for name, rows in subsets.items():
-    if not rows.any():
-      continue
-    y, p, g = labels[rows], probs[rows], groups[rows]
-    result[name] = summarise_rows(y, p, g, classes, resamples, seed)
+  for name, (y, p, g, told) in sets_of(labels, probs, slices, how).items():
+    found = summarise_rows(y, p, g, classes, resamples, seed)
+    result[name] = found | told
     if normal and len(classes) > 2:
       y, p, kept = metrics.without_class(y, p, list(classes).index(normal))
       if len(y):

@@ -177,7 +177,7 @@ def search_levels(
   levels = levels_of(config)
   keys = [key(source, level, config) for level in levels]
   paths = [os.path.join(folder, f't{grid.level_name(x)}.json') for x in levels]
-  found = [read(p, k, config.select) for p, k in zip(paths, keys)]
+  found = [read(p, k, config.criterion) for p, k in zip(paths, keys)]
   todo = [i for i, scores in enumerate(found) if scores is None]
   log.get_logger().info(
     '%d of %d timesteps are finished.', len(levels) - len(todo), len(levels)
@@ -199,7 +199,7 @@ def search_levels(
     if jax.process_index() == 0:
       write(paths[i], keys[i], scores)
     elapsed = time.monotonic() - started
-    _tell(scores, config.select, done, len(todo), elapsed)
+    _tell(scores, config.criterion, done, len(todo), elapsed)
   return pd.concat(found, ignore_index=True)
 
 
@@ -257,17 +257,20 @@ def run(config: ConfigDict, workdir: str) -> dict[str, Any]:
     who = base.who_of(source.name)
     folder = os.path.dirname(source.folder)
     scores[who] = search_levels(folder, source, parts, config)
-    averaged[who] = grid.average(scores[who], config.select)
+    averaged[who] = grid.average(scores[who], config.criterion)
     found = final_rows(averaged[who], source, parts, config)
     rows |= {source.name + name: row for name, row in found.items()}
   folder = place.format('floors')
   rows |= grid.floor_rows(ds, parts, config.floors, config.seed, folder)
 
-  results = probe.score(rows, ds, parts, normal, config.resamples, config.seed)
+  results = probe.score(
+    rows, ds, parts, normal, config.resamples, config.seed, config.pooling
+  )
   results |= {
     # An encoder of one layer has no MSFA.
     'bundle': config.bundle if config.bundle in rows else next(iter(rows)),
     'task': 'ablate',
+    'chosen_on': 'validation images',
     'trials': {
       who: [trial.record() for trial in grid.trials_of(table)]
       for who, table in averaged.items()
@@ -276,8 +279,8 @@ def run(config: ConfigDict, workdir: str) -> dict[str, Any]:
     **base.told(study, config.data.split),
   }
   if jax.process_index() == 0:
-    write_grid(workdir, scores, config.select)
-    draw(workdir, scores['encoder'], averaged['encoder'], config.select)
+    write_grid(workdir, scores, config.criterion)
+    draw(workdir, scores['encoder'], averaged['encoder'], config.criterion)
     probe.draw(workdir, results)
     probe.save_predictions(workdir, rows, ds, parts)
     print(probe.text(results), text(results), sep='\n', flush=True)

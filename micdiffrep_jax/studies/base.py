@@ -20,6 +20,7 @@ from micdiffrep_jax.encoders import features
 from micdiffrep_jax.encoders.cache import Cache
 from micdiffrep_jax.encoders.encoder import Encoder
 from micdiffrep_jax.run.checks import one_of
+from micdiffrep_jax.scores import bootstrap
 from micdiffrep_jax.scores.bootstrap import BOUNDS
 from micdiffrep_jax.scores.metrics import HEADLINE
 
@@ -74,7 +75,28 @@ def describe(ds: data.Dataset, split: str, parts: Parts) -> dict[str, Any]:
     'images': {
       part: len(getattr(parts, part)) for part in ('train', 'val', 'test')
     },
+    'patients': count_patients(ds, parts.rows),
   }
+
+
+def count_patients(ds: data.Dataset, rows: np.ndarray) -> dict[str, int]:
+  """Of rows: how many images, patients, and images of unknown patients."""
+  patients = ds.manifest['patient_id'][rows]
+  known = patients[patients != '']
+  return {
+    'images': len(rows),
+    'patients': len(np.unique(known)),
+    'unknown': len(rows) - len(known),
+  }
+
+
+def slices_of(ds: data.Dataset, rows: np.ndarray) -> bootstrap.Slices:
+  """Whose the rows are: what intervals resample and patients pool."""
+  return bootstrap.Slices(
+    data.groups(ds)[rows],
+    ds.manifest['variant'][rows],
+    data.patients(ds)[rows],
+  )
 
 
 def image_sets(ds: data.Dataset, rows: np.ndarray) -> dict[str, np.ndarray]:

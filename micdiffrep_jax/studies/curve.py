@@ -81,7 +81,7 @@ def run(config: ConfigDict, workdir: str) -> dict[str, Any]:
       '' if step else RANDOM,
     )
     scores = ablate.search_levels(folder, source, parts, config)
-    for point in points(scores, config.heads.kinds, config.select):
+    for point in points(scores, config.heads.kinds, config.criterion):
       found.append({'step': step, 'images_seen': images, **point})
     if not config.keep_features:
       shutil.rmtree(source.folder, ignore_errors=True)
@@ -91,11 +91,11 @@ def run(config: ConfigDict, workdir: str) -> dict[str, Any]:
     shutil.rmtree(folder, ignore_errors=True)
   y = parts.labels[parts.val]
   baselines = {
-    name.removeprefix(FLOOR): metrics.value(config.select, y, row.val)
+    name.removeprefix(FLOOR): metrics.value(config.criterion, y, row.val)
     for name, row in rows.items()
   }
   if jax.process_index() == 0:
-    write(workdir, found, baselines, config.select)
+    write(workdir, found, baselines, config.criterion)
   return files.write_results(
     workdir,
     {

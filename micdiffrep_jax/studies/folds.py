@@ -20,12 +20,16 @@ import jax
 from ml_collections import ConfigDict
 import numpy as np
 import pandas as pd
-from sklearn.model_selection import StratifiedGroupKFold
 
 from micdiffrep_jax.data import dataset as data
 from micdiffrep_jax.data import promises
 from micdiffrep_jax.draw import page, plots
-from micdiffrep_jax.draw.result import FLOOR, RANDOM
+from micdiffrep_jax.draw.result import (
+  FLOOR,
+  RANDOM,
+  SUBSETS,
+  patients_in_words,
+)
 from micdiffrep_jax.encoders import cache as feature_cache
 from micdiffrep_jax.encoders import encoder as encoders
 from micdiffrep_jax.encoders import features
@@ -36,7 +40,7 @@ from micdiffrep_jax.scores import bootstrap
 from micdiffrep_jax.scores.bootstrap import BOUNDS
 from micdiffrep_jax.studies import base, grid, imagenet
 from micdiffrep_jax.studies.base import Parts
-from micdiffrep_jax.studies.labels import group_classes
+from micdiffrep_jax.studies.cuts import group_folds
 from micdiffrep_jax.studies.page_folds import row_title
 
 
@@ -107,19 +111,13 @@ def rotations(
 
   labels (n,) int >= 0, groups (n,). Groups stay whole, classes in proportion as
   far as groups allow; the fold after the one predicted is the one to choose on.
-  Raises ValueError where a class has fewer groups than there are folds.
+  There are at most as many folds as a class has groups. Raises ValueError where
+  a class has fewer than three.
   """
-  fewest = np.bincount(group_classes(labels, groups)[1]).min()
-  if fewest < folds:
-    raise ValueError(
-      f'A class has {fewest} groups in train and validation, too few for '
-      f'{folds} folds. Lower --config.folds.'
-    )
-  cut = StratifiedGroupKFold(folds, shuffle=True, random_state=seed)
-  parts = [test for _, test in cut.split(labels, labels, groups)]
+  parts = group_folds(labels, groups, folds, seed, least=3)
   found = []
   for i, test in enumerate(parts):
-    val = parts[(i + 1) % folds]
+    val = parts[(i + 1) % len(parts)]
     held_out = np.concatenate([val, test])
     train = np.setdiff1d(np.arange(len(labels)), held_out)
     found.append((train, val, test))
@@ -288,6 +286,7 @@ def run(config: ConfigDict, workdir: str) -> dict[str, Any]:
       **base.describe(ds, config.data.split, whole),
       'predicted': len(rows),
       'groups': len(np.unique(groups)),
+      'predicted_patients': base.count_patients(ds, rows),
     },
   }
   if jax.process_index() == 0:
@@ -333,19 +332,20 @@ def score(
   that folds share most of their training rows is not in them.
   """
   rows = rotated[0].rows
-  labels, groups = data.labels(ds)[rows], data.groups(ds)[rows]
-  subsets = base.image_sets(ds, rows)
+  labels, slices = data.labels(ds)[rows], base.slices_of(ds, rows)
   spread = {
-    (key, name): bootstrap.resample(
-      labels[keep],
-      p.argmax(1)[None, keep],
-      groups[keep],
-      len(ds.classes),
-      resamples,
-      seed,
-    )
+    key: {
+      name: bootstrap.resample(
+        x.labels,
+        x.probs.argmax(1)[None],
+        x.groups,
+        len(ds.classes),
+        resamples,
+        seed,
+      )
+      for name, x in bootstrap.sets_of(labels, p, slices).items()
+    }
     for key, p in probs.items()
-    for name, keep in subsets.items()
   }
   lines = [
     {
@@ -357,9 +357,9 @@ def score(
       **{
         name: {
           metric: bootstrap.score(found.mean)._asdict()
-          for metric, found in spread[key, name].items()
+          for metric, found in by_metric.items()
         }
-        for name in subsets
+        for name, by_metric in spread[key].items()
       },
     }
     for key, p in probs.items()
@@ -370,12 +370,12 @@ def score(
       'b': b._asdict(),
       'images': name,
       **{
-        metric: bootstrap.difference(found, spread[b, name][metric])
-        for metric, found in spread[a, name].items()
+        metric: bootstrap.difference(found, spread[b][name][metric])
+        for metric, found in spread[a][name].items()
       },
     }
     for a, b in pairs(list(probs))
-    for name in subsets
+    for name in spread[a]
   ]
   return {'rows': lines, 'comparisons': comparisons}
 
@@ -383,7 +383,7 @@ def score(
 def write(workdir: str, results: Mapping[str, Any]) -> None:
   """cross_validation.csv, comparisons.csv and cross_validation.png."""
   rows, differences = results['rows'], results['comparisons']
-  subsets = [name for name in ('all', 'sources') if name in rows[0]]
+  subsets = [name for name in SUBSETS if name in rows[0]]
   page.write_csv(
     os.path.join(workdir, 'cross_validation.csv'),
     (*Key._fields, 'images', 'metric', *BOUNDS),
@@ -464,12 +464,14 @@ def text(results: Mapping[str, Any]) -> str:
   lines = {
     row_title(row): {
       'accuracy': page.brackets(row['all']['accuracy']),
+      'patients': page.brackets(row['patients']['accuracy']),
       'first minus this': minus.get((row['encoder'], row['head']), ''),
     }
     for row in results['rows']
   }
   return (
     f'Cross-validation, {told["predicted"]} images of {told["groups"]} groups, '
-    'percent [95 % over groups]; the test part was not read.\n'
+    f'{patients_in_words(told["predicted_patients"])}, percent [95 % over '
+    'groups]; the test part was not read.\n'
     + pd.DataFrame.from_dict(lines, orient='index').to_string()
   )

@@ -30,6 +30,7 @@ from micdiffrep_jax.run import log
 from micdiffrep_jax.scores import calibration, metrics
 from micdiffrep_jax.studies import imagenet
 from micdiffrep_jax.studies.base import Parts
+from micdiffrep_jax.studies.cuts import Cut
 
 POOLINGS = (1, 2, 4)  # cells a side
 ENCODER = ('kind', 'part', 'layers', 'timestep', 'grid')  # columns of a table
@@ -103,12 +104,14 @@ class Training(NamedTuple):
   heads: ConfigDict
   seeds: Sequence[int]
   standardise: bool
-  select: str
+  criterion: str
 
 
 def training_of(config: ConfigDict) -> Training:
   """How the config of a study says that the final heads are fitted."""
-  return Training(config.heads, config.seeds, config.standardise, config.select)
+  return Training(
+    config.heads, config.seeds, config.standardise, config.criterion
+  )
 
 
 def load(
@@ -145,7 +148,7 @@ def fit_cells(
   """
   settings = trained.settings_of(training.heads)
   labels = parts.labels[: sets[0].x.shape[-2]]
-  criteria = dict.fromkeys((*metrics.HEADLINE, training.select))
+  criteria = dict.fromkeys((*metrics.HEADLINE, training.criterion))
   fits = trained.fit(
     sets,
     labels,
@@ -190,24 +193,29 @@ def search(
   grids: Sequence[int],
   training: Training,
   desc: str,
+  cuts: Sequence[Cut] = (),
 ) -> pd.DataFrame:
   """Validation scores of all heads of config.heads on all features.
 
   choices: layers to read together; the first ones are each of cache.layers, of
   part 'single' in the table, the others of part 'concat'. All heads of one
-  kind, timestep and pooling are trained at once. Test rows are not loaded, and
-  their labels not known.
+  kind, timestep and pooling are trained at once. cuts: rows to train on and to
+  score, those of parts if there are none. Test rows are not loaded, and their
+  labels not known; features are standardised by the train rows of parts.
   """
+  cuts = cuts or [Cut(parts.train, parts.val)]
   seen = len(parts.train) + len(parts.val)
   assert max(parts.train.max(), parts.val.max()) < seen
   heads, y = training.heads, parts.labels[parts.train]
   weights = trained.class_weights(heads.balanced, y, parts.classes)
   cells = [
-    Cell(i, parts.train, parts.val, seed, {'part': part})
+    Cell(i, cut.train, cut.val, seed, {'part': part})
     for i in range(len(choices))
     for part in ['single' if i < len(cache.layers) else 'concat']
     for seed in training.seeds
+    for cut in cuts
   ]
+  scored = np.unique(np.concatenate([cut.val for cut in cuts]))
   together = len(timesteps) * len(grids) * len(heads.kinds)
   bar = log.progress(total=together * len(cells), desc=desc, unit='cell')
   tables = []
@@ -223,7 +231,7 @@ def search(
         spots,
         parts,
         cells,
-        parts.val,
+        scored,
         training,
         class_weights=weights,
         bar=functools.partial(_count_cells, bar=bar),
@@ -258,7 +266,7 @@ def parse_level(text: str) -> tuple[int, ...]:
 
 
 def average(scores: pd.DataFrame, criterion: str) -> pd.DataFrame:
-  """Mean `score` over seeds of each cell and setting, in their order."""
+  """Mean `score` over seeds and cuts of each cell and setting, in order."""
   keys = [*ENCODER, *Setting._fields]
   means = scores.groupby(keys, sort=False)[criterion].agg(
     lambda values: np.mean(values.to_numpy())
@@ -315,12 +323,14 @@ def finish(
   chosen: dict[str, Any],
   training: Training | None = None,
   setting: Setting | None = None,
+  given: dict[str, Any] | None = None,
 ) -> Row:
   """A head fitted with every seed, calibrated, and predicted.
 
   found: features of all rows; chosen: what the search has chosen. training and
-  setting are of a head that is trained by gradient; the others choose for
-  themselves, and their features are standardised.
+  setting are of a head that is trained by gradient; the others have their
+  settings `given` or choose for themselves, and their features are
+  standardised.
   """
   head = table.HEADS[name]
   problem = Problem(found, parts.labels, parts.classes, parts.train, parts.val)
@@ -329,7 +339,7 @@ def finish(
     given = {'setting': setting._asdict()}
     fits = table.fit(name, problem, heads, seeds, given)
   else:
-    fits = table.fit(name, problem)
+    fits = table.fit(name, problem, chosen=given)
   chosen = {**chosen, **fits[0].chosen, **fits[0].told}
   whole = found.x if found.x.ndim == 2 else found.x[0]  # test: no view
   val, test = (found._replace(x=whole[at]) for at in (parts.val, parts.test))
@@ -370,9 +380,16 @@ def finish_trial(
 
 
 def classic_rows(
-  cache: Cache, parts: Parts, spot: Spot, names: Sequence[str]
+  cache: Cache,
+  parts: Parts,
+  spot: Spot,
+  names: Sequence[str],
+  cuts: Sequence[Cut] = (),
 ) -> dict[str, Row]:
-  """The heads without a learning rate, which are always standardised."""
+  """The heads without a learning rate, which are always standardised.
+
+  Their settings are the best of several cuts, else of the validation rows.
+  """
   if not names:
     return {}
   x = feature_cache.matrix(cache, spot.timestep, spot.layers, spot.grid)
@@ -380,8 +397,27 @@ def classic_rows(
   rows = {}
   for name in names:
     log.get_logger().info('Probe: %s.', name)
-    rows[name] = finish(name, found, parts, spot._asdict())
+    given = _best_of_cuts(name, found, parts, cuts) if cuts[1:] else None
+    rows[name] = finish(name, found, parts, spot._asdict(), given=given)
   return rows
+
+
+def _best_of_cuts(
+  name: str, found: Features, parts: Parts, cuts: Sequence[Cut]
+) -> dict[str, Any]:
+  """The settings of the highest mean score among those tried in every cut."""
+  scores: dict[tuple, list[float]] = {}
+  for cut in cuts:
+    problem = Problem(found, parts.labels, parts.classes, *cut)
+    (fitted,) = table.fit(name, problem)
+    for settings, score in fitted.tried:
+      key = tuple(settings.items())
+      scores.setdefault(key, []).append(score)
+  means: dict[tuple, float] = {
+    k: float(np.mean(v)) for k, v in scores.items() if len(v) == len(cuts)
+  }
+  best = max(means.items(), key=lambda item: item[1])[0]
+  return dict(best)
 
 
 def floor_rows(

@@ -32,6 +32,7 @@ from micdiffrep_jax.scores.bootstrap import BOUNDS
 from micdiffrep_jax.scores.metrics import HEADLINE
 from micdiffrep_jax.studies import ablate, base, grid, imagenet
 from micdiffrep_jax.studies.base import Parts
+from micdiffrep_jax.studies.cuts import group_classes
 from micdiffrep_jax.studies.grid import Spot
 
 
@@ -74,16 +75,6 @@ def check(config: ConfigDict) -> None:
     )
   not_empty(config.fractions, '--config.fractions')
   not_empty(range(config.draws_of_labels), '--config.draws_of_labels')
-
-
-def group_classes(
-  labels: np.ndarray, groups: np.ndarray
-) -> tuple[np.ndarray, np.ndarray]:
-  """Group numbers (g,) and the class that most rows of each have (g,)."""
-  numbers, index = np.unique(groups, return_inverse=True)
-  counts = np.zeros((len(numbers), int(labels.max()) + 1), np.int64)
-  np.add.at(counts, (index, labels), 1)
-  return numbers, counts.argmax(1)
 
 
 def subsets(
@@ -166,7 +157,7 @@ def trained_answers(
 ) -> list[Said]:
   """Heads of all draws of one share, trained together."""
   largest = max(len(draw.train) for draw in draws)
-  heads, criterion = training.heads, training.select
+  heads, criterion = training.heads, training.criterion
   steps = -(-largest // heads.batch_size)
   options = trained.options_of(heads, kind)
   # A few images make few updates per pass: enough passes to converge.

@@ -8,6 +8,7 @@ from micdiffrep_jax.draw.result import (
   SUBSETS,
   Run,
   floors_left_out,
+  patients_in_words,
   pictures,
   record_of,
   title,
@@ -31,7 +32,9 @@ def blocks(run: Run) -> list[Block]:
     ],
     f'Accuracy in percent on {told["predicted"]} images of {told["groups"]} '
     'groups of train and validation, each predicted by a head that saw none of '
-    'its group; 95 % interval over groups. The test part was not read.',
+    'its group; 95 % interval over groups; '
+    f'{patients_in_words(told.get("predicted_patients") or {})}. The test part '
+    'was not read.',
   )
   differences = Table(
     ['row', 'minus ...', 'points'],

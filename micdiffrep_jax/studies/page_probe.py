@@ -21,6 +21,7 @@ from micdiffrep_jax.draw.result import (
   floors_left_out,
   main_row,
   no_variants,
+  patients_in_words,
   pictures,
   record_of,
   title,
@@ -69,8 +70,9 @@ def _about(record: Record) -> list[Text]:
     Text(
       f'{part}: {test["all"]["n"]} images in {test["all"]["groups"]} groups'
       + (f', {sources["n"]} of them unaugmented sources' if sources else '')
+      + f'; {patients_in_words(where.get("patients") or {})}'
       + '. Percent, with 95 % intervals that resample groups. Everything that '
-      'is chosen was chosen on validation images.'
+      f'is chosen was chosen on {record.get("chosen_on", "validation images")}.'
     )
   ]
   seen = record.get('pretraining_saw_test_images', 'no')
@@ -86,7 +88,7 @@ def _headline(record: Record) -> Table:
   rows, main = record['rows'], main_row(record)
   shown = [
     (subset, metric)
-    for subset in ('all', 'sources', 'all_without_normal')
+    for subset in ('all', 'sources', 'patients', 'all_without_normal')
     for metric in HEADLINE
     if any(subset in row['test'] for row in rows.values())
     and not (subset == 'sources' and no_variants(rows[main]))
@@ -103,7 +105,7 @@ def _headline(record: Record) -> Table:
     for name, row in rows.items()
   ]
   return Table(
-    ['method', *heads, 'accuracy over seeds', 'chosen on validation'],
+    ['method', *heads, 'accuracy over seeds', 'chosen'],
     cells,
     strong=[list(rows).index(main)],
   )
@@ -178,7 +180,7 @@ def classes(run: Run) -> list[Block]:
     _every_metric(subsets, record.get('normal_class', '')),
     *(
       _per_class(SUBSETS[name], subsets[name]['per_class'])
-      for name in ('all', 'sources')
+      for name in ('all', 'sources', 'patients')
       if name in subsets
     ),
     *_calibration(row),

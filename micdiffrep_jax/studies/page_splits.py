@@ -7,6 +7,7 @@ from micdiffrep_jax.draw.page import Block, Text, interval, pivot
 from micdiffrep_jax.draw.result import (
   Run,
   floors_left_out,
+  patients_in_words,
   pictures,
   record_of,
   title,
@@ -19,13 +20,14 @@ def blocks(run: Run) -> list[Block]:
   seen = record['test_images_in_pretraining']
   scores = pivot(
     (
-      (title(r['method']), r['split'], interval(r))
+      (row_title(r), r['split'], interval(r))
       for r in record['table']
       if (r['images'], r['metric']) == ('all', 'accuracy')
     ),
     ['method'],
     {name: name for name in seen},
-    'Test accuracy in percent, all variants, 95 % interval over groups.',
+    'Test accuracy in percent, all variants, 95 % interval over groups; '
+    f'{patients_in_words(record.get("patients") or {})}.',
   )
   drawn = [
     Text(
@@ -35,6 +37,12 @@ def blocks(run: Run) -> list[Block]:
     for name, found in seen.items()
   ]
   return [scores, *floors_left_out(record), *drawn, *pictures(run)]
+
+
+def row_title(line: Mapping[str, Any]) -> str:
+  """Encoder and head of a line; '' is the first encoder."""
+  name = title(line['method'])
+  return f'{line["encoder"]}: {name}' if line.get('encoder') else name
 
 
 def drawn_in_words(seen: Mapping[str, Any]) -> str:

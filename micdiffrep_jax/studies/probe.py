@@ -5,7 +5,7 @@ validation rows. Test labels are read by `score` alone, when every head is
 final, and by what saves the predictions.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 import os
 import shutil
 from typing import Any
@@ -17,7 +17,7 @@ import pandas as pd
 from micdiffrep_jax.data import dataset as data
 from micdiffrep_jax.data import promises
 from micdiffrep_jax.draw import page, plots
-from micdiffrep_jax.draw.result import RANDOM
+from micdiffrep_jax.draw.result import RANDOM, patients_in_words
 from micdiffrep_jax.encoders import features
 from micdiffrep_jax.encoders.cache import Cache
 from micdiffrep_jax.heads import classic, head_file
@@ -26,10 +26,11 @@ from micdiffrep_jax.heads.nets import HEADS
 from micdiffrep_jax.methods import Reader
 from micdiffrep_jax.methods.views import check_augment
 from micdiffrep_jax.run import files, log
-from micdiffrep_jax.run.checks import lookup, not_empty, one_of
-from micdiffrep_jax.scores import bootstrap, metrics
-from micdiffrep_jax.studies import base, grid, imagenet
+from micdiffrep_jax.run.checks import in_range, lookup, not_empty, one_of
+from micdiffrep_jax.scores import bootstrap, metrics, pooling
+from micdiffrep_jax.studies import base, cuts, grid, imagenet
 from micdiffrep_jax.studies.base import Parts, Study
+from micdiffrep_jax.studies.cuts import Cut
 from micdiffrep_jax.studies.grid import Row
 
 # (a, b): is a better than b, on the same test groups?
@@ -62,7 +63,9 @@ def check(config: ConfigDict) -> None:
   for name in config.classic:
     lookup(classic.HEADS, name, 'probe', '--config.classic')
   imagenet.check(config.floors)
-  lookup(metrics.CRITERIA, config.select, 'criterion', '--config.select')
+  lookup(metrics.CRITERIA, config.criterion, 'metric', '--config.criterion')
+  _check_select(config)
+  lookup(pooling.POOLS, config.pooling, 'pooling', '--config.pooling')
   not_empty(config.heads.kinds, '--config.heads.kinds')
   for name in ('timesteps', 'seeds', 'grids'):
     not_empty(config[name], f'--config.{name}')
@@ -88,19 +91,35 @@ def check(config: ConfigDict) -> None:
   one_of(rows, config.bundle, 'row', '--config.bundle')
 
 
+def _check_select(config: ConfigDict) -> None:
+  if 'select' not in config:  # a study that chooses on validation alone
+    return
+  if config.select in metrics.CRITERIA:
+    raise ValueError(
+      f'select={config.select!r} is a metric; give it as '
+      f'--config.criterion={config.select}.'
+    )
+  one_of(cuts.SELECT, config.select, 'choice', '--config.select')
+  in_range(config.folds, 2, 100, '--config.folds')
+
+
 def layers_of(method: Reader, config: ConfigDict) -> tuple[str, ...]:
   """The layers to read, all where none is named."""
   return features.check_request(method, config.layers, config.timesteps)
 
 
 def suite(
-  cache: Cache, parts: Parts, config: ConfigDict, desc: str
+  cache: Cache,
+  parts: Parts,
+  config: ConfigDict,
+  desc: str,
+  choosing: Sequence[Cut],
 ) -> tuple[dict[str, Row], list[dict[str, Any]]]:
   """The rows of one encoder by name, and all that was tried.
 
   Rows: {linear, mlp}_{single, concat}, where mlp_concat is MSFA; then the heads
   of config.classic, on the concatenation at the timestep and grid that the best
-  concatenated head chose.
+  concatenated head chose. Choices are the best of all cuts of `choosing`.
   """
   training = grid.training_of(config)
   choices = [*((layer,) for layer in cache.layers), cache.layers]
@@ -108,9 +127,16 @@ def suite(
   first = training._replace(seeds=config.seeds[:1])
   tried = grid.average(
     grid.search(
-      cache, parts, choices, cache.timesteps, config.grids, first, desc
+      cache,
+      parts,
+      choices,
+      cache.timesteps,
+      config.grids,
+      first,
+      desc,
+      choosing,
     ),
-    config.select,
+    config.criterion,
   )
   log.get_logger().info('Final heads: %d seeds.', len(config.seeds))
   rows = {
@@ -118,7 +144,7 @@ def suite(
     for name, trial in grid.choose(tried, config.heads.kinds).items()
   }
   spot = grid.best(tried[tried['part'] == 'concat']).spot
-  rows |= grid.classic_rows(cache, parts, spot, config.classic)
+  rows |= grid.classic_rows(cache, parts, spot, config.classic, choosing)
   return rows, [trial.record() for trial in grid.trials_of(tried)]
 
 
@@ -130,6 +156,7 @@ def run(config: ConfigDict, workdir: str) -> dict[str, Any]:
   doubts = promises.refuse(ds, split, config.allow_failed_audit)
   normal = base.normal_class(config.normal_class, ds.classes)
   absent = imagenet.told(config.floors)
+  choosing = cuts.cuts_of(ds, parts, config.select, config.folds, config.seed)
   os.makedirs(workdir, exist_ok=True)
 
   rows: dict[str, Row] = {}
@@ -138,16 +165,20 @@ def run(config: ConfigDict, workdir: str) -> dict[str, Any]:
   place = os.path.join(folder, '{}')
   for source in base.sources(study, config, place):
     cache = source.extract(config.timesteps)
-    found, tried = suite(cache, parts, config, source.name + 'heads')
+    desc = source.name + 'heads'
+    found, tried = suite(cache, parts, config, desc, choosing)
     trials[base.who_of(source.name)] = tried
     rows |= {source.name + name: row for name, row in found.items()}
     if not source.name:
       save_head(workdir, rows[config.bundle], study, config)
   rows |= grid.floor_rows(ds, parts, config.floors, config.seed, folder)
 
-  results = score(rows, ds, parts, normal, config.resamples, config.seed)
+  results = score(
+    rows, ds, parts, normal, config.resamples, config.seed, config.pooling
+  )
   results |= {
     'bundle': config.bundle,
+    'chosen_on': cuts.in_words(choosing),
     'task': 'probe',
     'trials': trials,
     'audit_reasons': doubts,
@@ -214,6 +245,7 @@ def _summaries(
   normal: str,
   resamples: int,
   seed: int,
+  how: str,
 ) -> dict[str, dict[str, Any]]:
   """Every metric of each row, on validation and on test rows."""
 
@@ -221,12 +253,12 @@ def _summaries(
     return bootstrap.summarise(
       data.labels(ds)[at],
       probs,
-      data.groups(ds)[at],
+      base.slices_of(ds, at),
       ds.classes,
-      ds.manifest['variant'][at],
       normal,
-      resamples=resamples,
-      seed=seed,
+      resamples,
+      seed,
+      how,
     )
 
   val, test = parts.rows[parts.val], parts.rows[parts.test]
@@ -282,13 +314,14 @@ def score(
   normal: str,
   resamples: int,
   seed: int,
+  how: str,
 ) -> dict[str, Any]:
   """The results of all rows: summaries, 2 x 2 table, paired comparisons.
 
   Summaries and comparisons are of the first seed, the head that is bundled;
   `seeds` tells how the others did.
   """
-  scored = _summaries(rows, ds, parts, normal, resamples, seed)
+  scored = _summaries(rows, ds, parts, normal, resamples, seed, how)
   test = parts.rows[parts.test]
   return {
     'rows': scored,
@@ -342,7 +375,8 @@ def save_predictions(
   """predictions.npz, without pickle.
 
   For `part` in val, test: part.index (dataset rows), part.id, part.label,
-  part.group, part.variant; part.probs.<row> (n, k) float32 of the first seed.
+  part.patient_id, part.group, part.variant; part.probs.<row> (n, k) float32 of
+  the first seed.
   """
   arrays: dict[str, np.ndarray] = {'classes': np.array(ds.classes)}
   labels = data.labels(ds)
@@ -350,7 +384,7 @@ def save_predictions(
     at = parts.rows[getattr(parts, part)]
     arrays[f'{part}.index'] = at
     arrays[f'{part}.label'] = labels[at]
-    for field in ('id', 'group', 'variant'):
+    for field in ('id', 'patient_id', 'group', 'variant'):
       arrays[f'{part}.{field}'] = ds.manifest[field][at].astype(np.str_)
     for name, row in rows.items():
       probs = row.val if part == 'val' else row.test[0]
@@ -380,12 +414,13 @@ def text(results: Mapping[str, Any]) -> str:
       f'{metric.removesuffix("_accuracy")}, {part}': _percent(
         row['test'].get(part, {}).get(metric)
       )
-      for part in ('all', 'sources')
+      for part in ('all', 'sources', 'patients')
       for metric in metrics.HEADLINE
-    } | {'chosen on validation': _chosen(row['chosen'])}
+    } | {'chosen': _chosen(row['chosen'])}
   note = (
     f'Test part of split {results["data"]["split"]!r}, percent, 95 % interval '
-    'over groups; mlp_concat is MSFA.'
+    f'over groups; chosen on {results["chosen_on"]}; mlp_concat is MSFA; '
+    + patients_in_words(results['data']['patients'])
   )
   pairs = [
     f'{c["row_a"]} - {c["row_b"]}: {100 * c["difference"]:+.1f} '

@@ -8,22 +8,37 @@ Letters: n rows, d numbers, k classes.
 """
 
 from collections.abc import Sequence
+import contextlib
 import os
 from typing import Any
 import warnings
 
 import cv2
 import numpy as np
+import pandas as pd
 from PIL import Image
 from sklearn.ensemble import ExtraTreesClassifier
 from sklearn.model_selection import StratifiedGroupKFold
 
 from micdiffrep_jax.data import dataset as data
+from micdiffrep_jax.data import volumes
 from micdiffrep_jax.heads import floors
 from micdiffrep_jax.scores import bootstrap
 
 _BORDER_PX = 32  # side of the picture whose outermost ring is looked at
 _TREES = 100
+# Header fields that tell a scanner or a site, not an anatomy.
+SCANNER = (
+  'Manufacturer',
+  'ManufacturerModelName',
+  'Modality',
+  'InstitutionName',
+  'StationName',
+  'MagneticFieldStrength',
+  'KVP',
+  'SliceThickness',
+  'SeriesDescription',
+)
 
 
 def border(image: np.ndarray) -> np.ndarray:
@@ -61,13 +76,65 @@ def header(path: str) -> np.ndarray:
     )
 
 
+def scanner(path: str) -> list[str]:
+  """What a DICOM header says of where and how a picture was taken, as text.
+
+  In the order of SCANNER, '' for what it does not say.
+  """
+  import pydicom  # optional
+
+  record = pydicom.dcmread(
+    path, stop_before_pixels=True, specific_tags=list(SCANNER)
+  )
+  return [str(record.get(tag, '')) for tag in SCANNER]
+
+
+def numbers_of(values: Sequence[str]) -> np.ndarray | str:
+  """A column of text as numbers (n, d): as they are, or one per category.
+
+  Or the reason why it is no shortcut: all are equal, or all differ.
+  """
+  kinds = sorted(set(values))
+  if len(kinds) < 2:
+    return 'all images have the same'
+  with contextlib.suppress(ValueError):
+    return np.array([[float(v)] for v in values], np.float32)
+  if len(kinds) > len(values) / 2:
+    return 'nearly all images differ'
+  return (np.array(values)[:, None] == kinds).astype(np.float32)
+
+
+def columns(path: str, files: Sequence[str]) -> dict[str, np.ndarray | str]:
+  """The columns of a table (file, ...) at `files`, by numbers_of.
+
+  Raises ValueError for a table without `file` or without one of the files.
+  """
+  table = pd.read_csv(
+    path, sep=None, engine='python', dtype=str, encoding='utf-8-sig'
+  ).fillna('')
+  if 'file' not in table:
+    raise ValueError(
+      f'config.columns={path!r} needs the column file; it has '
+      f'{list(table.columns)}.'
+    )
+  table = table.drop_duplicates('file').set_index('file')
+  missing = [file for file in files if file not in table.index]
+  if missing:
+    raise ValueError(
+      f'config.columns={path!r} has no line for {len(missing)} of '
+      f'{len(files)} files: {missing[:5]}.'
+    )
+  found = table.loc[list(files)]
+  return {f'column {c}': numbers_of(found[c].tolist()) for c in found}
+
+
 def descriptors(
-  dataset: data.Dataset, rows: np.ndarray, source: str = ''
+  dataset: data.Dataset, rows: np.ndarray, source: str = '', table: str = ''
 ) -> dict[str, np.ndarray | str]:
   """Numbers (n, d) of each kind, or the reason why there are none.
 
   source: the folder that the dataset was prepared from; '' leaves out what
-  only the files tell.
+  only the files tell. table: a CSV file of more columns, '' for none.
   """
   manifest = dataset.manifest
   w, h = manifest['width'][rows], manifest['height'][rows]
@@ -79,14 +146,32 @@ def descriptors(
     ),
     'border pixels': floors.describe(dataset.images, rows, border),
   }
+  files = manifest['file'][rows].tolist()
+  found['file format'] = numbers_of(
+    [os.path.splitext(f)[1].lower() for f in files]
+  )
   if source:
-    try:
-      found['file header'] = np.stack(
-        [header(os.path.join(source, f)) for f in manifest['file'][rows]]
-      )
-    except OSError as e:
-      found['file header'] = f'files of config.source={source!r}: {e}'
+    found |= _of_files([os.path.join(source, f) for f in files])
+  if table:
+    found |= columns(table, files)
   return found
+
+
+def _of_files(paths: Sequence[str]) -> dict[str, np.ndarray | str]:
+  """What headers tell: of DICOM files by field, of pictures in one."""
+  try:
+    if all(volumes.is_dicom(path) for path in paths):
+      told = zip(*(scanner(path) for path in paths), strict=True)
+      return {
+        'file header': 'DICOM files: their fields stand alone',
+        **{
+          f'DICOM {tag}': numbers_of(values)
+          for tag, values in zip(SCANNER, told, strict=True)
+        },
+      }
+    return {'file header': np.stack([header(path) for path in paths])}
+  except OSError as e:
+    return {'file header': f'files of config.source: {e}'}
 
 
 def cross_validate(

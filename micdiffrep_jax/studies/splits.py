@@ -1,16 +1,18 @@
-"""Task `splits`: the same probe under several splits: what leakage is worth.
+"""Task `splits`: the same probes under several splits: what each leak is worth.
 
-A split that puts relatives of a test image into training flatters every method;
-how much, the difference to `grouped` tells, row by row. An encoder pretrained
-on the train part of one split has drawn test images of another: the table says
-how many.
+From leaky to patient every split closes one leak: variants of an image, then
+near-duplicates of its source, then other slices of its patient. What a row
+loses on the way, it owed to the leak. An encoder pretrained on the train part
+of one split has drawn test images of another: the table says how many.
 """
 
 from collections.abc import Mapping, Sequence
+import itertools
 import os
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
+from matplotlib.figure import Figure
 from ml_collections import ConfigDict
 import numpy as np
 import pandas as pd
@@ -18,37 +20,75 @@ import pandas as pd
 from micdiffrep_jax import tasks
 from micdiffrep_jax.data import dataset as data
 from micdiffrep_jax.data import splits
-from micdiffrep_jax.draw import page
-from micdiffrep_jax.draw.result import title
+from micdiffrep_jax.draw import page, plots
+from micdiffrep_jax.draw.result import patients_in_words
 from micdiffrep_jax.run import files, log
 from micdiffrep_jax.run.checks import not_empty, one_of
+from micdiffrep_jax.scores.bootstrap import BOUNDS
 from micdiffrep_jax.scores.metrics import HEADLINE
 from micdiffrep_jax.studies import imagenet, probe
-from micdiffrep_jax.studies.page_splits import drawn_in_words
+from micdiffrep_jax.studies.page_splits import drawn_in_words, row_title
 
-HONEST = 'grouped'  # what the other splits are compared with
+HONEST = 'patient'  # what the other splits are compared with
+IMAGES = ('all', 'sources', 'patients')  # sets that are scored
+STAYS_TOGETHER = {
+  'leaky': 'nothing',
+  'paper': 'variants\nof a source',
+  'grouped': 'and its near-\nduplicates',
+  'patient': 'and its\npatient',
+}
 
 
-def check(config: ConfigDict) -> dict[str, ConfigDict]:
-  """The probe config of each split; ValueError for what cannot be run."""
+class Unit(NamedTuple):
+  """A probe: its encoder ('' is the first), its split, its config."""
+
+  encoder: str
+  split: str
+  config: ConfigDict
+
+
+def check(config: ConfigDict) -> list[Unit]:
+  """All probes, by encoder and split; ValueError for what cannot be run."""
   not_empty(config.splits, '--config.splits')
-  units = {}
+  units = []
   for name in config.splits:
     one_of(splits.NAMES, name, 'split', '--config.splits')
-    unit = config.probe.copy_and_resolve_references()
-    with unit.unlocked():
-      unit.data.split = name
-      unit.checkpoint = config.checkpoints[name] or config.checkpoint
-      # What was seen is counted and told; one encoder must do for all splits.
-      unit.allow_seen_test = True
-    if not unit.checkpoint:
+    first = config.checkpoints[name] or config.checkpoint
+    if not first:
       raise ValueError(
         f'No encoder for split {name!r}. Set --config.checkpoint for all, or '
         f'--config.checkpoints.{name}.'
       )
-    probe.check(unit)
-    units[name] = unit
+    units.append(Unit('', name, _probe_config(config, name, first, ())))
+  layers = config.other_layers or [''] * len(config.others)
+  if len(layers) != len(config.others):
+    raise ValueError(
+      f'other_layers={config.other_layers!r} for {len(config.others)} others: '
+      "give one text of each, '' for all, or leave out --config.other_layers."
+    )
+  for path, text in zip(config.others, layers):
+    for name in config.splits:
+      unit = _probe_config(
+        config, name, path, tuple(text.split('+')) if text else ()
+      )
+      with unit.unlocked():
+        unit.floors = ()  # they are those of the first encoder
+      units.append(Unit(path, name, unit))
+  for unit in units:
+    probe.check(unit.config)
   return units
+
+
+def _probe_config(
+  config: ConfigDict, split: str, checkpoint: str, layers: Sequence[str]
+) -> ConfigDict:
+  unit = config.probe.copy_and_resolve_references()
+  with unit.unlocked():
+    unit.data.split, unit.checkpoint = split, checkpoint
+    unit.layers = tuple(layers) or unit.layers
+    # What was seen is counted and told; one encoder must do for all splits.
+    unit.allow_seen_test = True
+  return unit
 
 
 def drawn_in_pretraining(
@@ -74,86 +114,118 @@ def drawn_in_pretraining(
 
 
 def run(config: ConfigDict, workdir: str) -> dict[str, Any]:
-  """Probes under every split; writes splits.csv and results.json.
+  """Probes under every split; writes splits.csv, splits.png, results.json.
 
-  A split whose probe has finished with the same config is not run again.
+  A probe that has finished with the same config is not run again.
   """
-  units = check(config)
-  records: dict[str, Any] = {}
+  records: dict[tuple[str, str], Any] = {}
   seen: dict[str, Any] = {}
-  for name, unit in units.items():
-    folder = os.path.join(workdir, name)
+  for encoder, split, unit in check(config):
+    number = config.others.index(encoder) + 1 if encoder else 0
+    folder = os.path.join(workdir, f'{split}_{number}' if number else split)
     found = tasks.finished(folder, unit)
     if found is None:
-      log.get_logger().info('Split %s: in %s.', name, folder)
+      log.get_logger().info('Split %s, %s: %s.', split, unit.checkpoint, folder)
       found = probe.run(unit, folder)
-    records[name] = found
-    ds = data.open_dataset(unit.data.path, unit.data.cache)
-    seen[name] = drawn_in_pretraining(found['encoder'], ds, name)
+    records[encoder, split] = found
+    if not encoder:
+      ds = data.open_dataset(unit.data.path, unit.data.cache)
+      seen[split] = drawn_in_pretraining(found['encoder'], ds, split)
   table = compare(records)
+  results = {
+    'task': 'splits',
+    'table': table,
+    'test_images_in_pretraining': seen,
+    'patients': records['', config.splits[0]]['data'].get('patients'),
+    **imagenet.also_left_out(records.values()),
+  }
   if jax.process_index() == 0:
     path = os.path.join(workdir, 'splits.csv')
     page.write_csv(path, list(table[0]), table)
-    print(text(table, seen), flush=True)
-  return files.write_results(
-    workdir,
-    {
-      'task': 'splits',
-      'table': table,
-      'test_images_in_pretraining': seen,
-      **imagenet.also_left_out(records.values()),
-    },
-    config,
-  )
+    plots.save(os.path.join(workdir, 'splits.png'), draw(table))
+    print(text(results), flush=True)
+  return files.write_results(workdir, results, config)
 
 
-def compare(records: Mapping[str, Any]) -> list[dict[str, Any]]:
-  """One line per method, split, set of images and metric.
+def compare(
+  records: Mapping[tuple[str, str], Any],
+) -> list[dict[str, Any]]:
+  """One line per encoder, method, split, set of images and metric.
 
-  minus_grouped has no interval: the test images of two splits differ.
+  minus_patient has no interval: the test images of two splits differ.
   """
-  methods = dict.fromkeys(m for r in records.values() for m in r['rows'])
+  rows = dict.fromkeys(
+    (encoder, method)
+    for (encoder, _), record in records.items()
+    for method in record['rows']
+  )
   lines = []
-  for method in methods:
-    for images in ('all', 'sources'):
-      for metric in HEADLINE:
-        values = {
-          split: record['rows'][method]['test'][images][metric]
-          for split, record in records.items()
-          if images in record['rows'].get(method, {}).get('test', {})
+  for encoder, method in rows:
+    for images, metric in itertools.product(IMAGES, HEADLINE):
+      values = {
+        split: record['rows'][method]['test'][images][metric]
+        for (of, split), record in records.items()
+        if of == encoder
+        and images in record['rows'].get(method, {}).get('test', {})
+      }
+      honest = values.get(HONEST)
+      lines += [
+        {
+          'encoder': encoder,
+          'method': method,
+          'split': split,
+          'images': images,
+          'metric': metric,
+          **value,
+          f'minus_{HONEST}': None
+          if honest is None
+          else value['value'] - honest['value'],
         }
-        honest = values.get(HONEST)
-        lines += [
-          {
-            'method': method,
-            'split': split,
-            'images': images,
-            'metric': metric,
-            **value,
-            f'minus_{HONEST}': None
-            if honest is None
-            else value['value'] - honest['value'],
-          }
-          for split, value in values.items()
-        ]
+        for split, value in values.items()
+      ]
   return lines
 
 
-def text(
-  table: Sequence[Mapping[str, Any]], seen: Mapping[str, Mapping[str, Any]]
-) -> str:
+def draw(table: Sequence[Mapping[str, Any]]) -> Figure:
+  """Accuracy of each row, from the leakiest split to the honest one."""
+  order = [name for name in reversed(splits.NAMES)]
+  series: dict[str, dict[str, list[float]]] = {}
+  for line in sorted(table, key=lambda x: order.index(x['split'])):
+    if (line['images'], line['metric']) == ('all', 'accuracy'):
+      name = row_title(line)
+      points = series.setdefault(name, {k: [] for k in ('x', 'y', *BOUNDS[1:])})
+      points['x'].append(order.index(line['split']))
+      for key, bound in zip(('y', *BOUNDS[1:]), BOUNDS):
+        points[key].append(100 * line[bound])
+  shown = [n for n in order if any(x['split'] == n for x in table)]
+  figure = plots.curves(
+    series,
+    'what stays together',
+    'test accuracy, %',
+    'What each leak is worth',
+    dotted=[name for name in series if name.startswith('floor')],
+  )
+  (axes,) = figure.axes
+  axes.set_xticks(
+    [order.index(n) for n in shown], [STAYS_TOGETHER[n] for n in shown]
+  )
+  return figure
+
+
+def text(results: Mapping[str, Any]) -> str:
   """Plain text: test accuracy on all variants, splits side by side."""
+  seen = results['test_images_in_pretraining']
   cells: dict[str, dict[str, str]] = {}
-  for line in table:
+  for line in results['table']:
     if (line['images'], line['metric']) == ('all', 'accuracy'):
       cell, worth = page.brackets(line), line[f'minus_{HONEST}']
       if worth is not None and line['split'] != HONEST:
         cell += f' ({100 * worth:+.1f})'
-      cells.setdefault(title(line['method']), {})[line['split']] = cell
+      cells.setdefault(row_title(line), {})[line['split']] = cell
   frame = pd.DataFrame.from_dict(cells, orient='index', columns=list(seen))
   lines = [
     'Test accuracy, all variants, percent [95 % over groups]; in brackets the '
-    f'difference to {HONEST!r}.',
+    f'difference to {HONEST!r}; {patients_in_words(results["patients"])}.',
     frame.to_string(na_rep='-'),
     'Test images of the split that pretraining has drawn:',
     *(f'  {name}: {drawn_in_words(found)}' for name, found in seen.items()),
