@@ -22,8 +22,9 @@ def get_config(preset: str = '') -> ConfigDict:
   config.out = ''  # file to write; '' is bundle.npz in the workdir
   config.precision = 'float16'  # of the weights: float32 | float16 | int8
   # What the file remembers of training images, so that evaluate can find them
-  # again: crops (hashes and small pictures; not for private data) | hashes |
-  # none.
+  # again: hashes (of equal pixels alone) | small (and pictures of 24 px, 180
+  # bytes each: also those saved again) | crops (and head crops, 450 bytes more:
+  # also those cut or framed) | none. Private pictures: hashes or none.
   config.fingerprints = 'crops'
   # Fit the head again, as it was chosen, on all labelled images, test included:
   # better on new pictures; its test scores are those of the head before.

@@ -9,8 +9,9 @@ test    seconds; for trying things out.
 Every labelled image of train and validation is predicted once, by a head that
 saw none of its group, so that encoders, layers and timesteps can be chosen on
 several times the groups that validation has. The first of `checkpoints` at the
-first timestep is what the others are compared with, pairwise. An encoder that
-was trained with labels is refused: it may have read those of the images.
+first timestep is what the others are compared with, pairwise; without any, the
+first of `floors`. An encoder that was trained with labels is refused: it may
+have read those of the images.
 """
 
 from ml_collections import ConfigDict
@@ -23,7 +24,8 @@ def get_config(preset: str = '') -> ConfigDict:
   config = ConfigDict()
   config.task = 'cross_validate'
   config.seed = 0  # of folds, noise, random encoder and bootstrap
-  config.checkpoints = ()  # folders of pretraining runs, or bundles
+  # Folders of pretraining runs, or bundles; () is a table of floors alone.
+  config.checkpoints = ()
   # Of each checkpoint the taps to read, joined by '+'; '' is all that it has.
   # () is all of all.
   config.layers = ()
@@ -49,6 +51,7 @@ def get_config(preset: str = '') -> ConfigDict:
     'nearest_hog',
     'kernel_pixels',
     'kernel_hog',
+    'imagenet',  # if installed: EfficientNet-Lite0, frozen
   )
   config.resamples = 1000  # of groups, for 95 % intervals
   config.allow_failed_audit = False  # go on with data that the audit refuses

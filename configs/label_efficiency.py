@@ -37,7 +37,12 @@ def get_config(preset: str = '') -> ConfigDict:
   config.heads.min_updates = 300  # small shares make as many passes as it takes
   config.classic = ('logistic', 'knn')  # and kernel; standardised, all layers
   config.random_encoder = True  # the same on random weights
-  config.floors = ('nearest_pixels', 'nearest_hog', 'logistic_hog')
+  config.floors = (
+    'nearest_pixels',
+    'nearest_hog',
+    'logistic_hog',
+    'imagenet',  # if installed: EfficientNet-Lite0, frozen
+  )
   if preset == 'tiny':
     config.heads.learning_rates = (1e-3,)
     config.heads.epochs = 10

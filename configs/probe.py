@@ -82,6 +82,7 @@ def get_config(preset: str = '') -> ConfigDict:
     'kernel_pixels',
     'kernel_hog',
     'forest_brightness',
+    'imagenet',  # if installed: EfficientNet-Lite0, frozen
   )
   config.pooling = 'mean'  # of a patient's slices: mean | geometric | vote
   config.normal_class = 'auto'  # reported with and without; '' for none

@@ -99,9 +99,10 @@ def get_config(preset: str = 'paper') -> ConfigDict:
       'nearest_hog',
       'kernel_pixels',
       'kernel_hog',
+      'imagenet',
     )
     config.bundle.precision = 'int8'
-    config.bundle.fingerprints = 'hashes'
+    config.bundle.fingerprints = 'small'
     config.bundle.refit = True
   elif preset == 'test':
     made.source = 'phantom:size_px=16,patients=60'

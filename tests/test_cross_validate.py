@@ -191,7 +191,7 @@ def test_only_what_pretraining_is_known_to_have_drawn_is_counted(ds):
 @pytest.mark.parametrize(
   ('changes', 'flag'),
   [
-    ({'checkpoints': ()}, 'checkpoints'),
+    ({'checkpoints': (), 'layers': (), 'floors': ()}, 'checkpoints'),
     ({'checkpoints': ('a', 'a'), 'layers': ()}, 'checkpoints'),
     ({'layers': ('image',)}, 'layers'),
     ({'timesteps': ()}, 'timesteps'),

@@ -240,7 +240,7 @@ def test_a_file_without_a_patient_is_told_before_the_work(
 ):
   for i in range(6):
     patient = f'p{i}' if i else None
-    path = tmp_path / 'in' / 'sick' / f'{i}.dcm'
+    path = tmp_path / 'in' / ('well' if i % 2 else 'sick') / f'{i}.dcm'
     scans.write_dicom(path, PIXELS, PatientID=patient)
   monkeypatch.setattr(dicom, 'read', lambda *a: pytest.fail('was read'))
   config = trees.config(source=str(tmp_path / 'in'), out=str(tmp_path / 'out'))

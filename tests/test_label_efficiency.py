@@ -188,7 +188,7 @@ def test_a_floor_is_trained_on_its_draw_alone(ds):
   parts = base.labelled_parts(ds, 'patient')
   config = get_config()
   draws = label_efficiency.make_draws(ds, parts, config)
-  floors = (config.floors, config.seed)
+  floors = (config.floors, config.seed, '')
   before = label_efficiency.floor_answers(ds, draws[:1], parts, *floors)
   # Other labels outside the draw change nothing, within it they do.
   spoilt = (parts.labels + 1) % len(ds.classes)

@@ -129,12 +129,8 @@ def test_a_file_system_without_locks_is_told_and_used(
   tmp_path, monkeypatch, caplog, name
 ):
   refusing(monkeypatch, getattr(errno, name))
-  log.get_logger().addHandler(caplog.handler)
-  try:
-    with guard.lock(str(tmp_path / 'run')):
-      assert (tmp_path / 'run' / '.lock').read_text() == str(os.getpid())
-  finally:
-    log.get_logger().removeHandler(caplog.handler)
+  with guard.lock(str(tmp_path / 'run')):
+    assert (tmp_path / 'run' / '.lock').read_text() == str(os.getpid())
   (line,) = caplog.messages
   assert 'has no locks' in line
 
@@ -205,13 +201,9 @@ def test_events_that_cannot_be_written_end_a_run_and_do_not_hang_it(
 def test_a_task_without_data_says_so(tmp_path, monkeypatch, caplog, task):
   config = importlib.import_module(f'configs.{task}').get_config()
   monkeypatch.setitem(tasks.TASKS, task, lambda config, workdir: {})
-  log.get_logger().addHandler(caplog.handler)
-  try:
-    tasks.run_task(config, str(tmp_path))
-    assert 'NO DATA GIVEN' in caplog.text
-    caplog.clear()
-    config.data.path = str(tmp_path)
-    tasks.run_task(config, str(tmp_path))
-  finally:
-    log.get_logger().removeHandler(caplog.handler)
+  tasks.run_task(config, str(tmp_path))
+  assert 'NO DATA GIVEN' in caplog.text
+  caplog.clear()
+  config.data.path = str(tmp_path)
+  tasks.run_task(config, str(tmp_path))
   assert not caplog.text

@@ -291,7 +291,11 @@ def test_one_patient_alone_is_a_patient(config, tmp_path, scans):
 def test_a_file_that_its_header_refuses_has_its_row(folder):
   meta = tiny_bundle.model().meta
   with inputs.open_inputs(str(folder / 'deep'), meta, '--flag') as source:
-    told = source._replace(refused=[('deep/x.dcm', 'no codec')])
+    told = source._replace(
+      files=[*source.files, 'deep/x.dcm'],
+      groups=[*source.groups, ''],
+      refused=[('deep/x.dcm', 'no codec')],
+    )
     items = [item for chunk in inputs.read(told, meta) for item in chunk]
   assert [(i.file, i.reason, i.failed) for i in items] == [
     ('wide.png', '', False),

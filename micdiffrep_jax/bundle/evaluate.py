@@ -23,10 +23,6 @@ from micdiffrep_jax.run.files import write_results
 from micdiffrep_jax.scores import bootstrap
 
 POLICIES = ('error', 'drop', 'keep')
-HASHES_ONLY = (
-  'equal pixels only: a picture that was saved again is not recognised'
-)
-_SOURCE = '--config.data.source'
 
 
 class External(NamedTuple):
@@ -56,16 +52,14 @@ class External(NamedTuple):
   def overlap(self, model: Classifier, policy: str) -> dict[str, Any]:
     """How many images were recognised, by how many fingerprints."""
     known = model.fingerprints
-    found = {
+    return {
       'policy': policy,
       'hashes': len(known.hashes),
-      'pictures': len(known.crops),
+      'pictures': len(known.small) or len(known.crops),
+      'recognises': known.recognises,
       'equal': int(self.equal.sum()),
       'near': int((self.near & ~self.equal).sum()),
     }
-    if len(known.hashes) and not len(known.crops):
-      found['recognised'] = HASHES_ONLY
-    return found
 
 
 def run(config: ConfigDict, workdir: str) -> dict[str, Any]:
@@ -224,8 +218,12 @@ def choose(found: External, model: Classifier, policy: str) -> np.ndarray:
       'The bundle has no fingerprints: whether it was trained on these images '
       'cannot be told.'
     )
-  elif not len(known.crops):
-    say.warning('Images of its training are known by %s.', HASHES_ONLY)
+  elif known.recognises == fingerprints.HASHES_ONLY:
+    say.warning(
+      'The bundle recognises %s: a training image that was saved again, '
+      'resized or made brighter is not found.',
+      fingerprints.HASHES_ONLY,
+    )
   if leaked.any() and policy == 'error':
     raise ValueError(
       f'The bundle was trained on {leaked.sum()} of {n} images or on nearly '
@@ -336,20 +334,24 @@ def read(model: Classifier, source: Source, workers: int) -> External:
   probs: list[np.ndarray | None] = []
   equal: list[np.ndarray] = [np.zeros(0, bool)]
   crops: list[np.ndarray] = [fingerprints.empty().crops]
+  small: list[np.ndarray] = [fingerprints.empty().small]
   for chunk in inputs.read(source, model.meta, workers, 'evaluate'):
     good = [i for i, item in enumerate(chunk) if item.image is not None]
     hit = np.zeros(len(chunk), bool)
     heads = np.zeros((len(chunk), *crops[0].shape[1:]), np.uint8)
+    shrunk = np.zeros((len(chunk), *small[0].shape[1:]), np.uint8)
     if good:
       images = np.stack([chunk[i].image for i in good])  # type: ignore[misc]
       hit[good] = fingerprints.equal(model.fingerprints, images)
       heads[good] = duplicates.crops(images, np.arange(len(images)))
+      shrunk[good] = fingerprints.shrink(images)
     equal.append(hit)
     crops.append(heads)
+    small.append(shrunk)
     probs += predict.predict_items(model, chunk)
     items += [item._replace(image=None) for item in chunk]
   stacked = np.concatenate(crops)
-  near = fingerprints.near(model.fingerprints, stacked)
+  near = fingerprints.near(model.fingerprints, stacked, np.concatenate(small))
   return External(items, probs, np.concatenate(equal), near, stacked)
 
 

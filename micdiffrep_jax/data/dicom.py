@@ -6,6 +6,7 @@ none (masks, doses, reports, directories) and from damage.
 
 import functools
 import hashlib
+import io
 import logging
 import os
 import secrets
@@ -151,9 +152,9 @@ def _parse(path: str, header_only: bool, force: bool = False) -> Any:
   import pydicom
   from pydicom.filereader import read_partial
 
-  if not header_only:
-    return pydicom.dcmread(path, force=force)
-  with open(path, 'rb') as f:
+  with _Bounded(path) as f:
+    if not header_only:
+      return pydicom.dcmread(f, force=force)
     # What follows, such as a thousand frames' groups, takes long to walk.
     return read_partial(
       f,
@@ -161,6 +162,19 @@ def _parse(path: str, header_only: bool, force: bool = False) -> Any:
       force=force,
       specific_tags=_tags(),
     )
+
+
+class _Bounded(io.BufferedReader):
+  """A file of which no damaged length can ask for more than there is."""
+
+  def __init__(self, path: str):
+    super().__init__(io.FileIO(path))
+    self._size = os.path.getsize(path)
+
+  def read(self, size: int | None = -1) -> bytes:
+    """As of any file; memory is taken for what is left of it at most."""
+    left = max(self._size - self.tell(), 0)
+    return super().read(left if size is None or size < 0 else min(size, left))
 
 
 @functools.cache

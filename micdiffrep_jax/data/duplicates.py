@@ -17,9 +17,9 @@ CROP_PX = 32
 _LEVEL = 0.15  # of the 99th percentile: what counts as background
 _LOOK_PX = 256  # a larger picture is shrunk before it is looked at
 _SHARE = 0.02  # of a row or column that must be brighter
-_BLUR_PX = 2.0  # standard deviation of what the high-pass removes
+BLUR_PX = 2.0  # standard deviation of what the high-pass removes
 _BLOCK = 4096
-_FLAT = 2.0  # grey levels of deviation below which there is nothing to compare
+FLAT = 2.0  # grey levels of deviation below which there is nothing to compare
 
 
 class Thresholds(NamedTuple):
@@ -79,16 +79,24 @@ def crops(images: Any, rows: np.ndarray) -> np.ndarray:
   return out
 
 
-def describe(crops: np.ndarray) -> Descriptors:
-  """Normalises head crops (n, 32, 32) uint8."""
-  full = np.zeros((len(crops), CROP_PX * CROP_PX), np.float32)
+def describe(crops: np.ndarray, blur_px: float = BLUR_PX) -> Descriptors:
+  """Normalises head crops (n, 32, 32) uint8, or pictures of another side."""
+  full = np.zeros((len(crops), crops.shape[1] * crops.shape[2]), np.float32)
   detail = np.zeros_like(full)
   for i, crop in enumerate(crops.astype(np.float32)):
-    if crop.std() < _FLAT:
+    if crop.std() < FLAT:
       continue
     full[i] = _unit(crop)
-    detail[i] = _unit(crop - cv2.GaussianBlur(crop, (0, 0), _BLUR_PX))
+    detail[i] = _unit(crop - cv2.GaussianBlur(crop, (0, 0), blur_px))
   return Descriptors(full, detail)
+
+
+def agree(
+  full: np.ndarray, detail: np.ndarray, thresholds: Thresholds
+) -> np.ndarray:
+  """Which pairs (m,) count as one picture, by their correlations (m,)."""
+  both = (full >= thresholds.full) & (detail >= thresholds.detail)
+  return both | (detail >= thresholds.detail_alone)
 
 
 def pairs_within(x: Descriptors, thresholds: Thresholds) -> np.ndarray:
@@ -131,8 +139,7 @@ def _search(
       detail = product[i, j]
       i, j = i + a, j + b
       full = np.einsum('md,md->m', x.full[i], y.full[j])
-      keep = (full >= thresholds.full) & (detail >= thresholds.detail)
-      keep |= detail >= thresholds.detail_alone
+      keep = agree(full, detail, thresholds)
       yield np.stack([i[keep], j[keep]], axis=1)
 
 

@@ -65,7 +65,7 @@ def read(path: str, options: volumes.Options) -> list[decode.Picture]:
 
 
 def _load(path: str) -> Any:
-  """The image, its pixels not read yet, whatever its name says of gzip."""
+  """The image, its pixels not read yet, whatever its name says."""
   import nibabel
 
   # It says of each file what it mends in the header.
@@ -73,7 +73,8 @@ def _load(path: str) -> Any:
   with open(path, 'rb') as f:
     start = f.read(2)
   try:
-    if (start == _GZIP) == path.lower().endswith('.gz'):
+    name = path.lower()
+    if name.endswith('.nii.gz' if start == _GZIP else '.nii'):
       return nibabel.load(path)
     with open(path, 'rb') as f:
       data = f.read()

@@ -101,10 +101,10 @@ def prepare(data: ConfigDict, seed: int = 0, report: str = '') -> store.Info:
   listed = _open_sources(data)
   places.check(listed, out)
   listed = places.tell_apart(listed)
-  labels = _labels(listed, data)
   # Fails now, not after an hour.
   known = [item for source in listed for item in source.refused]
   _check_share(known, listed, data.max_bad_share)
+  labels = _labels(listed, data)
   settings = {
     **{k: v for k, v in data.to_dict().items() if k not in _NOT_SETTINGS},
     'seed': seed,
@@ -487,7 +487,7 @@ def gather(
   A file that cannot be read is listed with its reason and skipped.
   """
   rows: list[manifest.Row] = []
-  crops: list[np.ndarray] = []
+  crops = bytearray()  # an array each would take as much again
   rejected: list[tuple[str, str]] = []
   rules: Counter = Counter()
   used: Counter = Counter()
@@ -503,14 +503,14 @@ def gather(
         else:
           for image in outcome:
             pixels.write(image.pixels.tobytes())
-            crops.append(image.crop)
+            crops += image.crop.tobytes()
             rules.update(image.rules)
             rows.append(image.row)
           used.update({rule for image in outcome for rule in image.rules})
         bar.update()
   pixels.flush()
   side = duplicates.CROP_PX
-  stacked = np.stack(crops) if crops else np.zeros((0, side, side), np.uint8)
+  stacked = np.frombuffer(crops, np.uint8).reshape(-1, side, side)
   return Gathered(
     rows, stacked, rejected, dict(sorted(rules.items())), dict(used)
   )

@@ -9,7 +9,7 @@ from typing import NamedTuple
 from ml_collections import ConfigDict
 import numpy as np
 
-from micdiffrep_jax.data import duplicates, groups
+from micdiffrep_jax.data import duplicates, groups, nearest
 from micdiffrep_jax.run import log
 
 POLICIES = ('error', 'drop', 'keep')
@@ -65,15 +65,11 @@ def find(
     limits = duplicates.Thresholds(
       config.full, config.detail, config.detail_alone
     )
-    # Unlabelled pictures may repeat a variant, so all labelled rows are asked.
-    rows = np.flatnonzero(labelled) if len(others) else untouched
-    known = duplicates.describe(crops[rows])
-    at = np.searchsorted(rows, untouched)
-    sources = duplicates.Descriptors(known.full[at], known.detail[at])
-    pairs.append(untouched[duplicates.pairs_within(sources, limits)])
+    pairs.append(untouched[nearest.within(crops[untouched], limits)])
     if len(others):
-      extra = duplicates.describe(crops[others])
-      i, j = duplicates.pairs_between(extra, known, limits).T
+      # They may repeat a variant, so all labelled rows are asked.
+      rows = np.flatnonzero(labelled)
+      i, j = nearest.between(crops[others], crops[rows], limits).T
       seen.append(np.stack([others[i], rows[j]], axis=1))
   joined = np.unique(np.concatenate(pairs), axis=0)
   same = groups.join(table['source'], joined)

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple, NoReturn
 from matplotlib.figure import Figure
 
 from micdiffrep_jax.draw import page, plots
-from micdiffrep_jax.draw.page import Picture
+from micdiffrep_jax.draw.page import Picture, Text
 
 RESULTS = 'results.json'
 CAPTIONS = {
@@ -41,6 +41,7 @@ NAMES = {
   'kernel_pixels': 'kernel classifier on pixels',
   'kernel_hog': 'kernel classifier on HOG',
   'forest_brightness': 'forest on 10 brightness numbers',
+  'imagenet': "EfficientNet-Lite0 with ImageNet's labels, kernel classifier",
 }
 ORIGINS = {'random': 'random weights', 'floor': 'floor'}
 FLOOR, RANDOM = 'floor/', 'random/'  # what rows of these origins start with
@@ -126,6 +127,15 @@ def main_row(record: Mapping[str, Any]) -> str:
   """The row that is shown in detail: the bundled head, or the first."""
   name = str(record.get('bundle'))
   return name if name in record['rows'] else next(iter(record['rows']))
+
+
+def floors_left_out(record: Mapping[str, Any]) -> list[Text]:
+  """Which floors could not be computed, and how they could."""
+  absent = record.get('floors_left_out') or {}
+  return [
+    Text(f'Not computed: {title(FLOOR + name)}; {why}.', 'warning')
+    for name, why in absent.items()
+  ]
 
 
 def no_variants(row: Mapping[str, Any]) -> bool:

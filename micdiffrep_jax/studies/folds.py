@@ -33,12 +33,12 @@ from micdiffrep_jax.draw.result import (
 from micdiffrep_jax.encoders import cache as feature_cache
 from micdiffrep_jax.encoders import encoder as encoders
 from micdiffrep_jax.encoders import features
-from micdiffrep_jax.heads import classic, floors, matrix
+from micdiffrep_jax.heads import classic, matrix
 from micdiffrep_jax.run import files, log
 from micdiffrep_jax.run.checks import lookup, not_empty
 from micdiffrep_jax.scores import bootstrap
 from micdiffrep_jax.scores.bootstrap import BOUNDS
-from micdiffrep_jax.studies import base, grid
+from micdiffrep_jax.studies import base, grid, imagenet
 from micdiffrep_jax.studies.base import Parts
 from micdiffrep_jax.studies.cuts import group_folds
 from micdiffrep_jax.studies.page_folds import row_title
@@ -63,10 +63,14 @@ class Key(NamedTuple):
 
 def check(config: ConfigDict) -> None:
   """Raises ValueError for what can be told to be wrong before anything runs."""
-  if isinstance(config.checkpoints, str) or not config.checkpoints:
+  computed = set(config.floors) - set(imagenet.left_out(config.floors))
+  if isinstance(config.checkpoints, str) or not (
+    config.checkpoints or computed
+  ):
     raise ValueError(
       f'checkpoints={config.checkpoints!r}: give a tuple of pretraining '
-      'folders or bundles, --config.checkpoints="(\'RUN\',)".'
+      'folders or bundles, --config.checkpoints="(\'RUN\',)"; or floors that '
+      'can be computed, --config.floors, for a table of them alone.'
     )
   wanted = _layers(config)
   if len(wanted) != len(config.checkpoints):
@@ -92,7 +96,7 @@ def check(config: ConfigDict) -> None:
       f'folds={config.folds}: one is predicted, one chosen on, the rest fitted '
       'on. Set --config.folds to 3 or more.'
     )
-  floors.check(config.floors)
+  imagenet.check(config.floors)
 
 
 def _layers(config: ConfigDict) -> Sequence[str]:
@@ -207,17 +211,20 @@ def predict(
 
 
 def predict_floors(
-  ds: data.Dataset, rotated: Sequence[Parts], names: Sequence[str], seed: int
+  ds: data.Dataset,
+  rotated: Sequence[Parts],
+  names: Sequence[str],
+  seed: int,
+  folder: str,
 ) -> dict[Key, np.ndarray]:
   """Probabilities (n, k) of the floors, fitted on the rows that heads are."""
-  rows, classes = rotated[0].rows, rotated[0].classes
-  probs = {
-    Key('', FLOOR + name): np.zeros((len(rows), classes)) for name in names
-  }
+  shape = len(rotated[0].rows), rotated[0].classes
+  probs: dict[Key, np.ndarray] = {}
   for part in rotated if names else ():
-    floors_of_part = grid.floor_rows(ds, part, names, seed)
+    floors_of_part = grid.floor_rows(ds, part, names, seed, folder)
     for name, row in floors_of_part.items():
-      probs[Key('', name)][part.test] = row.test[0]
+      whole = probs.setdefault(Key('', name), np.zeros(shape))
+      whole[part.test] = row.test[0]
   return probs
 
 
@@ -248,12 +255,14 @@ def run(config: ConfigDict, workdir: str) -> dict[str, Any]:
   rows = np.concatenate([whole.rows[whole.train], whole.rows[whole.val]])
   groups = data.groups(ds)[rows]
   rotated = rotate(whole, groups, config.folds, config.seed)
+  absent = imagenet.told(config.floors)
+  features_folder = os.path.join(workdir, 'features')
   os.makedirs(workdir, exist_ok=True)
 
   probs: dict[Key, np.ndarray] = {}
   told: dict[Key, dict[str, Any]] = {}
   for number, one in enumerate(candidates(config, ds)):
-    folder = os.path.join(workdir, 'features', str(number))
+    folder = os.path.join(features_folder, str(number))
     x = _features(one, ds, rows, config, folder)
     chosen = {'layers': one.layers, 'timestep': one.timestep}
     found, choices = predict(x, rotated, config.heads, chosen)
@@ -265,11 +274,14 @@ def run(config: ConfigDict, workdir: str) -> dict[str, Any]:
         'images_seen': one.encoder.info.images_seen,
         'drawn_in_pretraining': drawn(one, ds, rows),
       }
-  probs |= predict_floors(ds, rotated, config.floors, config.seed)
+  probs |= predict_floors(
+    ds, rotated, config.floors, config.seed, features_folder
+  )
   results = {
     'task': 'cross_validate',
     **score(probs, told, ds, rotated, config.resamples, config.seed),
     'audit_reasons': doubts,
+    **absent,
     'data': {
       **base.describe(ds, config.data.split, whole),
       'predicted': len(rows),
@@ -281,15 +293,18 @@ def run(config: ConfigDict, workdir: str) -> dict[str, Any]:
     write(workdir, results)
     save_predictions(workdir, probs, ds, rows)
     print(text(results), flush=True)
-  shutil.rmtree(os.path.join(workdir, 'features'), ignore_errors=True)
+  shutil.rmtree(features_folder, ignore_errors=True)
   return files.write_results(workdir, results, config)
 
 
 def pairs(keys: Sequence[Key]) -> list[tuple[Key, Key]]:
   """The first encoder's heads with all others of their kind, and floors.
 
-  Floors stand against its first head alone.
+  Floors stand against its first head alone; without an encoder, against the
+  first floor.
   """
+  if keys[0].head.startswith(FLOOR):
+    return [(keys[0], key) for key in keys[1:]]
   first = keys[0].encoder
   found = []
   for a in (

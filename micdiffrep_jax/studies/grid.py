@@ -28,6 +28,7 @@ from micdiffrep_jax.heads.matrix import Features
 from micdiffrep_jax.heads.trained import Options, Setting
 from micdiffrep_jax.run import log
 from micdiffrep_jax.scores import calibration, metrics
+from micdiffrep_jax.studies import imagenet
 from micdiffrep_jax.studies.base import Parts
 from micdiffrep_jax.studies.cuts import Cut
 
@@ -420,17 +421,30 @@ def _best_of_cuts(
 
 
 def floor_rows(
-  ds: data.Dataset, parts: Parts, names: Sequence[str], seed: int
+  ds: data.Dataset,
+  parts: Parts,
+  names: Sequence[str],
+  seed: int,
+  folder: str,
 ) -> dict[str, Row]:
-  """The baselines without learned features, on the same rows."""
-  if not names:
-    return {}
-  cut = (parts.train, np.concatenate([parts.val, parts.test]))
-  found = floors.predict(
-    ds.images, parts.rows, parts.labels, parts.classes, [cut], names, seed
-  )
-  rows = {}
-  for name, (probs,) in found.items():
-    val, test = np.split(probs, [len(parts.val)])
-    rows[FLOOR + name] = Row({}, val, test[None])
-  return rows
+  """The baselines on the same rows, those that are left out excepted.
+
+  folder: for the features of an encoder that is a floor.
+  """
+  simple = [name for name in names if name != imagenet.NAME]
+  found: dict[str, Row] = {}
+  if simple:
+    cut = (parts.train, np.concatenate([parts.val, parts.test]))
+    said = floors.predict(
+      ds.images, parts.rows, parts.labels, parts.classes, [cut], simple, seed
+    )
+    for name, (probs,) in said.items():
+      val, test = np.split(probs, [len(parts.val)])
+      found[name] = Row({}, val, test[None])
+  if len(simple) < len(names) and not imagenet.left_out(names):
+    x = imagenet.features(ds, parts.rows, folder)
+    standard = matrix.standardise(x, parts.train)
+    spot = Spot(imagenet.LAYERS, imagenet.TIMESTEP, imagenet.GRID)
+    row = finish(imagenet.HEAD, standard, parts, spot._asdict())
+    found[imagenet.NAME] = row._replace(head=None)
+  return {FLOOR + name: found[name] for name in names if name in found}

@@ -30,7 +30,7 @@ from micdiffrep_jax.run.checks import not_empty, one_of
 from micdiffrep_jax.scores import bootstrap
 from micdiffrep_jax.scores.bootstrap import BOUNDS
 from micdiffrep_jax.scores.metrics import HEADLINE
-from micdiffrep_jax.studies import ablate, base, grid
+from micdiffrep_jax.studies import ablate, base, grid, imagenet
 from micdiffrep_jax.studies.base import Parts
 from micdiffrep_jax.studies.cuts import group_classes
 from micdiffrep_jax.studies.grid import Spot
@@ -247,24 +247,36 @@ def floor_answers(
   parts: Parts,
   names: Sequence[str],
   seed: int,
+  folder: str,
 ) -> list[Said]:
-  """What the baselines without learned features say; they choose nothing."""
+  """What the baselines say; those without learned features choose nothing.
+
+  folder: for the features of an encoder that is a floor.
+  """
   groups = by_rows(draws)
+  simple = [name for name in names if name != imagenet.NAME]
   found = floors.predict(
     ds.images,
     parts.rows,
     parts.labels,
     parts.classes,
     [(same[0].train, parts.test) for same in groups],
-    names,
+    simple,
     seed,
   )
-  return [
+  said = [
     Said(FLOOR + name, draw, probs.argmax(1), {})
     for name, answers in found.items()
     for same, probs in zip(groups, answers)
     for draw in same
   ]
+  if len(simple) < len(names) and not imagenet.left_out(names):
+    x = imagenet.features(ds, parts.rows, folder)
+    sets = [matrix.standardise(x, parts.train)]
+    spots = [Spot(imagenet.LAYERS, imagenet.TIMESTEP, imagenet.GRID)]
+    answers = classic_answers(imagenet.HEAD, draws, sets, spots, parts)
+    said += [s._replace(method=FLOOR + imagenet.NAME) for s in answers]
+  return said
 
 
 def run(config: ConfigDict, workdir: str) -> dict[str, Any]:
@@ -273,13 +285,15 @@ def run(config: ConfigDict, workdir: str) -> dict[str, Any]:
   study = base.open_study(config, ablate.choose_layers, config.step or None)
   ds, parts, split = study.ds, study.parts, config.data.split
   draws = make_draws(ds, parts, config)
+  absent = imagenet.told(config.floors)
   said: list[Said] = []
-  place = os.path.join(workdir, 'features', '{}')
+  folder = os.path.join(workdir, 'features')
+  place = os.path.join(folder, '{}')
   for source in base.sources(study, config, place):
     cache = source.extract(config.timesteps)
     answers = encoder_answers(cache, draws, parts, config)
     said += [s._replace(method=source.name + s.method) for s in answers]
-  said += floor_answers(ds, draws, parts, config.floors, config.seed)
+  said += floor_answers(ds, draws, parts, config.floors, config.seed, folder)
 
   curves, comparisons = score(said, ds, parts, config.resamples, config.seed)
   if jax.process_index() == 0:
@@ -295,12 +309,13 @@ def run(config: ConfigDict, workdir: str) -> dict[str, Any]:
       'draws': [_record(d, data.groups(ds)[parts.rows]) for d in draws],
       'chosen_on': 'validation groups, '
       + ('all' if config.validation == 'all' else 'the same share of them'),
+      **absent,
       **base.told(study, split),
     },
     config,
   )
   if not config.keep_features:
-    shutil.rmtree(os.path.join(workdir, 'features'), ignore_errors=True)
+    shutil.rmtree(folder, ignore_errors=True)
   return results
 
 

@@ -7,6 +7,7 @@ from micdiffrep_jax.draw.page import Block, Table, difference, interval
 from micdiffrep_jax.draw.result import (
   SUBSETS,
   Run,
+  floors_left_out,
   patients_in_words,
   pictures,
   record_of,
@@ -45,7 +46,9 @@ def blocks(run: Run) -> list[Block]:
     'Points of accuracy, paired over groups.',
     text=True,
   )
-  return [scores, differences, *pictures(run)]
+  absent = floors_left_out(record)
+  tables = [scores, differences] if differences.rows else [scores]
+  return [*tables, *absent, *pictures(run)]
 
 
 def row_title(row: Mapping[str, Any]) -> str:

@@ -4,6 +4,7 @@ from micdiffrep_jax.draw.page import Block, difference, interval, pivot
 from micdiffrep_jax.draw.result import (
   SUBSETS,
   Run,
+  floors_left_out,
   pictures,
   record_of,
   title,
@@ -46,4 +47,4 @@ def blocks(run: Run) -> list[Block]:
     text=True,
   )
   tables = [scores, differences] if differences.rows else [scores]
-  return [*tables, *pictures(run)]
+  return [*tables, *floors_left_out(record), *pictures(run)]

@@ -18,6 +18,7 @@ from micdiffrep_jax.draw.result import (
   SUBSETS,
   Run,
   drawn,
+  floors_left_out,
   main_row,
   no_variants,
   patients_in_words,
@@ -52,6 +53,7 @@ def results(run: Run) -> list[Block]:
     ),
     *_two_by_two(record.get('two_by_two') or {}),
     *_comparisons(record),
+    *floors_left_out(record),
   ]
 
 

@@ -6,6 +6,7 @@ from typing import Any
 from micdiffrep_jax.draw.page import Block, Text, interval, pivot
 from micdiffrep_jax.draw.result import (
   Run,
+  floors_left_out,
   patients_in_words,
   pictures,
   record_of,
@@ -35,7 +36,7 @@ def blocks(run: Run) -> list[Block]:
     )
     for name, found in seen.items()
   ]
-  return [scores, *drawn, *pictures(run)]
+  return [scores, *floors_left_out(record), *drawn, *pictures(run)]
 
 
 def row_title(line: Mapping[str, Any]) -> str:

@@ -4,7 +4,13 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from micdiffrep_jax.draw.page import Block, Table, difference, interval, pivot
-from micdiffrep_jax.draw.result import Run, pictures, record_of, title
+from micdiffrep_jax.draw.result import (
+  Run,
+  floors_left_out,
+  pictures,
+  record_of,
+  title,
+)
 
 FLOOR = 'floor'  # the method of rows without an encoder
 
@@ -33,6 +39,7 @@ def blocks(run: Run) -> list[Block]:
   return [
     *(_accuracy(lines, split) for split in splits),
     *([floors] if floors.rows else []),
+    *floors_left_out(record),
     *pictures(run),
     _costs(record['costs']),
     *([differences] if differences.rows else []),

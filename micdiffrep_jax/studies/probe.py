@@ -20,7 +20,7 @@ from micdiffrep_jax.draw import page, plots
 from micdiffrep_jax.draw.result import RANDOM, patients_in_words
 from micdiffrep_jax.encoders import features
 from micdiffrep_jax.encoders.cache import Cache
-from micdiffrep_jax.heads import classic, floors, head_file
+from micdiffrep_jax.heads import classic, head_file
 from micdiffrep_jax.heads import table as head_table
 from micdiffrep_jax.heads.nets import HEADS
 from micdiffrep_jax.methods import Reader
@@ -28,7 +28,7 @@ from micdiffrep_jax.methods.views import check_augment
 from micdiffrep_jax.run import files, log
 from micdiffrep_jax.run.checks import in_range, lookup, not_empty, one_of
 from micdiffrep_jax.scores import bootstrap, metrics, pooling
-from micdiffrep_jax.studies import base, cuts, grid
+from micdiffrep_jax.studies import base, cuts, grid, imagenet
 from micdiffrep_jax.studies.base import Parts, Study
 from micdiffrep_jax.studies.cuts import Cut
 from micdiffrep_jax.studies.grid import Row
@@ -41,6 +41,7 @@ PAIRS = (
   ('mlp_concat', 'random/mlp_concat'),
   ('mlp_concat', 'floor/nearest_pixels'),
   ('mlp_concat', 'floor/nearest_hog'),
+  ('mlp_concat', 'floor/imagenet'),
   ('logistic', 'random/logistic'),
   ('logistic', 'floor/logistic_hog'),
   ('knn', 'random/knn'),
@@ -51,6 +52,7 @@ PAIRS = (
   ('kernel', 'floor/nearest_hog'),
   ('kernel', 'floor/kernel_pixels'),
   ('kernel', 'floor/kernel_hog'),
+  ('kernel', 'floor/imagenet'),
 )
 
 
@@ -60,7 +62,7 @@ def check(config: ConfigDict) -> None:
     lookup(HEADS, kind, 'head', '--config.heads.kinds')
   for name in config.classic:
     lookup(classic.HEADS, name, 'probe', '--config.classic')
-  floors.check(config.floors)
+  imagenet.check(config.floors)
   lookup(metrics.CRITERIA, config.criterion, 'metric', '--config.criterion')
   _check_select(config)
   lookup(pooling.POOLS, config.pooling, 'pooling', '--config.pooling')
@@ -153,12 +155,14 @@ def run(config: ConfigDict, workdir: str) -> dict[str, Any]:
   ds, parts, split = study.ds, study.parts, config.data.split
   doubts = promises.refuse(ds, split, config.allow_failed_audit)
   normal = base.normal_class(config.normal_class, ds.classes)
+  absent = imagenet.told(config.floors)
   choosing = cuts.cuts_of(ds, parts, config.select, config.folds, config.seed)
   os.makedirs(workdir, exist_ok=True)
 
   rows: dict[str, Row] = {}
   trials: dict[str, list[dict[str, Any]]] = {}
-  place = os.path.join(workdir, 'features', '{}')
+  folder = os.path.join(workdir, 'features')
+  place = os.path.join(folder, '{}')
   for source in base.sources(study, config, place):
     cache = source.extract(config.timesteps)
     desc = source.name + 'heads'
@@ -167,7 +171,7 @@ def run(config: ConfigDict, workdir: str) -> dict[str, Any]:
     rows |= {source.name + name: row for name, row in found.items()}
     if not source.name:
       save_head(workdir, rows[config.bundle], study, config)
-  rows |= grid.floor_rows(ds, parts, config.floors, config.seed)
+  rows |= grid.floor_rows(ds, parts, config.floors, config.seed, folder)
 
   results = score(
     rows, ds, parts, normal, config.resamples, config.seed, config.pooling
@@ -178,12 +182,13 @@ def run(config: ConfigDict, workdir: str) -> dict[str, Any]:
     'task': 'probe',
     'trials': trials,
     'audit_reasons': doubts,
+    **absent,
     **base.told(study, split),
   }
   draw(workdir, results)
   save_predictions(workdir, rows, ds, parts)
   if not config.keep_features:
-    shutil.rmtree(os.path.join(workdir, 'features'), ignore_errors=True)
+    shutil.rmtree(folder, ignore_errors=True)
   print(text(results), flush=True)
   return files.write_results(workdir, results, config)
 

@@ -26,7 +26,7 @@ from micdiffrep_jax.run import files, log
 from micdiffrep_jax.run.checks import not_empty, one_of
 from micdiffrep_jax.scores.bootstrap import BOUNDS
 from micdiffrep_jax.scores.metrics import HEADLINE
-from micdiffrep_jax.studies import probe
+from micdiffrep_jax.studies import imagenet, probe
 from micdiffrep_jax.studies.page_splits import drawn_in_words, row_title
 
 HONEST = 'patient'  # what the other splits are compared with
@@ -137,6 +137,7 @@ def run(config: ConfigDict, workdir: str) -> dict[str, Any]:
     'table': table,
     'test_images_in_pretraining': seen,
     'patients': records['', config.splits[0]]['data'].get('patients'),
+    **imagenet.also_left_out(records.values()),
   }
   if jax.process_index() == 0:
     path = os.path.join(workdir, 'splits.csv')

@@ -26,7 +26,7 @@ from micdiffrep_jax.run import checkpoint as checkpoints
 from micdiffrep_jax.run import files, log
 from micdiffrep_jax.run.checks import lookup, not_empty, one_of
 from micdiffrep_jax.scores import bootstrap
-from micdiffrep_jax.studies import page_table1, probe
+from micdiffrep_jax.studies import imagenet, page_table1, probe
 
 OURS = 'ddpm'  # what the others are compared with
 MSFA = 'mlp_concat'
@@ -186,6 +186,9 @@ def run(config: ConfigDict, workdir: str) -> dict[str, Any]:
     ),
     'headline': config.headline,
     'splits': config.splits,
+    **imagenet.also_left_out(
+      cell.found for found in cells.values() for cell in found.values()
+    ),
   }
   if jax.process_index() == 0:
     write(workdir, results)
