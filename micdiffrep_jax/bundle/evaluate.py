@@ -22,6 +22,7 @@ from micdiffrep_jax.run.checks import one_of
 from micdiffrep_jax.run.files import write_results
 from micdiffrep_jax.scores import bootstrap
 
+_SOURCE = '--config.data.source'
 POLICIES = ('error', 'drop', 'keep')
 
 
