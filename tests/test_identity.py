@@ -1,5 +1,7 @@
 """Whose picture a file is, and of which source: what wins, what is refused."""
 
+import unicodedata
+
 import pytest
 
 from micdiffrep_jax.data import identity
@@ -132,6 +134,14 @@ def test_tables_are_read_as_programs_export_them(tmp_path, sign, encoding):
   path = table(tmp_path, text.replace(',', sign), encoding)
   found = assign(['b/2.png', 'a/1.png'], group_csv=path)
   assert found.patient == ['y', 'x']
+
+
+@pytest.mark.parametrize('form', ['NFC', 'NFD'])
+def test_accents_are_one_letter_however_they_are_spelt(tmp_path, form):
+  path = table(tmp_path, unicodedata.normalize(form, 'file,group\né.png,x\n'))
+  files = [unicodedata.normalize(f, 'é.png') for f in ('NFC', 'NFD')]
+  for file in files:
+    assert assign([file], group_csv=path).patient == ['x']
 
 
 def test_a_table_of_sources_reaches_their_variants(tmp_path):

@@ -11,6 +11,7 @@ import io
 import os
 import re
 from typing import Any, NamedTuple
+import unicodedata
 
 from micdiffrep_jax.data import layout as layouts
 from micdiffrep_jax.run import log
@@ -234,8 +235,8 @@ def _table(
       _set(by_source, match.group('source'), patient, where)
   found = {}
   for i, file in enumerate(files):
-    if file in by_path:
-      found[i] = by_path[file]
+    if _composed(file) in by_path:
+      found[i] = by_path[_composed(file)]
     elif source[i] in by_source:
       found[i] = by_source[source[i]]
   if files and not found:
@@ -245,6 +246,11 @@ def _table(
       f'{list(files[:3])}. Files are named by their path below the source.'
     )
   return found
+
+
+def _composed(name: str) -> str:
+  """A name as most systems spell it: macOS takes letters and accents apart."""
+  return unicodedata.normalize('NFC', name)
 
 
 def _set(table: dict[str, str], key: str, patient: str, where: str) -> None:
@@ -299,7 +305,7 @@ def _read_table(path: str) -> list[tuple[int, str, str]]:
         f'{reader.line_num}, and {len(header)} columns: {header}.'
       )
     row = dict(zip(header, (cell.strip() for cell in cells)))
-    name = row['file'].replace('\\', '/').removeprefix('./')
+    name = _composed(row['file'].replace('\\', '/').removeprefix('./'))
     said = row.get('patient_known', '').lower()
     patient = '' if said in _NOT_KNOWN else _tidy(row[column])
     rows.append((reader.line_num, name, patient))

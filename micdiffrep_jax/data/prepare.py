@@ -400,7 +400,8 @@ def assemble(
   os.remove(raw)
   store.write_manifest(folder, table)
   junk = sum((Counter(s.junk) for s in listed), Counter())
-  names = tuple(data.classes) or tuple(sorted(set(table['class']) - {''}))
+  found = {str(name) for name in set(table['class'])}  # no type of numpy's
+  names = tuple(data.classes) or tuple(sorted(found - {''}))
   info = store.Info(
     size_px=data.size_px,
     channels=data.channels,
