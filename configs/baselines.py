@@ -7,12 +7,24 @@ SIZE is paper (the default; a GPU or TPU), tiny (64 px, 2 CPU cores) or test
 (seconds). What METHOD sets is in configs/methods, what all share in
 configs/pretrain.py. METHOD random is a UNet without training; clip_frozen too
 trains nothing: it is configs/convert_clip.py, and takes --config.source=FILE.
+Beside them two kin of the diffusion model. ddpm_contrast adds momentum contrast
+in the same network, and contrast_alone is that without denoising: only what the
+first has over the second is due to diffusion. ddpm_aligned distils a teacher:
+--config.teacher.checkpoint=RUN, or --config.teacher.features=FILE.
 """
 
 from ml_collections import ConfigDict
 
 from configs import convert_clip, pretrain
-from configs.methods import byol, clip, mae, moco, supervised
+from configs.methods import (
+  byol,
+  clip,
+  ddpm_aligned,
+  ddpm_contrast,
+  mae,
+  moco,
+  supervised,
+)
 
 SIZES = ('paper', 'tiny', 'test')
 
@@ -36,6 +48,9 @@ METHODS: dict = {
   'supervised': supervised.fill,
   'supervised_vit': supervised.fill_vit,
   'random': _random,
+  'ddpm_contrast': ddpm_contrast.fill,
+  'contrast_alone': ddpm_contrast.fill_alone,
+  'ddpm_aligned': ddpm_aligned.fill,
 }
 PRESETS = tuple(f'{m},{s}' for m in METHODS for s in SIZES)
 

@@ -92,7 +92,8 @@ def make_method(config: ConfigDict, size_px: int, channels: int) -> Reader:
 def config_from_json(record: dict) -> ConfigDict:
   """A config as it was: JSON has made lists of its tuples.
 
-  Denoisers from before there was a choice of networks are UNets.
+  Denoisers from before there was a choice of networks are UNets, and queues
+  from before there was a choice hold keys of all images.
   """
 
   def plain(x: Any) -> Any:
@@ -103,6 +104,8 @@ def config_from_json(record: dict) -> ConfigDict:
   config = plain(record)
   if config.get('method') == 'ddpm':
     config['model'].setdefault('name', 'unet')
+  if config.get('method') == 'moco':
+    config['moco'].setdefault('mask_groups', False)
   return ConfigDict(config).lock()
 
 

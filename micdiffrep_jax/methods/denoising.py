@@ -1,0 +1,76 @@
+"""The pass of a DDPM that a second loss shares: its error and its taps.
+
+Letters: b batch, h w pixels, c channels.
+"""
+
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from ml_collections import ConfigDict
+
+from micdiffrep_jax.diffusion import process as diffusion
+from micdiffrep_jax.methods import ddpm
+from micdiffrep_jax.methods.base import Method, Taps, Tree
+from micdiffrep_jax.run.checks import lookup
+
+
+def noisy_pass(
+  d: ddpm.Denoiser,
+  weighting: str,
+  params: Tree,
+  x0: jax.Array,
+  t: jax.Array,
+  key: jax.Array,
+) -> tuple[jax.Array, Taps]:
+  """Denoises x0 (b, h, w, c) from t (b,): weighted squared error (b,), taps.
+
+  What is not used of the two, the compiler drops.
+  """
+  k_eps, k_drop = jax.random.split(key)
+  eps = jax.random.normal(k_eps, x0.shape)
+  output, taps = d.model.apply(
+    {'params': params},
+    diffusion.q_sample(d.process, x0, t, eps),
+    t,
+    train=True,
+    rngs={'dropout': k_drop},
+  )
+  target = diffusion.training_target(d.process, x0, t, eps)
+  error = jnp.mean(jnp.square(output - target), axis=(1, 2, 3))
+  return diffusion.loss_weight(d.process, t, weighting) * error, taps
+
+
+def tap_shapes(
+  d: ddpm.Denoiser, shape: tuple[int, int, int]
+) -> dict[str, tuple[int, ...]]:
+  """{tap: (h', w', c')} for images of a shape (h, w, c)."""
+  x = jax.ShapeDtypeStruct((1, *shape), jnp.float32)
+  t = jax.ShapeDtypeStruct((1,), jnp.int32)
+  key = jax.eval_shape(functools.partial(jax.random.key, 0))
+  (_, taps), _ = jax.eval_shape(d.model.init_with_output, key, x, t)
+  return {name: tap.shape[1:] for name, tap in taps.items()}
+
+
+def known_tap(base: Method, name: str, flag: str) -> str:
+  """Returns the name of a tap from the input to the middle; else ValueError."""
+  encoder = {n: n for n in base.layers if n not in base.decoder}
+  return lookup(encoder, name, 'tap of the encoder', flag)
+
+
+def average(
+  base: Method, params: Tree, extra: Tree, step: jax.Array
+) -> dict[str, Any]:
+  """`extra` with the running average of the network moved on."""
+  return {**extra, **base.after(params['net'], {'ema': extra['ema']}, step)}
+
+
+def check_weight(config: ConfigDict, part: str, name: str) -> None:
+  """Raises ValueError for the weight of a loss that is not above 0."""
+  value = config[part][name]
+  if value <= 0:
+    raise ValueError(
+      f'{part}.{name}={value} is not above 0, which is the method ddpm. Set '
+      f'--config.{part}.{name}, or --config.method.'
+    )
