@@ -1,15 +1,22 @@
 """The queue of keys, and contrast in the network that denoises."""
 
+import shutil
+
 import jax
 import jax.numpy as jnp
+from ml_collections import ConfigDict
 import numpy as np
 import pytest
+from spawn import phantom
+from spawn import state as state_of
 
 from configs import baselines
 from micdiffrep_jax.data import dataset as data
 from micdiffrep_jax.encoders import encoder as encoders
+from micdiffrep_jax.generate import sample
 from micdiffrep_jax.methods import ddpm, ddpm_contrast, moco
 from micdiffrep_jax.methods import queue as queues
+from micdiffrep_jax.pretrain import train
 
 
 def unit_rows(n, d, seed):
@@ -236,7 +243,8 @@ def test_features_samples_and_validation_are_those_of_a_ddpm(method, state):
   assert jax.tree.structure(variables) == jax.tree.structure(
     jax.eval_shape(base.init, jax.random.key(0))[0]
   )
-  assert method.validate is base.validate
+  for name in ('features', 'validate', 'sample'):
+    assert getattr(method, name).func is getattr(base, name).func
   assert method.facts == {'contrast': True}
 
 
@@ -248,6 +256,7 @@ def flops(c):
   return lowered.cost_analysis()['flops']
 
 
+@pytest.mark.slow
 def test_contrast_alone_computes_no_decoder():
   alone = config('contrast_alone')
   assert ddpm_contrast.make(alone, 16, 1).facts['contrast_alone'] is True
@@ -302,3 +311,39 @@ def test_a_queue_needs_four_times_its_images(method):
   method.check(128)
   with pytest.raises(ValueError, match='--config.contrast.queue'):
     method.check(127)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('name', ['ddpm_contrast', 'contrast_alone'])
+def test_a_resumed_run_is_the_whole_one(name, tmp_path):
+  c = config(
+    name,
+    **{
+      'data.path': phantom(),
+      'steps': 4,
+      'log_every': 1,
+      'save_every': 2,
+      'keep_every': 2,
+      'eval_every': 4,
+      'monitor.probe_images': 0,
+      'monitor.samples': 0,
+    },
+  ).lock()
+  whole, resumed = tmp_path / 'whole', tmp_path / 'resumed'
+  results = train.run(c, str(whole))
+  assert results['dataset']['contrast'] is True
+  assert ('val_loss' in results) == (name == 'ddpm_contrast')
+  assert results['feature_rank'] > 1
+  shutil.copytree(whole, resumed)
+  shutil.rmtree(resumed / 'checkpoints' / '4')
+  train.run(c, str(resumed))
+  want, have = state_of(whole, 4), state_of(resumed, 4)
+  assert want.keys() == have.keys()
+  assert any('queue_group' in k for k in want)
+  for k in want:
+    np.testing.assert_array_equal(have[k], want[k], err_msg=k)
+  encoder = encoders.load_encoder(str(whole))
+  assert encoder.info.facts == encoder.method.facts
+  may_draw = encoder.method.sample is not None
+  with pytest.raises(ValueError, match='images=0' if may_draw else 'decoder'):
+    sample.check(ConfigDict({'checkpoint': 'run', 'images': 0}), encoder)

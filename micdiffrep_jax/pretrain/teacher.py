@@ -210,7 +210,8 @@ def as_maps(table: np.ndarray, n: int, grid: int) -> np.ndarray:
       f'divisor of {h}.'
     )
   cells = table.reshape(n, g, h // g, g, h // g, -1)
-  maps = cells.mean(axis=(2, 4), dtype=np.float32).astype(np.float16)
+  with np.errstate(over='ignore'):  # told of below
+    maps = cells.mean(axis=(2, 4), dtype=np.float32).astype(np.float16)
   if not np.isfinite(maps).all():
     raise ValueError(
       f'Some features are not finite or beyond what float16 can hold. Set '
