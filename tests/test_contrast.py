@@ -257,6 +257,20 @@ def flops(c):
 
 
 @pytest.mark.slow
+def test_what_is_denoised_is_the_first_view():
+  # Asked for x0, a network that outputs zero is off by the view itself.
+  changes = {'diffusion.target': 'x0', 'augment.flip': 1.0}
+  for policy in ('', 'mri'):
+    made = ddpm_contrast.make(config(views=policy, **changes), 16, 1)
+    start = jax.jit(made.init)(jax.random.key(0))
+    one, key = batch(), jax.random.key(1)
+    _, (_, metrics) = jax.jit(made.loss)(*start, one, key)
+    want = np.mean((one['image'] / 127.5 - 1) ** 2)
+    alike = float(metrics['denoise']) == pytest.approx(want, rel=1e-5)
+    assert alike == (policy == '')
+
+
+@pytest.mark.slow
 def test_contrast_alone_computes_no_decoder():
   alone = config('contrast_alone')
   assert ddpm_contrast.make(alone, 16, 1).facts['contrast_alone'] is True

@@ -16,9 +16,11 @@ def ddpm(config: ConfigDict, size: str) -> None:
 def fill(config: ConfigDict, size: str) -> None:
   """Weights, noise levels and queue are ours."""
   ddpm(config, size)
-  config.views = 'mri'  # paper | paper_asymmetric | mri; the first is denoised
+  # paper | paper_asymmetric | mri, or '' for config.augment alone, which is
+  # done on top of them. The first view is what is denoised.
+  config.views = 'mri'
   for name in config.augment:
-    config.augment[name] = 0.0  # on top of the views
+    config.augment[name] = 0.0
   config.contrast = ConfigDict()
   config.contrast.denoise = 1.0  # weight of denoising; 0 is contrast alone
   config.contrast.weight = 0.2  # of contrast

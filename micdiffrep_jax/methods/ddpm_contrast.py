@@ -127,7 +127,9 @@ def _loss(
   m: _Both, params: Tree, extra: Tree, batch: Batch, key: jax.Array
 ) -> Loss:
   k_views, k_a, k_b, k_t, k_pass, k_key = jax.random.split(key, 6)
-  x_a, x_b = views.two_views(k_views, to_float(batch['image']), m.views)
+  x_a = x_b = to_float(batch['image'])
+  if m.views:
+    x_a, x_b = views.two_views(k_views, x_a, m.views)
   x_a = views.augment(k_a, x_a, m.augment)
   x_b = views.augment(k_b, x_b, m.augment)
   fields, b = m.fields, len(x_a)
@@ -171,7 +173,8 @@ def _after(m: _Both, params: Tree, extra: Tree, step: jax.Array) -> Tree:
 def check(config: ConfigDict, timesteps: int) -> None:
   """Raises ValueError for what can be told to be wrong before a compile."""
   fields, flag = config.contrast, '--config.contrast.'
-  views.get_policy(config.views)
+  if config.views:
+    views.get_policy(config.views)
   one_of(NORMS, fields.norm, 'norm of the projector', f'{flag}norm')
   denoising.check_weight(config, 'contrast', 'weight')
   in_range(fields.denoise, 0, math.inf, f'{flag}denoise')
