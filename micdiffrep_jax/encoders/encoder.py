@@ -12,6 +12,7 @@ from ml_collections import ConfigDict
 import numpy as np
 
 from micdiffrep_jax.methods import METHODS, Reader
+from micdiffrep_jax.methods.recipe import Recipe
 from micdiffrep_jax.run import archive, checkpoint, devices
 from micdiffrep_jax.run.checks import lookup
 from micdiffrep_jax.run.keys import stream
@@ -92,7 +93,8 @@ def make_method(config: ConfigDict, size_px: int, channels: int) -> Reader:
 def config_from_json(record: dict) -> ConfigDict:
   """A config as it was: JSON has made lists of its tuples.
 
-  Denoisers from before there was a choice of networks are UNets.
+  Denoisers from before there was a choice of networks are UNets, and parts of
+  the recipe that there were not are off.
   """
 
   def plain(x: Any) -> Any:
@@ -103,6 +105,7 @@ def config_from_json(record: dict) -> ConfigDict:
   config = plain(record)
   if config.get('method') == 'ddpm':
     config['model'].setdefault('name', 'unet')
+    config['recipe'] = Recipe()._asdict() | config.get('recipe', {})
   return ConfigDict(config).lock()
 
 
