@@ -33,7 +33,7 @@ def _random(config: ConfigDict, size: str) -> None:
   """The UNet as initialised: one update at rate 0."""
   found = pretrain.get_config(size)
   config.method = 'ddpm'
-  for name in ('model', 'diffusion', 'batch_size'):
+  for name in ('model', 'diffusion', 'recipe', 'batch_size'):
     config[name] = found[name]
   config.steps = 1
   config.optim.lr = 0.0
@@ -68,7 +68,7 @@ def get_config(preset: str = 'mae,paper') -> ConfigDict:
     )
   config = pretrain.get_config('test' if size == 'test' else 'paper')
   config.method = name
-  del config.model, config.diffusion
+  del config.model, config.diffusion, config.recipe
   config.ema_decay = 0.0
   METHODS[name](config, size)
   return config

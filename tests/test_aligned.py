@@ -16,7 +16,7 @@ from micdiffrep_jax.data import prepare
 from micdiffrep_jax.encoders import encoder as encoders
 from micdiffrep_jax.encoders import features
 from micdiffrep_jax.generate import sample
-from micdiffrep_jax.methods import ddpm, ddpm_aligned
+from micdiffrep_jax.methods import ddpm, ddpm_aligned, views
 from micdiffrep_jax.methods.base import to_float
 from micdiffrep_jax.pretrain import teacher as teachers
 from micdiffrep_jax.pretrain import train
@@ -123,15 +123,25 @@ def test_maps_are_flipped_with_their_images(loss, state):
   assert abs(found - aligned(loss, torn)) > 1e-4
 
 
-def test_some_are_flipped_and_only_they():
-  x = np.arange(64 * 4, dtype=np.float32).reshape(64, 1, 4, 1)
-  key = jax.random.key(0)
-  a, b = ddpm_aligned.flip_both(key, 0.5, jnp.asarray(x), jnp.asarray(-x))
-  np.testing.assert_array_equal(a, -b)
-  turned = (np.asarray(a) == x[:, :, ::-1]).all((1, 2, 3))
-  kept = (np.asarray(a) == x).all((1, 2, 3))
-  assert (turned | kept).all()
-  assert 16 < turned.sum() < 48
+def test_maps_of_images_that_were_flipped_are_flipped():
+  x = np.random.default_rng(0).uniform(-1, 1, (64, 1, 4, 1)).astype(np.float32)
+  one = config(**{'augment.brightness': 0.1}).augment
+  _, done = views.augmented(jax.random.key(0), jnp.asarray(x), one)
+  plain = config().augment
+  turned, done_too = views.augmented(jax.random.key(0), jnp.asarray(x), plain)
+  for told in (done, done_too):
+    found = ddpm_aligned.flip_maps(told, jnp.asarray(x))
+    np.testing.assert_array_equal(found, turned)
+  kept = (np.asarray(turned) == x).all((1, 2, 3))
+  assert 16 < kept.sum() < 48
+
+
+def test_what_was_done_is_told(state):
+  told = ddpm_aligned.make(config(**{'recipe.tell_augment': True}), 16, 1)
+  start = jax.eval_shape(told.init, jax.random.key(0))
+  assert 'told' in start[0]['net']
+  assert 'told' not in state[0]['net']
+  jax.eval_shape(told.loss, *start, rows(), jax.random.key(1))
 
 
 def test_features_samples_and_validation_are_those_of_a_ddpm(method, state):
@@ -160,6 +170,10 @@ def test_a_teacher_is_named_and_its_flags_are_the_pupils(method):
     ({'align.tap': 'up1_0'}, '--config.align.tap'),
     ({'align.weight': 0.0}, '--config.align.weight'),
     ({'align.hidden': 0}, '--config.align.hidden'),
+    ({'recipe.crop_px': 8}, '--config.recipe.crop_px=0'),
+    ({'recipe.blank_px': 8}, '--config.recipe.blank_px=0'),
+    ({'recipe.levels_px': 8}, '--config.recipe.levels_px=0'),
+    ({'recipe.self_condition': 'first'}, 'recipe.self_condition=own'),
     ({'augment.rotate_deg': 5.0}, '--config.augment.rotate_deg=0'),
     ({'augment.scale': 0.1}, '--config.augment.scale=0'),
     ({'augment.shift': 0.1}, '--config.augment.shift=0'),

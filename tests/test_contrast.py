@@ -1,6 +1,7 @@
 """The queue of keys, and contrast in the network that denoises."""
 
 import shutil
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -16,6 +17,7 @@ from micdiffrep_jax.encoders import encoder as encoders
 from micdiffrep_jax.generate import sample
 from micdiffrep_jax.methods import ddpm, ddpm_contrast, moco
 from micdiffrep_jax.methods import queue as queues
+from micdiffrep_jax.methods.recipe import Recipe
 from micdiffrep_jax.pretrain import train
 
 
@@ -160,13 +162,26 @@ def test_a_run_from_before_the_mask_loads_without_it():
 
 
 def test_a_share_of_the_batch_is_drawn_at_little_noise():
-  t = np.asarray(
-    ddpm_contrast.draw_timesteps(jax.random.key(0), 400, 50, 0.25, 1000)
-  )
+  class _Fake(NamedTuple):
+    fields: ConfigDict
+    recipe: Recipe
+    d: ddpm.Denoiser
+
+  c = config(**{'contrast.t_limit': 50, 'contrast.share': 0.25})
+  fake = _Fake(c.contrast, Recipe(), ddpm.denoiser(c, 16, 1))
+  t = np.asarray(ddpm_contrast.draw_timesteps(fake, jax.random.key(0), 400))
   assert (t[:100] < 50).all()
   # 300 draws of [0, 1000): a standard error of 289 / sqrt(300) = 17.
   assert abs(t[100:].mean() - 500) < 70
   assert (t.min() >= 0, t.max() < 1000) == (True, True)
+
+
+def test_what_was_done_to_the_first_view_is_told(state):
+  made = ddpm_contrast.make(config(**{'recipe.tell_augment': True}), 16, 1)
+  start = jax.eval_shape(made.init, jax.random.key(0))
+  assert 'told' in start[0]['net']
+  assert 'told' not in state[0]['net']
+  jax.eval_shape(made.loss, *start, batch(), jax.random.key(1))
 
 
 def test_averages_stand_side_by_side():
@@ -313,6 +328,7 @@ def test_the_projector_may_have_another_norm(norm):
     ({'contrast.norm': 'group'}, '--config.contrast.norm'),
     ({'contrast.groups': 1}, '--config.contrast.groups'),
     ({'accumulate': 8}, '--config.contrast.groups'),
+    ({'recipe.crop_px': 8}, '--config.recipe.crop_px=0'),
     ({'views': 'papers'}, '--config.views'),
   ],
 )

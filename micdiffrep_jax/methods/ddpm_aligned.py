@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
-from micdiffrep_jax.methods import ddpm, denoising, two_view, views
+from micdiffrep_jax.methods import ddpm, denoising, two_view
 from micdiffrep_jax.methods.base import (
   Batch,
   Loss,
@@ -27,6 +27,7 @@ from micdiffrep_jax.methods.base import (
   apply,
   to_float,
 )
+from micdiffrep_jax.methods.recipe import Recipe
 from micdiffrep_jax.models.resnet import Projector
 
 _MOVES = ('rotate_deg', 'scale', 'shift')
@@ -43,21 +44,17 @@ class _Aligned(NamedTuple):
   cells: int  # per side, of the teacher's map
   weight: float  # of the alignment
   weighting: str  # of the denoising loss
-  flip: float
-  augment: ConfigDict  # without the flip
+  augment: ConfigDict
+  recipe: Recipe
 
 
-def flip_both(
-  key: jax.Array, probability: float, x: jax.Array, maps: jax.Array
-) -> tuple[jax.Array, jax.Array]:
-  """Mirrors some of x (b, h, w, c) left to right, and their maps with them."""
-  if not probability:
-    return x, maps
-  chosen = jax.random.bernoulli(key, probability, (len(x), 1, 1, 1))
-  return (
-    jnp.where(chosen, x[:, :, ::-1], x),
-    jnp.where(chosen, maps[:, :, ::-1], maps),
-  )
+def flip_maps(done: jax.Array, maps: jax.Array) -> jax.Array:
+  """Mirrors maps (b, g, g, d) where their images were, left to right.
+
+  done (b, TOLD): of views.augmented, which tells the flip first.
+  """
+  flipped = done[:, 0, None, None, None] > 0
+  return jnp.where(flipped, maps[:, :, ::-1], maps)
 
 
 def to_cells(x: jax.Array, g: int) -> jax.Array:
@@ -84,13 +81,14 @@ def _init(m: _Aligned, key: jax.Array) -> State:
 def _loss(
   m: _Aligned, params: Tree, extra: Tree, batch: Batch, key: jax.Array
 ) -> Loss:
-  k_flip, k_augment, k_t, k_pass = jax.random.split(key, 4)
-  seen = batch['teacher'].astype(jnp.float32)
-  x0, seen = flip_both(k_flip, m.flip, to_float(batch['image']), seen)
-  x0 = views.augment(k_augment, x0, m.augment)
-  t = jax.random.randint(k_t, x0.shape[:1], 0, m.d.process.timesteps)
+  k_augment, k_t, k_pass = jax.random.split(key, 3)
+  x0, done, told = denoising.changed(
+    m.recipe, k_augment, to_float(batch['image']), m.augment
+  )
+  seen = flip_maps(done, batch['teacher'].astype(jnp.float32))
+  t = denoising.draw_t(m.recipe, m.d, k_t, len(x0))
   error, taps = denoising.noisy_pass(
-    m.d, m.weighting, params['net'], x0, t, k_pass
+    m.d, m.weighting, params['net'], x0, told, t, k_pass
   )
   cells = to_cells(taps[m.tap], m.cells)
   said = apply(m.projector, params['projector'], cells)
@@ -126,6 +124,7 @@ def make(config: ConfigDict, size_px: int, channels: int) -> Method:
   """
   base = ddpm.make(config, size_px, channels)
   check(config)
+  recipe = denoising.check_recipe(config)
   d, teacher = ddpm.denoiser(config, size_px, channels), config.teacher
   g, _, width = teacher.shape
   flag = '--config.align.tap'
@@ -146,8 +145,8 @@ def make(config: ConfigDict, size_px: int, channels: int) -> Method:
     g,
     config.align.weight,
     config.diffusion.weighting,
-    config.augment.flip,
-    ConfigDict({**config.augment.to_dict(), 'flip': 0.0}),
+    config.augment,
+    recipe,
   )
   return dataclasses.replace(
     base,

@@ -33,6 +33,7 @@ from micdiffrep_jax.methods.base import (
   no_sums,
   to_float,
 )
+from micdiffrep_jax.methods.recipe import Recipe
 from micdiffrep_jax.models.resnet import Projector
 from micdiffrep_jax.run.checks import in_range, one_of
 
@@ -56,6 +57,7 @@ class _Both(NamedTuple):
   views: str
   augment: ConfigDict
   fields: ConfigDict
+  recipe: Recipe
 
 
 def pooled(taps: Taps, names: tuple[str, ...]) -> jax.Array:
@@ -69,17 +71,16 @@ def low_rows(share: float, b: int) -> int:
   return min(b, math.ceil(share * b))
 
 
-def draw_timesteps(
-  key: jax.Array, b: int, limit: int, share: float, T: int
-) -> jax.Array:
-  """t (b,) int32: below `limit` for a share of the images, the first ones.
+def draw_timesteps(m: _Both, key: jax.Array, b: int) -> jax.Array:
+  """t (b,) int32: below the limit for a share of the images, the first ones.
 
-  In [0, T) for the others. A fixed number, so that batches do not differ.
+  As the recipe draws them for the others. A fixed number, so that batches do
+  not differ.
   """
   k_low, k_all = jax.random.split(key)
-  low = jax.random.randint(k_low, (b,), 0, limit)
-  anywhere = jax.random.randint(k_all, (b,), 0, T)
-  return jnp.where(jnp.arange(b) < low_rows(share, b), low, anywhere)
+  low = jax.random.randint(k_low, (b,), 0, m.fields.t_limit)
+  others = denoising.draw_t(m.recipe, m.d, k_all, b)
+  return jnp.where(jnp.arange(b) < low_rows(m.fields.share, b), low, others)
 
 
 def _groups(fields: ConfigDict) -> int:
@@ -130,14 +131,13 @@ def _loss(
   x_a = x_b = to_float(batch['image'])
   if m.views:
     x_a, x_b = views.two_views(k_views, x_a, m.views)
-  x_a = views.augment(k_a, x_a, m.augment)
+  x_a, _, told = denoising.changed(m.recipe, k_a, x_a, m.augment)
+  # Keys are made as features are read: of a picture of which nothing is told.
   x_b = views.augment(k_b, x_b, m.augment)
   fields, b = m.fields, len(x_a)
-  t = draw_timesteps(
-    k_t, b, fields.t_limit, fields.share, m.d.process.timesteps
-  )
+  t = draw_timesteps(m, k_t, b)
   error, taps = denoising.noisy_pass(
-    m.d, m.weighting, params['net'], x_a, t, k_pass
+    m.d, m.weighting, params['net'], x_a, told, t, k_pass
   )
   q, stats = two_view.train_pass(
     m.projector, params['projector'], extra['stats'], pooled(taps, m.taps)
@@ -227,6 +227,7 @@ def make(config: ConfigDict, size_px: int, channels: int) -> Method:
     config.views,
     config.augment,
     fields,
+    denoising.check_recipe(config),
   )
   method = dataclasses.replace(
     base,
