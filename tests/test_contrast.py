@@ -236,6 +236,19 @@ def test_keys_come_from_the_averages_not_from_what_is_trained(loss, state):
     assert np.abs(other['queue'] - before['queue']).max() > 1e-3, name
 
 
+def test_images_with_much_noise_do_not_enter_the_queries(loss, state):
+  def spread(dark):
+    one = batch()
+    one['image'][dark] = 0
+    metrics = loss(*state, one, jax.random.key(1))[1][1]
+    return [float(metrics[name]) for name in ('feature_std', 'top_share')]
+
+  want = spread([])
+  # Half of the batch, the first, has little noise.
+  assert spread(slice(8, 16)) == want
+  assert spread(slice(0, 8)) != want
+
+
 def test_images_of_a_group_are_no_negatives(loss, state):
   params, extra = state
   crowd = {**extra, 'queue_group': jnp.zeros(32, jnp.int32)}
@@ -329,6 +342,7 @@ def test_the_projector_may_have_another_norm(norm):
     ({'contrast.groups': 1}, '--config.contrast.groups'),
     ({'accumulate': 8}, '--config.contrast.groups'),
     ({'recipe.crop_px': 8}, '--config.recipe.crop_px=0'),
+    ({'contrast.share': 0.4}, '7 of them.*--config.contrast.share'),
     ({'views': 'papers'}, '--config.views'),
   ],
 )

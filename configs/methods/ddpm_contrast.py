@@ -27,8 +27,8 @@ def fill(config: ConfigDict, size: str) -> None:
   config.contrast.warmup_steps = 2000  # over which that weight rises from 0
   # Whose averages are compared, side by side; () is the last two to the middle.
   config.contrast.taps = ()
-  config.contrast.t_limit = 200  # images with less noise than this are compared
-  config.contrast.share = 0.5  # of a batch, drawn below that limit
+  config.contrast.share = 0.5  # of a batch that is compared
+  config.contrast.t_limit = 200  # and has less noise than this
   config.contrast.t_key = 50  # keys have less noise than this
   config.contrast.hidden = 2048  # of the projector
   config.contrast.features = 128

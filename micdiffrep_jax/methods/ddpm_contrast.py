@@ -67,7 +67,7 @@ def pooled(taps: Taps, names: tuple[str, ...]) -> jax.Array:
 
 
 def low_rows(share: float, b: int) -> int:
-  """How many of b images are drawn at little noise: a share, at least one."""
+  """How many of b images are drawn at little noise, and compared."""
   return min(b, math.ceil(share * b))
 
 
@@ -139,20 +139,22 @@ def _loss(
   error, taps = denoising.noisy_pass(
     m.d, m.weighting, params['net'], x_a, told, t, k_pass
   )
+  # Only they, so that a batch norm sees no picture that is all noise.
+  n = low_rows(fields.share, b)
+  vectors = pooled({name: taps[name][:n] for name in m.taps}, m.taps)
   q, stats = two_view.train_pass(
-    m.projector, params['projector'], extra['stats'], pooled(taps, m.taps)
+    m.projector, params['projector'], extra['stats'], vectors
   )
   q = two_view.unit(q)
   k, key_stats = _keys(m, extra, x_b, k_key)
-  counts = (t < fields.t_limit).astype(jnp.float32)
-  each = counts * m.queue.compare(extra, q, k, batch)
-  contrast = jnp.sum(each) / jnp.sum(counts)  # of at least one
+  compared = jax.tree.map(lambda x: x[:n], batch)
+  contrast = jnp.mean(m.queue.compare(extra, q, k[:n], compared))
   value = extra['warm'] * fields.weight * contrast
   metrics = {'contrast': contrast}
   if fields.denoise:
     metrics['denoise'] = jnp.mean(error)
     value = value + fields.denoise * metrics['denoise']
-  metrics |= two_view.spread(q[: low_rows(fields.share, b)])
+  metrics |= two_view.spread(q)
   extra = {
     **extra,
     'stats': stats,
@@ -187,15 +189,16 @@ def check(config: ConfigDict, timesteps: int) -> None:
       f'contrast.share={fields.share} is outside (0, 1]. Set {flag}share.'
     )
   part = config.batch_size // max(config.accumulate, 1)
-  groups = _groups(fields)
+  groups, compared = _groups(fields), low_rows(fields.share, part)
   if fields.norm == 'batch' and (
-    groups < 2 or part % groups or part // groups < 2
+    groups < 2 or part % groups or compared % groups or compared < 2 * groups
   ):
     raise ValueError(
-      f'contrast.groups={groups}: {part} images (batch_size / accumulate) do '
-      'not divide into at least 2 groups of at least 2, and with one batch '
-      'norm over queries and their keys its statistics give the answer away. '
-      f"Set {flag}groups, or {flag}norm to '' or layer."
+      f'contrast.groups={groups}: {part} images (batch_size / accumulate) and '
+      f'the {compared} of them that are compared (contrast.share) do not '
+      'divide into at least 2 groups of at least 2, and with one batch norm '
+      'over queries and their keys its statistics give the answer away. Set '
+      f"{flag}groups or {flag}share, or {flag}norm to '' or layer."
     )
 
 
