@@ -7,12 +7,24 @@ SIZE is paper (the default; a GPU or TPU), tiny (64 px, 2 CPU cores) or test
 (seconds). What METHOD sets is in configs/methods, what all share in
 configs/pretrain.py. METHOD random is a UNet without training; clip_frozen too
 trains nothing: it is configs/convert_clip.py, and takes --config.source=FILE.
+Beside them two kin of the diffusion model. ddpm_contrast adds momentum contrast
+in the same network, and contrast_alone is that without denoising: only what the
+first has over the second is due to diffusion. ddpm_aligned distils a teacher:
+--config.teacher.checkpoint=RUN, or --config.teacher.features=FILE.
 """
 
 from ml_collections import ConfigDict
 
 from configs import convert_clip, pretrain
-from configs.methods import byol, clip, mae, moco, supervised
+from configs.methods import (
+  byol,
+  clip,
+  ddpm_aligned,
+  ddpm_contrast,
+  mae,
+  moco,
+  supervised,
+)
 
 SIZES = ('paper', 'tiny', 'test')
 
@@ -21,7 +33,7 @@ def _random(config: ConfigDict, size: str) -> None:
   """The UNet as initialised: one update at rate 0."""
   found = pretrain.get_config(size)
   config.method = 'ddpm'
-  for name in ('model', 'diffusion', 'batch_size'):
+  for name in ('model', 'diffusion', 'recipe', 'batch_size'):
     config[name] = found[name]
   config.steps = 1
   config.optim.lr = 0.0
@@ -36,6 +48,9 @@ METHODS: dict = {
   'supervised': supervised.fill,
   'supervised_vit': supervised.fill_vit,
   'random': _random,
+  'ddpm_contrast': ddpm_contrast.fill,
+  'contrast_alone': ddpm_contrast.fill_alone,
+  'ddpm_aligned': ddpm_aligned.fill,
 }
 PRESETS = tuple(f'{m},{s}' for m in METHODS for s in SIZES)
 
@@ -53,7 +68,7 @@ def get_config(preset: str = 'mae,paper') -> ConfigDict:
     )
   config = pretrain.get_config('test' if size == 'test' else 'paper')
   config.method = name
-  del config.model, config.diffusion
+  del config.model, config.diffusion, config.recipe
   config.ema_decay = 0.0
   METHODS[name](config, size)
   return config

@@ -25,6 +25,24 @@ def augment_config() -> ConfigDict:
   return augment
 
 
+def recipe_config() -> ConfigDict:
+  """Parts of other recipes; every one is off, as in the paper."""
+  recipe = ConfigDict()
+  recipe.tell_augment = False  # what `augment` drew goes to the network (EDM)
+  recipe.blocks = ()  # residual, of each level; () is model.blocks for all
+  # Of the t trained at: uniform | beta (1, 2; little noise) | lognormal (EDM).
+  recipe.density = 'uniform'  # the loss is not weighted against it
+  recipe.density_mean = -1.2  # of lognormal alone: log(sigma / alpha)
+  recipe.density_std = 1.2
+  recipe.blank_px = 0  # 8: half of a batch clean, 3/4 of its patches hid (UMD)
+  recipe.levels_px = 0  # 8 or 16: two levels of noise in blocks of a picture
+  # The averaged middle guides the decoder: '' | own (the same pass; DDAE++) |
+  # first (a pass by averaged weights, for half of the pictures).
+  recipe.self_condition = ''
+  recipe.crop_px = 0  # 32: half of the steps on such crops (Patch Diffusion)
+  return recipe
+
+
 def get_config(preset: str = 'paper') -> ConfigDict:
   """The fields of a run; a comment marks what the paper leaves open."""
   config = ConfigDict()
@@ -69,6 +87,7 @@ def get_config(preset: str = 'paper') -> ConfigDict:
   config.diffusion.weighting = 'none'  # none | min_snr
 
   config.augment = augment_config()
+  config.recipe = recipe_config()
 
   config.optim = ConfigDict()
   config.optim.name = 'adam'  # adam | adamw | sgd | lars | muon

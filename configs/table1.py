@@ -9,7 +9,7 @@ test    seconds a method; for trying things out.
 A method that is pretrained already: --config.checkpoints.ddpm=RUN. Cells that
 are finished are not run again. Beside accuracy stand images drawn, seconds of
 training, FLOPs, parameters of the encoder, and who had labels (supervised,
-supervised_text) or other images (external).
+supervised_text), other images (external) or a teacher.
 """
 
 from ml_collections import ConfigDict
@@ -17,6 +17,8 @@ from ml_collections import ConfigDict
 from configs import baselines, pretrain, probe
 
 METHODS = ('mae', 'moco', 'byol', 'clip', 'ddpm', 'supervised')
+# Rows only if asked for.
+MORE = ('supervised_vit', 'ddpm_contrast', 'contrast_alone', 'ddpm_aligned')
 
 
 def get_config(preset: str = 'paper') -> ConfigDict:
@@ -33,10 +35,10 @@ def get_config(preset: str = 'paper') -> ConfigDict:
   config.splits = ('patient', 'grouped', 'paper')
   # Columns in which each architecture with random weights is probed too.
   config.random_splits = ('patient', 'grouped', 'paper')
-  config.methods = METHODS  # rows; also supervised_vit, external
+  config.methods = METHODS  # rows; also those of MORE, and external
   config.images_drawn = 16_000_000  # by each method, in pretraining
   config.pretrain = ConfigDict()
-  for name in (*METHODS, 'supervised_vit'):  # the last only if asked for
+  for name in (*METHODS, *MORE):
     config.pretrain[name] = (
       pretrain.get_config(preset)
       if name == 'ddpm'
@@ -44,12 +46,10 @@ def get_config(preset: str = 'paper') -> ConfigDict:
     )
   # Folders of pretraining runs to take instead; also of encoders that others
   # trained, from configs/convert_clip.py.
-  config.checkpoints = ConfigDict(dict.fromkeys(METHODS, ''))
+  config.checkpoints = ConfigDict(dict.fromkeys((*METHODS, *MORE), ''))
   config.checkpoints.external = ''
   # Layers of each that the heads read; () is all.
-  config.layers = ConfigDict(
-    dict.fromkeys((*METHODS, 'supervised_vit', 'external'), ())
-  )
+  config.layers = ConfigDict(dict.fromkeys((*METHODS, *MORE, 'external'), ()))
   small = preset if preset != 'paper' else ''
   config.probe = probe.get_config(small)
   config.probe.classic = ('logistic', 'knn')

@@ -6,6 +6,7 @@ import pytest
 
 from configs import baselines
 from micdiffrep_jax.methods import moco, two_view, views
+from micdiffrep_jax.methods import queue as queues
 from micdiffrep_jax.methods.base import to_float
 from micdiffrep_jax.pretrain.state import make_state, make_step
 from micdiffrep_jax.run import devices
@@ -32,44 +33,6 @@ def state(method):
   return jax.jit(method.init)(jax.random.key(0))
 
 
-def unit_rows(n, d, seed):
-  x = np.random.default_rng(seed).normal(size=(n, d))
-  return (x / np.linalg.norm(x, axis=1, keepdims=True)).astype(np.float32)
-
-
-def test_info_nce_is_the_cross_entropy_of_the_own_key():
-  q, k, queue = unit_rows(3, 4, 0), unit_rows(3, 4, 1), unit_rows(6, 4, 2)
-  found = moco.info_nce(q, k, queue, 0.2)
-  for i in range(3):
-    own = np.exp(float(q[i] @ k[i]) / 0.2)
-    others = sum(np.exp(float(q[i] @ row) / 0.2) for row in queue)
-    np.testing.assert_allclose(
-      found[i], -np.log(own / (own + others)), rtol=1e-5
-    )
-
-
-def test_the_queue_drops_its_oldest_keys_and_wraps():
-  queue, head = jnp.zeros((6, 1)), jnp.int32(0)
-  kept = [0.0] * 6
-  for i in range(1, 8):
-    keys = [float(2 * i), float(2 * i + 1)]
-    queue, head = moco.push(queue, head, jnp.array(keys)[:, None])
-    kept = (kept + keys)[-6:]
-    assert sorted(np.asarray(queue)[:, 0]) == sorted(kept)
-    # Oldest first from the head on.
-    rolled = np.roll(np.asarray(queue)[:, 0], -int(head))
-    assert rolled.tolist() == kept
-
-
-def test_gather_undoes_scatter_and_keys_meet_strangers():
-  rows = np.arange(32)
-  dealt = np.asarray(moco.scatter(jnp.asarray(rows), 4))
-  np.testing.assert_array_equal(moco.gather(jnp.asarray(dealt), 4), rows)
-  for part in dealt.reshape(4, 8):
-    # As many of each group of the queries: 8 rows, 4 groups.
-    assert np.bincount(part // 8, minlength=4).tolist() == [2, 2, 2, 2]
-
-
 def test_the_queue_starts_as_random_directions(state):
   queue = np.asarray(state[1]['queue'])
   np.testing.assert_allclose(np.linalg.norm(queue, axis=1), 1, rtol=1e-5)
@@ -91,12 +54,12 @@ def test_keys_come_from_the_average_of_all_parameters_so_far(method):
   average = jax.tree.map(
     lambda old, new: 0.9 * old + 0.1 * new, first.params, second.params
   )
-  model = two_view.make_embedder(config(), 16, 16, 8, norm=False)
+  model = two_view.make_embedder(config(), 16, 16, 8, norm='')
   key = jax.random.fold_in(jax.random.key(5), 1)
   _, x_k = jax.jit(lambda k, x: views.two_views(k, to_float(x), 'paper'))(
     key, images(seed=2)
   )
-  order = np.asarray(moco.scatter(jnp.arange(16), 2))
+  order = np.asarray(queues.scatter(jnp.arange(16), 2))
 
   @jax.jit
   def encode(params):

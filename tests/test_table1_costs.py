@@ -92,6 +92,7 @@ def test_flops_of_captions_grow_with_the_text_tower():
   ('name', 'flags'),
   [
     ('ddpm', []),
+    pytest.param('ddpm_contrast', ['contrast'], marks=pytest.mark.slow),
     ('moco', []),
     ('clip', ['supervised_text']),
     ('supervised', ['supervised']),

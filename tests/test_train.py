@@ -218,10 +218,10 @@ def test_changed_settings_are_named_and_refused(uninterrupted):
   train.run(tiny_config(log_every=3), workdir)  # harmless
 
 
-def test_a_run_whose_config_names_no_network_goes_on(monkeypatch):
+def test_a_run_whose_config_lacks_later_fields_goes_on(monkeypatch):
   now = checkpoint.Metadata(files.plain(tiny_config()), {'fingerprint': 'a'})
   saved = checkpoint.Metadata(*json.loads(json.dumps(now)))
-  del saved.config['model']['name']
+  del saved.config['model']['name'], saved.config['recipe']
   saved.info['images_seen'] = 16
   monkeypatch.setattr(train, 'read_metadata', lambda *_: saved)
   kept = types.SimpleNamespace(

@@ -9,6 +9,7 @@ import numpy as np
 from micdiffrep_jax.bundle import classifier, fingerprints
 from micdiffrep_jax.encoders import encoder as encoders
 from micdiffrep_jax.heads import head_file
+from micdiffrep_jax.methods import recipe
 from micdiffrep_jax.run import devices
 
 SIZE, CLASSES = 16, ('a', 'b', 'c')
@@ -48,6 +49,7 @@ def config() -> ConfigDict:
         'brightness': 0.0,
         'contrast': 0.0,
       },
+      'recipe': recipe.Recipe()._asdict(),
     }
   )
 

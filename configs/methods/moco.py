@@ -19,6 +19,8 @@ def fill(config: ConfigDict, size: str) -> None:
   config.moco.queue = 65_536  # keys; at most a quarter of the images
   config.moco.momentum = 0.999  # of the key encoder
   config.moco.temperature = 0.2
+  # Leave keys of an image's group (near-duplicates, patient) out; no labels.
+  config.moco.mask_groups = False
   config.batch_size = 256
   config.model.groups = 8  # the reference has one a GPU
   config.optim.name = 'sgd'

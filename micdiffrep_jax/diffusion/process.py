@@ -16,6 +16,7 @@ from micdiffrep_jax.run.checks import lookup, one_of
 # x_t (b, h, w, c), t (b,) int32 -> what the network puts out, like x_t.
 Denoise = Callable[[jax.Array, jax.Array], jax.Array]
 _Pair = tuple[jax.Array, jax.Array]
+_Shape = tuple[int, ...]
 
 
 class Diffusion(NamedTuple):
@@ -80,6 +81,54 @@ def make_diffusion(
   return Diffusion(alpha_bar, target)
 
 
+def _uniform(
+  d: Diffusion, key: jax.Array, shape: _Shape, mean: float, std: float
+) -> jax.Array:
+  del mean, std
+  return jax.random.randint(key, shape, 0, d.timesteps)
+
+
+def _beta(
+  d: Diffusion, key: jax.Array, shape: _Shape, mean: float, std: float
+) -> jax.Array:
+  """Beta(1, 2) of t / T: density 2 (1 - x), most where noise is least."""
+  del mean, std
+  x = 1 - jnp.sqrt(1 - jax.random.uniform(key, shape))
+  # Rounding might make x 1, and t T.
+  return jnp.minimum((d.timesteps * x).astype(jnp.int32), d.timesteps - 1)
+
+
+def _lognormal(
+  d: Diffusion, key: jax.Array, shape: _Shape, mean: float, std: float
+) -> jax.Array:
+  """The step whose log(sigma / alpha) is nearest to a normal draw.
+
+  Source: Karras et al. 2022, table 1, where mean and std are P_mean and P_std.
+  """
+  levels = (np.log1p(-d.alpha_bar) - np.log(d.alpha_bar)) / 2
+  edges = jnp.asarray((levels[1:] + levels[:-1]) / 2, jnp.float32)
+  return jnp.searchsorted(edges, mean + std * jax.random.normal(key, shape))
+
+
+DENSITIES = {'uniform': _uniform, 'beta': _beta, 'lognormal': _lognormal}
+
+
+def draw_t(
+  d: Diffusion,
+  key: jax.Array,
+  shape: _Shape,
+  density: str = 'uniform',
+  mean: float = -1.2,
+  std: float = 1.2,
+) -> jax.Array:
+  """Steps to train at, int32 in [0, T), by one of DENSITIES.
+
+  mean and std are of `lognormal` alone. An error averaged over these steps is
+  not weighted: a step counts as often as it is drawn.
+  """
+  return DENSITIES[density](d, key, shape, mean, std)
+
+
 def check_timesteps(
   timesteps: int | Sequence[int], total: int, flag: str = ''
 ) -> None:
@@ -93,15 +142,15 @@ def check_timesteps(
 
 
 def at(values: np.ndarray, t: jax.Array, like: jax.Array) -> jax.Array:
-  """values[t] in float32, shaped (b, 1, ..., 1) to multiply `like` (b, ...)."""
+  """values[t] in float32, with axes of 1 at the end, to multiply `like`."""
   picked = jnp.asarray(values, jnp.float32)[t]
-  return picked.reshape(picked.shape + (1,) * (like.ndim - 1))
+  return picked.reshape(picked.shape + (1,) * (like.ndim - picked.ndim))
 
 
 def alpha_sigma(
   d: Diffusion, t: jax.Array, like: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
-  """sqrt(alpha_bar_t), sqrt(1 - alpha_bar_t), each (b, 1, ..., 1) float32."""
+  """sqrt(alpha_bar_t), sqrt(1 - alpha_bar_t), float32, as `at` shapes them."""
   return (
     at(np.sqrt(d.alpha_bar), t, like),
     at(np.sqrt(1 - d.alpha_bar), t, like),
@@ -113,8 +162,9 @@ def q_sample(
 ) -> jax.Array:
   """Noises clean images to step t: alpha x0 + sigma eps.
 
-  x0, eps (b, h, w, c) float32, x0 in [-1, 1]; t (b,) int32 in [0, T). Source:
-  Ho et al. 2020, eq. 4 (alpha = sqrt(alpha_bar), sigma = sqrt(1 - alpha_bar)).
+  x0, eps (b, h, w, c) float32, x0 in [-1, 1]; t int32 in [0, T), (b,), or
+  (b, h, w) where each pixel has its own. Source: Ho et al. 2020, eq. 4 (alpha =
+  sqrt(alpha_bar), sigma = sqrt(1 - alpha_bar)).
   """
   alpha, sigma = alpha_sigma(d, t, x0)
   return alpha * x0 + sigma * eps
@@ -177,7 +227,7 @@ def predict(
 def loss_weight(
   d: Diffusion, t: jax.Array, weighting: str = 'none', gamma: float = 5.0
 ) -> jax.Array:
-  """Weight (b,) float32 of each image's squared error.
+  """Weight float32, shaped as t, of the squared error at t.
 
   'none' is 1. 'min_snr' bounds the weight in x0 terms by gamma (Hang et al.
   2023, section 3.4); note that it plays down exactly the low t that features

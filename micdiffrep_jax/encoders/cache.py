@@ -415,6 +415,16 @@ def training_matrix(
   return stacked
 
 
+def maps(cache: Cache, t: int, layer: str) -> np.ndarray:
+  """A layer at t of all images of the data set, (N, g, g, d) float16.
+
+  A memory map in which the rows that were asked for are filled.
+  """
+  with np.load(_selection(cache.folder, t, '')) as selection:
+    entry = os.path.join(cache.folder, str(selection['entry']))
+  return np.load(os.path.join(entry, f'{layer}.npy'), mmap_mode='r')
+
+
 def matrix(
   cache: Cache,
   t: int | Sequence[int],

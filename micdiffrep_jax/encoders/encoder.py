@@ -12,6 +12,7 @@ from ml_collections import ConfigDict
 import numpy as np
 
 from micdiffrep_jax.methods import METHODS, Reader
+from micdiffrep_jax.methods.recipe import Recipe
 from micdiffrep_jax.run import archive, checkpoint, devices, paths
 from micdiffrep_jax.run.checks import lookup
 from micdiffrep_jax.run.keys import stream
@@ -92,7 +93,8 @@ def make_method(config: ConfigDict, size_px: int, channels: int) -> Reader:
 def config_from_json(record: dict) -> ConfigDict:
   """A config as it was: JSON has made lists of its tuples.
 
-  Denoisers from before there was a choice of networks are UNets.
+  Denoisers from before there was a choice of networks are UNets, parts of the
+  recipe that there were not are off, and queues hold keys of all images.
   """
 
   def plain(x: Any) -> Any:
@@ -101,8 +103,12 @@ def config_from_json(record: dict) -> ConfigDict:
     return tuple(plain(v) for v in x) if isinstance(x, list) else x
 
   config = plain(record)
+  if config.get('method') == 'moco':
+    config['moco'].setdefault('mask_groups', False)
   if config.get('method') == 'ddpm':
     config['model'].setdefault('name', 'unet')
+  if config.get('method', '').startswith('ddpm'):
+    config['recipe'] = Recipe()._asdict() | config.get('recipe', {})
   return ConfigDict(config).lock()
 
 

@@ -24,6 +24,8 @@ from micdiffrep_jax.generate import assess, figures
 from micdiffrep_jax.methods import Method, ddpm
 from micdiffrep_jax.run import devices, files, log
 
+_DENOISERS = ('ddpm', 'ddpm_contrast', 'ddpm_aligned')  # methods that denoise
+
 
 class Request(NamedTuple):
   """What is drawn."""
@@ -137,7 +139,7 @@ def quality(
 
 def check(config: ConfigDict, encoder: encoders.Encoder) -> samplers.Plan:
   """Raises ValueError for what the config asks and the model cannot do."""
-  if encoder.config.method != 'ddpm':
+  if encoder.config.method not in _DENOISERS:
     raise ValueError(
       f'{config.checkpoint} was pretrained with {encoder.config.method!r}, '
       'which generates no images. Set --config.checkpoint to a ddpm run.'
@@ -146,6 +148,11 @@ def check(config: ConfigDict, encoder: encoders.Encoder) -> samplers.Plan:
     raise ValueError(
       f'{config.checkpoint} is a bundle, which holds the layers of a head and '
       'no decoder. Set --config.checkpoint to the folder of a pretraining run.'
+    )
+  if encoder.method.sample is None:
+    raise ValueError(
+      f'{config.checkpoint} was pretrained by contrast alone, so its decoder '
+      'never learnt. Set --config.checkpoint to a ddpm run.'
     )
   if config.images < 1:
     raise ValueError(

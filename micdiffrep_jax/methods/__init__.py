@@ -12,6 +12,8 @@ from micdiffrep_jax.methods import (
   byol,
   clip,
   ddpm,
+  ddpm_aligned,
+  ddpm_contrast,
   external,
   mae,
   moco,
@@ -22,6 +24,8 @@ from micdiffrep_jax.methods.base import Method, Reader
 # config, size_px, channels -> a Method, or the Reader of what others trained.
 METHODS: dict[str, Callable[..., Reader]] = {
   'ddpm': ddpm.make,
+  'ddpm_contrast': ddpm_contrast.make,
+  'ddpm_aligned': ddpm_aligned.make,
   'moco': moco.make,
   'byol': byol.make,
   'mae': mae.make,

@@ -80,7 +80,8 @@ class Method(Reader):
     metrics: names of what `loss` reports, logged as running means.
     side: dataset -> {name: (N, ...) array}, rows that travel with their images
       in `batch` (labels, captions); None where images are all there is.
-    row: shape and dtype of one row of each array that `side` gives.
+    row: shape and dtype of one row of each array that `side` gives, and of
+      'teacher', the maps that a run reads for a method with config.teacher.
     check: number of training images -> None; ValueError where they do not suit
       the settings. None where any number does.
   """

@@ -118,10 +118,10 @@ def make(config: ConfigDict, size_px: int, channels: int) -> Method:
   two_view.check_counts(byol, 'byol', 'hidden', 'features')
   check_share('--config.byol.tau', byol.tau)
   model = two_view.make_embedder(
-    config, size_px, byol.hidden, byol.features, norm=True
+    config, size_px, byol.hidden, byol.features, norm='batch'
   )
   predictor = Projector(
-    byol.hidden, byol.features, True, config.model.groups, config.model.dtype
+    byol.hidden, byol.features, 'batch', config.model.groups, config.model.dtype
   )
   m = _Byol(model, predictor, (size_px, size_px, channels), config.views)
   return two_view.make_method(

@@ -12,9 +12,11 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
+import numpy as np
 
 from micdiffrep_jax.diffusion import process as diffusion
 from micdiffrep_jax.diffusion import samplers
+from micdiffrep_jax.methods import recipe as recipes
 from micdiffrep_jax.methods import views
 from micdiffrep_jax.methods.base import (
   Batch,
@@ -40,7 +42,8 @@ LOSS_BINS = 10  # validation loss is reported for each tenth of the timesteps
 class Denoiser(NamedTuple):
   """The diffusion process and its network.
 
-  apply(variables, x_t (b, h, w, c), t (b,) int32) -> (raw output, taps).
+  apply(variables, x_t (b, h, w, c), t (b,) int32) -> (raw output, taps). What
+  else the recipe tells the network goes by keyword to model.apply.
   """
 
   process: diffusion.Diffusion
@@ -59,11 +62,24 @@ def denoiser(config: ConfigDict, size_px: int, channels: int) -> Denoiser:
     for k, v in config.model.items()
     if k != 'name'
   }
-  model: Any = _backbone(config.model).make(fields, size_px, channels)
+  backbone, recipe = _backbone(config.model), recipe_of(config)
+  if recipe.changes_network and not backbone.takes_recipe:
+    raise ValueError(
+      f'The backbone {config.model.name!r} knows no part of config.recipe but '
+      'the density. Leave the other parts off, or set --config.model.name=unet.'
+    )
+  fields |= recipe.network_fields()
+  model: Any = backbone.make(fields, size_px, channels)
+  recipes.check(recipe, size_px, backbone.divisor(model))
   fields = config.diffusion.to_dict()
   fields.pop('weighting')
   process = diffusion.make_diffusion(**fields)
   return Denoiser(process, functools.partial(apply, model), model)
+
+
+def recipe_of(config: ConfigDict) -> recipes.Recipe:
+  """The parts of the recipe that a pretraining config switches on."""
+  return recipes.Recipe(**config.recipe.to_dict())
 
 
 def _init(model: Any, shape: tuple[int, int, int], key: jax.Array) -> State:
@@ -84,29 +100,64 @@ def _squared_error(
   return jnp.mean(jnp.square(output - target), axis=(1, 2, 3))
 
 
+class _Task(NamedTuple):
+  """What a step is asked for: fields of the config, and the middle's tap."""
+
+  recipe: recipes.Recipe
+  augment: ConfigDict
+  weighting: str
+  middle: str
+
+
 def _loss(
   d: Denoiser,
-  augment: ConfigDict,
-  weighting: str,
+  task: _Task,
   params: Tree,
   extra: Tree,
   batch: Batch,
   key: jax.Array,
 ) -> Loss:
+  recipe, k_recipe = task.recipe, stream(key, 'recipe')
   k_augment, k_t, k_eps, k_drop = jax.random.split(key, 4)
-  x0 = views.augment(k_augment, to_float(batch['image']), augment)
-  t = jax.random.randint(k_t, x0.shape[:1], 0, d.process.timesteps)
-  eps = jax.random.normal(k_eps, x0.shape)
-  output, _ = d.model.apply(
-    {'params': params},
-    diffusion.q_sample(d.process, x0, t, eps),
-    t,
-    train=True,
-    rngs={'dropout': k_drop},
-  )
-  weight = diffusion.loss_weight(d.process, t, weighting)
-  value = jnp.mean(weight * _squared_error(d.process, output, x0, t, eps))
-  return value, (extra, {'loss': value})
+  x0 = to_float(batch['image'])
+  x0, done = views.augmented(k_augment, x0, task.augment)
+
+  def value(x0: jax.Array, told: dict[str, jax.Array]) -> jax.Array:
+    keys = (k_t, k_eps, stream(k_recipe, 'show'))
+    shown = recipes.show(recipe, d.process, task.weighting, x0, told, keys)
+    if recipe.self_condition == 'first':
+      shown = _guided(d, task.middle, extra['ema'], shown)
+    output, _ = d.model.apply(
+      {'params': params},
+      shown.x_t,
+      shown.t,
+      train=True,
+      rngs={'dropout': k_drop},
+      **shown.told,
+    )
+    return shown.loss(output)
+
+  told = {'told': done} if recipe.tell_augment else {}
+  k_crop = stream(k_recipe, 'crop')
+  found = recipes.whole_or_crop(recipe.crop_px, k_crop, x0, value, told)
+  return found, (extra, {'loss': found})
+
+
+def _guided(
+  d: Denoiser, middle: str, averaged: Tree, shown: recipes.Shown
+) -> recipes.Shown:
+  """Tells two pictures of four the middle of a first pass over them, averaged.
+
+  Through the averaged weights, so no gradient goes there, and up to the middle
+  only: jit drops the rest. Two of four, as every other may be partly hidden.
+  """
+  rows = np.flatnonzero(np.arange(len(shown.x_t)) // 2 % 2 == 0)
+  told = {name: x[rows] for name, x in shown.told.items()}
+  some = (shown.x_t[rows], shown.t[rows])
+  taps = d.model.apply({'params': averaged}, *some, **told)[1]
+  found = jnp.mean(taps[middle], axis=(1, 2)).astype(jnp.float32)
+  guide = jnp.zeros((len(shown.x_t), found.shape[-1])).at[rows].set(found)
+  return shown._replace(told={**shown.told, 'guide': guide})
 
 
 def _average(decay: float, params: Tree, extra: Tree, step: jax.Array) -> Tree:
@@ -188,9 +239,10 @@ def make(config: ConfigDict, size_px: int, channels: int) -> Method:
   backbone = _backbone(config.model)
   encoder = backbone.encoder_taps(d.model)
   decoder = backbone.decoder_taps(d.model)
+  task = _Task(recipe_of(config), config.augment, weighting, encoder[-1])
   return Method(
     init=functools.partial(_init, d.model, shape),
-    loss=functools.partial(_loss, d, config.augment, weighting),
+    loss=functools.partial(_loss, d, task),
     after=functools.partial(_average, config.ema_decay),
     frozen=_averaged,
     features=functools.partial(_features, d),

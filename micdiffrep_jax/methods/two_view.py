@@ -62,7 +62,7 @@ def make_encoder(config: ConfigDict, size_px: int) -> ResNet:
 
 
 def make_embedder(
-  config: ConfigDict, size_px: int, hidden: int, out: int, norm: bool
+  config: ConfigDict, size_px: int, hidden: int, out: int, norm: str
 ) -> Embedder:
   """Encoder and projector; ValueError also for an unknown policy of views."""
   encoder = make_encoder(config, size_px)

@@ -65,37 +65,53 @@ def _turned(
   return jax.vmap(affine)(x, matrix, offset)
 
 
+TOLD = len(LIMITS) + 1  # numbers that tell an augmentation: a shift is two
+
+
 def augment(key: jax.Array, x: jax.Array, config: ConfigDict) -> jax.Array:
+  """What `augmented` makes of x (b, h, w, c), without what it tells."""
+  return augmented(key, x, config)[0]
+
+
+def augmented(
+  key: jax.Array, x: jax.Array, config: ConfigDict
+) -> tuple[jax.Array, jax.Array]:
   """x (b, h, w, c) float32 in [-1, 1] -> the same, each image on its own.
 
   flip: probability of a left-right flip; rotate_deg, scale (relative) and shift
   (share of the side): half-ranges of uniform draws; brightness (of 2, the whole
   range) and contrast (relative): likewise. Values are cut to [-1, 1].
+
+  Beside it what was done, (b, TOLD) float32 in the order of LIMITS: 1 where
+  flipped, the others in units of their half-range, in [-1, 1]; 0 is unchanged.
   """
   b, h = x.shape[:2]
-  k_flip, k_rotate, k_scale, k_shift, k_bright, k_contrast = jax.random.split(
-    key, 6
-  )
+  keys = dict(zip(LIMITS, jax.random.split(key, len(LIMITS)), strict=True))
+  told = {name: jnp.zeros((b, 2 if name == 'shift' else 1)) for name in LIMITS}
 
   def uniform(
-    k: jax.Array, half_range: float, shape: tuple[int, ...] = (b,)
+    name: str, half_range: float, shape: tuple[int, ...] = (b,)
   ) -> jax.Array:
-    return half_range * jax.random.uniform(k, shape, minval=-1.0, maxval=1.0)
+    u = jax.random.uniform(keys[name], shape, minval=-1.0, maxval=1.0)
+    if half_range:
+      told[name] = u.reshape(b, -1)
+    return half_range * u
 
   if config.flip:
-    flip = jax.random.bernoulli(k_flip, config.flip, (b, 1, 1, 1))
+    flip = jax.random.bernoulli(keys['flip'], config.flip, (b, 1, 1, 1))
+    told['flip'] = flip.reshape(b, 1).astype(jnp.float32)
     x = jnp.where(flip, x[:, :, ::-1], x)
   if config.rotate_deg or config.scale or config.shift:
-    angle = uniform(k_rotate, config.rotate_deg * math.pi / 180)
-    zoom = 1 + uniform(k_scale, config.scale)
-    x = _turned(x, angle, zoom, uniform(k_shift, config.shift * h, (b, 2)))
+    angle = uniform('rotate_deg', config.rotate_deg * math.pi / 180)
+    zoom = 1 + uniform('scale', config.scale)
+    x = _turned(x, angle, zoom, uniform('shift', config.shift * h, (b, 2)))
   if config.brightness or config.contrast:
-    gain = 1 + uniform(k_contrast, config.contrast, (b, 1, 1, 1))
-    lift = 2 * uniform(k_bright, config.brightness, (b, 1, 1, 1))
+    gain = 1 + uniform('contrast', config.contrast, (b, 1, 1, 1))
+    lift = 2 * uniform('brightness', config.brightness, (b, 1, 1, 1))
     # Around black, so that the background stays background.
     x = jnp.where(x > -0.98, (x + 1) * gain - 1 + lift, x)
     x = jnp.clip(x, -1.0, 1.0)
-  return x
+  return x, jnp.concatenate([told[name] for name in LIMITS], axis=1)
 
 
 class View(NamedTuple):

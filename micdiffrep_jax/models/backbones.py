@@ -23,13 +23,20 @@ class Backbone(NamedTuple):
     encoder_taps: module -> names from the input to the bottleneck, whose tap is
       the last: it stands for an image where one vector is wanted.
     decoder_taps: module -> names from there to the output; () without any.
+    takes_recipe: whether it has UNet's fields and keywords for what else it may
+      be told in training, which config.recipe asks for.
+    divisor: module -> sides that it takes are multiples of this many pixels.
   """
 
   make: Callable[[Mapping[str, Any], int, int], nn.Module]
   encoder_taps: Callable[[Any], tuple[str, ...]]
   decoder_taps: Callable[[Any], tuple[str, ...]]
+  takes_recipe: bool = False
+  divisor: Callable[[Any], int] = lambda model: 1
 
 
 BACKBONES = {
-  'unet': Backbone(unet.make, unet.encoder_taps, unet.decoder_taps),
+  'unet': Backbone(
+    unet.make, unet.encoder_taps, unet.decoder_taps, True, unet.divisor
+  ),
 }

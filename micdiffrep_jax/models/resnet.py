@@ -175,22 +175,25 @@ class ResNet(nn.Module):
 
 
 class Projector(nn.Module):
-  """Dense, (batch norm,) ReLU, dense: x (b, d) -> (b, out) float32.
+  """Dense, (norm,) ReLU, dense: x (b, ..., d) -> (b, ..., out) float32.
 
-  The last layer has a bias only without the norm, as MoCo v2 and BYOL have it.
+  The last layer has a bias only without a norm, as MoCo v2 and BYOL have it.
+  norm: '' | batch | layer; groups: of the batch norm.
   """
 
   hidden: int
   out: int
-  norm: bool
+  norm: str
   groups: int = 1
   dtype: str = 'float32'
 
   @nn.compact
   def __call__(self, x: jax.Array, *, train: bool = False) -> jax.Array:
     x = nn.Dense(self.hidden, dtype=self.dtype, name='hidden')(x)
-    if self.norm:
+    if self.norm == 'batch':
       x = GroupedBatchNorm(self.groups, name='norm')(x, train=train)
+    elif self.norm == 'layer':
+      x = nn.LayerNorm(name='norm')(x)
     x = nn.relu(x)
     x = nn.Dense(
       self.out, use_bias=not self.norm, dtype=self.dtype, name='out'

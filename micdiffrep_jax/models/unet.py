@@ -31,8 +31,28 @@ def time_embedding(t: jax.Array, width: int) -> jax.Array:
   return jnp.concatenate([jnp.sin(angles), jnp.cos(angles)], axis=-1)
 
 
+def _spread(
+  shift: jax.Array, second: jax.Array | None, like: jax.Array
+) -> jax.Array:
+  """What to add to `like` (b, h, w, c): shift (b, c) at every pixel.
+
+  Or shift (b, 2, c) by second (b, H, W), the share of [:, 1] at each pixel of
+  the image: its average where h and w are smaller.
+  """
+  if second is None:
+    return shift[:, None, None, :]
+  b, h, w, _ = like.shape
+  cells = second.reshape(b, h, second.shape[1] // h, w, second.shape[2] // w)
+  share = jnp.mean(cells, axis=(2, 4))[..., None].astype(shift.dtype)
+  shift = shift[:, :, None, None, :]
+  return (1 - share) * shift[:, 0] + share * shift[:, 1]
+
+
 class ResBlock(nn.Module):
-  """GroupNorm, SiLU, conv, timestep, GroupNorm, SiLU, conv; x (b, h, w, c)."""
+  """GroupNorm, SiLU, conv, timestep, GroupNorm, SiLU, conv; x (b, h, w, c).
+
+  temb (b, d), or (b, 2, d) with `second`, as _spread has it.
+  """
 
   width: int
   groups: int
@@ -41,7 +61,9 @@ class ResBlock(nn.Module):
   dtype: str
 
   @nn.compact
-  def __call__(self, x: jax.Array, temb: jax.Array) -> jax.Array:
+  def __call__(
+    self, x: jax.Array, temb: jax.Array, second: jax.Array | None = None
+  ) -> jax.Array:
     norm = functools.partial(nn.GroupNorm, self.groups, epsilon=1e-6)
     conv = functools.partial(
       nn.Conv, self.width, (3, 3), dtype=self.dtype, kernel_init=_INIT
@@ -51,7 +73,7 @@ class ResBlock(nn.Module):
     shift = nn.Dense(
       self.width, dtype=self.dtype, kernel_init=_INIT, name='time'
     )(nn.silu(temb))
-    h = h + shift[:, None, None, :]
+    h = h + _spread(shift, second, h)
     h = nn.silu(norm(name='norm2')(h))
     h = nn.Dropout(self.dropout, name='dropout')(
       h, deterministic=not self.train
@@ -140,7 +162,9 @@ class Stage(nn.Module):
   dtype: str
 
   @nn.compact
-  def __call__(self, x: jax.Array, temb: jax.Array) -> jax.Array:
+  def __call__(
+    self, x: jax.Array, temb: jax.Array, second: jax.Array | None = None
+  ) -> jax.Array:
     x = ResBlock(
       self.width,
       self.groups,
@@ -148,7 +172,7 @@ class Stage(nn.Module):
       self.train,
       self.dtype,
       name='res',
-    )(x, temb)
+    )(x, temb, second)
     if self.attend:
       x = Attention(self.heads, self.groups, self.dtype, name='attention')(x)
     return x
@@ -175,12 +199,20 @@ class UNet(nn.Module):
   `down<level>_<block>`, `mid`, `up<level>_<block>`; level 0 is the finest.
   Nothing in a tap depends on layers above it, so jit drops those.
 
+  Training may tell it more of x by keyword; zeros stand for what is not told:
+    told: (b, told) numbers, how the picture was changed.
+    blank: (b, h, w), 1 at pixels that are hidden.
+    second: (b, h, w), 1 at pixels noised to t[:, 1], 0 at those noised to
+      t[:, 0]; t is (b, 2) then.
+    guide: (b, d), a vector for the way up, as wide as the middle.
+
   Attributes:
     channels: width of level 0.
     multipliers: width of each level over `channels`.
-    blocks: residual blocks per level downward; one more upward.
-    attention: resolutions, in pixels of the feature map, with attention after
-      each block; the middle has it always.
+    blocks: residual blocks per level downward, for all levels or each; one more
+      upward.
+    attention: resolutions, in pixels of the feature map of a whole image, with
+      attention after each block; the middle has it always.
     heads: attention heads; the paper's form is 1.
     groups: of GroupNorm; divides every width.
     dropout: rate inside residual blocks.
@@ -189,11 +221,16 @@ class UNet(nn.Module):
     dtype: of convolutions, dense layers and attention; the rest is float32.
     remat: what the backward pass computes again to save memory: '' nothing,
       'norms' all but products, 'stages' all within a stage.
+    size_px: side of a whole image where x may be a crop; 0 where it is not.
+    told: how many numbers it is told; 0 for none.
+    blank: whether it is told hidden pixels, as one more channel.
+    guide: where the vector for the way up comes from: '' nowhere, 'own' the
+      average of its own middle, 'first' what it is told.
   """
 
   channels: int = 128
   multipliers: Sequence[int] = (1, 2, 2, 2)
-  blocks: int = 2
+  blocks: int | Sequence[int] = 2
   attention: Sequence[int] = (16,)
   heads: int = 1
   groups: int = 32
@@ -201,34 +238,98 @@ class UNet(nn.Module):
   patch: int = 1
   dtype: str = 'float32'
   remat: str | bool = ''  # True, in older configs, is 'stages'
+  size_px: int = 0
+  told: int = 0
+  blank: bool = False
+  guide: str = ''
 
   @nn.compact
   def __call__(
-    self, x: jax.Array, t: jax.Array, *, train: bool = False
+    self,
+    x: jax.Array,
+    t: jax.Array,
+    *,
+    told: jax.Array | None = None,
+    blank: jax.Array | None = None,
+    second: jax.Array | None = None,
+    guide: jax.Array | None = None,
+    train: bool = False,
   ) -> tuple[jax.Array, dict[str, jax.Array]]:
-    dense = functools.partial(nn.Dense, 4 * self.channels, kernel_init=_INIT)
-    temb = dense(name='time1')(time_embedding(t, self.channels))
-    temb = dense(name='time2')(nn.silu(temb))
-    stage = functools.partial(self._stage, temb=temb, train=train)
+    temb = self._embed(t, told)
+    # A crop has attention at the levels at which its whole image has it.
+    whole = self.size_px or x.shape[1]
+    stage = functools.partial(
+      self._stage,
+      attention=[r * x.shape[1] / whole for r in self.attention],
+      temb=temb,
+      second=second,
+      train=train,
+    )
     taps: dict[str, jax.Array] = {}
+    out = self.patch**2 * x.shape[-1]
+    if self.blank:
+      hidden = jnp.zeros(x.shape[:3]) if blank is None else blank
+      x = jnp.concatenate([x, hidden[..., None]], axis=-1)
 
     skips = self._down(fold_patches(x, self.patch), stage, taps)
     h = skips[-1]
     h = stage('mid0', h.shape[-1], h)
     h = taps['mid'] = stage('mid', h.shape[-1], h)
+    if self.guide:
+      guided = temb + self._guidance(h, guide, temb)
+      stage = functools.partial(stage, temb=guided)
     h = self._up(h, skips, stage, taps)
 
     h = nn.GroupNorm(self.groups, epsilon=1e-6, name='out_norm')(h)
-    out = self.patch**2 * x.shape[-1]
     h = nn.Conv(out, (3, 3), kernel_init=_ZEROS, name='out')(nn.silu(h))
     return unfold_patches(h, self.patch).astype(jnp.float32), taps
 
+  def _embed(self, t: jax.Array, told: jax.Array | None) -> jax.Array:
+    """t (b,) -> (b, d), t (b, 2) -> (b, 2, d); with what else is told."""
+    embedding = time_embedding(t.reshape(-1), self.channels)
+    embedding = embedding.reshape(*t.shape, self.channels)
+    if self.told:
+      # Before the two layers, as Karras et al. 2022 have it; without a bias,
+      # so that nothing told is nothing added.
+      told = jnp.zeros((len(t), self.told)) if told is None else told
+      told = nn.Dense(
+        self.channels, use_bias=False, kernel_init=_ZEROS, name='told'
+      )(told)
+      embedding = embedding + told.reshape(
+        len(t), *(1,) * (t.ndim - 1), self.channels
+      )
+    dense = functools.partial(nn.Dense, 4 * self.channels, kernel_init=_INIT)
+    return dense(name='time2')(nn.silu(dense(name='time1')(embedding)))
+
+  def _guidance(
+    self, middle: jax.Array, guide: jax.Array | None, temb: jax.Array
+  ) -> jax.Array:
+    """What the way up gets beside temb, shaped to be added to it.
+
+    Source: Xiang et al. 2025 (DDAE++), where it is the network's own middle.
+    """
+    if self.guide == 'own':
+      guide = jnp.mean(middle, axis=(1, 2))
+    elif guide is None:
+      guide = jnp.zeros((len(middle), middle.shape[-1]))
+    guide = nn.Dense(
+      temb.shape[-1], use_bias=False, kernel_init=_ZEROS, name='guide'
+    )(guide)
+    return guide.reshape(len(temb), *(1,) * (temb.ndim - 2), temb.shape[-1])
+
   def _stage(
-    self, name: str, width: int, h: jax.Array, temb: jax.Array, train: bool
+    self,
+    name: str,
+    width: int,
+    h: jax.Array,
+    attention: Sequence[float],
+    temb: jax.Array,
+    second: jax.Array | None,
+    train: bool,
   ) -> jax.Array:
     """Applies the stage called `name`; one submodule."""
     # The middle is block, attention, block at any resolution.
-    attend = name == 'mid0' or (name != 'mid' and h.shape[1] in self.attention)
+    attend = name == 'mid0' or (name != 'mid' and h.shape[1] in attention)
     stage_class = Stage
     if self.remat == 'norms':
       kept = jax.checkpoint_policies.save_only_these_names(_PRODUCT)
@@ -245,7 +346,7 @@ class UNet(nn.Module):
       self.dtype,
       name=name,
     )
-    return stage(h, temb)
+    return stage(h, temb, second)
 
   def _down(
     self, x: jax.Array, stage: Callable, taps: dict[str, jax.Array]
@@ -256,7 +357,7 @@ class UNet(nn.Module):
     skips = [h]
     for level, multiplier in enumerate(self.multipliers):
       width = self.channels * multiplier
-      for block in range(self.blocks):
+      for block in range(blocks_of(self)[level]):
         name = f'down{level}_{block}'
         h = taps[name] = stage(name, width, h)
         skips.append(h)
@@ -283,7 +384,7 @@ class UNet(nn.Module):
     left = list(skips)
     for level in reversed(range(len(self.multipliers))):
       width = self.channels * self.multipliers[level]
-      for block in range(self.blocks + 1):
+      for block in range(blocks_of(self)[level] + 1):
         name = f'up{level}_{block}'
         h = jnp.concatenate([h, left.pop()], axis=-1)
         h = taps[name] = stage(name, width, h)
@@ -292,17 +393,30 @@ class UNet(nn.Module):
     return h
 
 
+def blocks_of(model: UNet) -> tuple[int, ...]:
+  """Residual blocks of each level downward."""
+  return _per_level(model.blocks, len(model.multipliers))
+
+
+def _per_level(blocks: int | Sequence[int], levels: int) -> tuple[int, ...]:
+  return (blocks,) * levels if isinstance(blocks, int) else tuple(blocks)
+
+
 def encoder_taps(model: UNet) -> tuple[str, ...]:
   """Names of the taps from the input to the middle, which is the last."""
-  levels = range(len(model.multipliers))
-  down = (f'down{i}_{j}' for i in levels for j in range(model.blocks))
-  return (*down, 'mid')
+  levels = enumerate(blocks_of(model))
+  return (*(f'down{i}_{j}' for i, n in levels for j in range(n)), 'mid')
 
 
 def decoder_taps(model: UNet) -> tuple[str, ...]:
   """Names of the taps after the middle, to the output."""
-  levels = reversed(range(len(model.multipliers)))
-  return tuple(f'up{i}_{j}' for i in levels for j in range(model.blocks + 1))
+  levels = reversed(tuple(enumerate(blocks_of(model))))
+  return tuple(f'up{i}_{j}' for i, n in levels for j in range(n + 1))
+
+
+def divisor(model: UNet) -> int:
+  """Sides that the network takes are multiples of this many pixels."""
+  return model.patch * 2 ** (len(model.multipliers) - 1)
 
 
 def make(fields: Mapping[str, Any], size_px: int, channels: int) -> UNet:
@@ -312,7 +426,7 @@ def make(fields: Mapping[str, Any], size_px: int, channels: int) -> UNet:
   """
   del channels  # taken from the images
   check_unet(size_px, **fields)
-  return UNet(**fields)
+  return UNet(**fields, size_px=size_px)
 
 
 def check_unet(
@@ -324,6 +438,7 @@ def check_unet(
   heads: int,
   groups: int,
   patch: int,
+  blocks: int | Sequence[int] = 1,
   remat: str | bool = '',
   **_: Any,
 ) -> None:
@@ -350,6 +465,12 @@ def check_unet(
         f'{[channels * m for m in multipliers]}. Set --config.model.{name} or '
         '--config.model.channels.'
       )
+  each = _per_level(blocks, len(multipliers))
+  if len(each) != len(multipliers) or min(each) < 1:
+    raise ValueError(
+      f'Blocks {blocks}: give one number from 1 up, --config.model.blocks, or '
+      f'one for each of {len(multipliers)} levels, --config.recipe.blocks.'
+    )
   if remat not in ('', 'norms', 'stages', False, True):
     raise ValueError(
       f"model.remat={remat!r}; one of '' (nothing), norms, stages. Set "

@@ -27,6 +27,7 @@ from micdiffrep_jax.methods.base import trainable
 from micdiffrep_jax.pretrain import monitor
 from micdiffrep_jax.pretrain.optim import make_schedule
 from micdiffrep_jax.pretrain.state import Program, TrainState, compile_program
+from micdiffrep_jax.pretrain.teacher import Teacher, folder_of, open_teacher
 from micdiffrep_jax.run import debug, devices, files, guard, log
 from micdiffrep_jax.run.checkpoint import Checkpoints, Metadata, read_metadata
 from micdiffrep_jax.run.keys import stream
@@ -52,6 +53,9 @@ def run(config: ConfigDict, workdir: str) -> dict[str, Any]:
   # A method may follow a schedule over the run; the config is kept as given.
   resolved = config.copy_and_resolve_references()
   resolved.steps = count_steps(config, len(rows))
+  teacher = open_teacher(config, dataset)
+  if teacher:
+    resolved = teacher.fill_in(resolved)
   reader = make_method(resolved, size_px, channels)
   method = trainable(reader, config.method)
   info = EncoderInfo(
@@ -74,7 +78,7 @@ def run(config: ConfigDict, workdir: str) -> dict[str, Any]:
   }
   debug.parse_window(config.profile)
   with guard.lock(workdir), debug.checks(config.debug):
-    return fit(method, config, dataset, rows, info, proof, workdir)
+    return fit(method, config, dataset, rows, info, proof, workdir, teacher)
 
 
 def check_batches(config: ConfigDict, images: int, mesh: Any) -> None:
@@ -267,21 +271,36 @@ class Meter:
     self._bar.close()
 
 
-def _batches(
+def _side(
   method: Method,
+  teacher: Teacher | None,
+  dataset: data.Dataset,
+  rows: np.ndarray,
+  workdir: str,
+) -> dict[str, np.ndarray]:
+  """What travels with the images, a row for each of the data set."""
+  side = method.side(dataset) if method.side else {}
+  if teacher:
+    side['teacher'] = teacher.read(rows, folder_of(dataset, workdir))
+  return side
+
+
+def _batches(
+  side: Mapping[str, np.ndarray],
   dataset: data.Dataset,
   rows: np.ndarray,
   config: ConfigDict,
   start: int,
   mesh: Any,
 ) -> Iterator[dict[str, jax.Array]]:
-  """Batches on the devices, from that of step `start` on."""
+  """Batches on the devices, from that of step `start` on; side: of _side."""
   drawn_batches = train_stream(
     dataset, rows, config.batch_size, seed=config.seed, start_step=start
   )
-  side = method.side(dataset) if method.side else {}
   for drawn in drawn_batches:
-    beside = {k: rows_of[drawn['index']] for k, rows_of in side.items()}
+    beside = {
+      k: np.asarray(rows_of[drawn['index']]) for k, rows_of in side.items()
+    }
     yield devices.place({'image': drawn['image'], **beside}, mesh)
 
 
@@ -359,6 +378,7 @@ def fit(
   info: EncoderInfo,
   proof: dict[str, Any],
   workdir: str,
+  teacher: Teacher | None = None,
 ) -> dict[str, Any]:
   """Trains, or goes on from the newest sound checkpoint, to the results."""
   mesh = devices.make_mesh()
@@ -367,7 +387,8 @@ def fit(
   root = jax.random.key(config.seed)
   program = compile_program(method, config, steps, mesh)
   parameters = sum(x.size for x in jax.tree.leaves(program.abstract.params))
-  metadata = Metadata(files.plain(config), info.as_dict())
+  told = teacher.fill_in(config) if teacher else config
+  metadata = Metadata(files.plain(told), info.as_dict())
   checkpoints = Checkpoints(
     os.path.join(files.absolute(workdir), 'checkpoints'),
     config.keep_every,
@@ -397,7 +418,8 @@ def fit(
     contextlib.closing(meter),
     debug.profiler(config.profile, workdir) as trace,
   ):
-    batches = _batches(method, dataset, rows, config, start, mesh)
+    side = _side(method, teacher, dataset, rows, workdir)
+    batches = _batches(side, dataset, rows, config, start, mesh)
     train_key = devices.replicate(stream(root, 'train'), mesh)
     loop = Loop(config, program, metadata, checkpoints, meter, watch, mesh)
     loop.run(state, batches, train_key, range(start + 1, steps + 1), trace)

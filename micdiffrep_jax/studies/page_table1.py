@@ -108,5 +108,7 @@ def _costs(costs: Mapping[str, Mapping[str, Any]]) -> Table:
     rows,
     'Training without compilation and evaluation; encoder without what '
     'training alone needs. supervised: read labels; supervised_text: captions '
-    'made of labels; external: trained by others, on other images.',
+    'made of labels; external: trained by others, on other images; teacher: '
+    'learnt from the features of this encoder, and flagged with what that had; '
+    'contrast: learnt from two views too, contrast_alone from nothing else.',
   )

@@ -121,6 +121,13 @@ def flops_per_image(encoder: encoders.Encoder) -> float | None:
   return None if not cost else float(cost['flops']) / b
 
 
+def flags(facts: Mapping[str, Any]) -> list[str]:
+  """What a method had that others had not, a word each; a text joins it."""
+  found = [name for name, told in facts.items() if told is True]
+  texts = {k: '_'.join(v.split()) for k, v in facts.items() if type(v) is str}
+  return found + [f'{name}:{text}' for name, text in texts.items()]
+
+
 def cost(encoder: encoders.Encoder) -> dict[str, Any]:
   """What stands in the table beside a method's accuracy.
 
@@ -138,7 +145,7 @@ def cost(encoder: encoders.Encoder) -> dict[str, Any]:
     'training_s': trained_s,
     'flops_per_image': flops_per_image(encoder),
     'parameters': sum(x.size for x in weights),
-    'flags': [name for name, told in method.facts.items() if told is True],
+    'flags': flags(method.facts),
     'checkpoint': info.path,
   }
 

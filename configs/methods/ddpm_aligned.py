@@ -1,0 +1,29 @@
+"""The diffusion model with a teacher."""
+
+from ml_collections import ConfigDict
+
+from configs.methods.ddpm_contrast import ddpm
+
+
+def fill(config: ConfigDict, size: str) -> None:
+  """Distils a frozen encoder or a table of features; one of them is given."""
+  ddpm(config, size)
+  config.align = ConfigDict()
+  config.align.weight = 0.5  # of 1 - cosine, beside the denoising loss
+  config.align.tap = 'down1_0'  # the layer that says what the teacher sees
+  config.align.hidden = 1024  # of the projector
+  config.teacher = ConfigDict()
+  config.teacher.checkpoint = ''  # a run, a bundle, or of convert_clip.py
+  config.teacher.layer = 'block10'  # of that encoder
+  config.teacher.timestep = 0  # of an encoder that knows noise
+  config.teacher.features = ''  # or an .npz: id (n,), features (n, [h, h,] d)
+  config.teacher.grid = 8  # cells per side of its maps, at most
+  config.teacher.batch_size = 64
+  # Filled in when a run begins, and saved with it.
+  config.teacher.name = ''
+  config.teacher.flags = ()  # what its own results are flagged with
+  config.teacher.shape = ()  # of a map: cells, cells, features
+  if size == 'tiny':
+    config.align.hidden = 256
+  elif size == 'test':
+    config.align.hidden = 16

@@ -1,0 +1,123 @@
+"""The pass of a DDPM that a second loss shares: its error and its taps.
+
+Letters: b batch, h w pixels, c channels.
+"""
+
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from ml_collections import ConfigDict
+
+from micdiffrep_jax.diffusion import process as diffusion
+from micdiffrep_jax.methods import ddpm, views
+from micdiffrep_jax.methods.base import Method, Taps, Tree
+from micdiffrep_jax.methods.recipe import Recipe
+from micdiffrep_jax.run.checks import lookup
+
+
+def noisy_pass(
+  d: ddpm.Denoiser,
+  weighting: str,
+  params: Tree,
+  x0: jax.Array,
+  told: dict[str, jax.Array],
+  t: jax.Array,
+  key: jax.Array,
+) -> tuple[jax.Array, Taps]:
+  """Denoises x0 (b, h, w, c) from t (b,): weighted squared error (b,), taps.
+
+  told: what was done to x0, as `changed` has it. What is not used of the two
+  results, the compiler drops.
+  """
+  k_eps, k_drop = jax.random.split(key)
+  eps = jax.random.normal(k_eps, x0.shape)
+  output, taps = d.model.apply(
+    {'params': params},
+    diffusion.q_sample(d.process, x0, t, eps),
+    t,
+    train=True,
+    rngs={'dropout': k_drop},
+    **told,
+  )
+  target = diffusion.training_target(d.process, x0, t, eps)
+  error = jnp.mean(jnp.square(output - target), axis=(1, 2, 3))
+  return diffusion.loss_weight(d.process, t, weighting) * error, taps
+
+
+def changed(
+  recipe: Recipe, key: jax.Array, x: jax.Array, augment: ConfigDict
+) -> tuple[jax.Array, jax.Array, dict[str, jax.Array]]:
+  """Augments x (b, h, w, c): the result, what was done (b, TOLD).
+
+  And what of that is told to the network, by keyword.
+  """
+  x, done = views.augmented(key, x, augment)
+  return x, done, {'told': done} if recipe.tell_augment else {}
+
+
+def draw_t(
+  recipe: Recipe, d: ddpm.Denoiser, key: jax.Array, b: int
+) -> jax.Array:
+  """Steps (b,) to train at, as the recipe draws them."""
+  return diffusion.draw_t(
+    d.process,
+    key,
+    (b,),
+    recipe.density,
+    recipe.density_mean,
+    recipe.density_std,
+  )
+
+
+def check_recipe(config: ConfigDict) -> Recipe:
+  """The recipe; ValueError for parts that change what a step is asked for."""
+  recipe = ddpm.recipe_of(config)
+  for name in ('blank_px', 'levels_px', 'crop_px'):
+    if getattr(recipe, name):
+      raise ValueError(
+        f'recipe.{name}={getattr(recipe, name)}: pictures that are denoised in '
+        f'parts are no views of a whole. Set --config.recipe.{name}=0, or '
+        '--config.method=ddpm.'
+      )
+  if recipe.self_condition == 'first':
+    raise ValueError(
+      "recipe.self_condition='first' takes a pass of its own. Set "
+      '--config.recipe.self_condition=own, or --config.method=ddpm.'
+    )
+  return recipe
+
+
+def tap_shapes(
+  d: ddpm.Denoiser, shape: tuple[int, int, int]
+) -> dict[str, tuple[int, ...]]:
+  """{tap: (h', w', c')} for images of a shape (h, w, c)."""
+  x = jax.ShapeDtypeStruct((1, *shape), jnp.float32)
+  t = jax.ShapeDtypeStruct((1,), jnp.int32)
+  key = jax.eval_shape(functools.partial(jax.random.key, 0))
+  (_, taps), _ = jax.eval_shape(d.model.init_with_output, key, x, t)
+  return {name: tap.shape[1:] for name, tap in taps.items()}
+
+
+def known_tap(base: Method, name: str, flag: str) -> str:
+  """Returns the name of a tap from the input to the middle; else ValueError."""
+  encoder = {n: n for n in base.layers if n not in base.decoder}
+  return lookup(encoder, name, 'tap of the encoder', flag)
+
+
+def average(
+  base: Method, params: Tree, extra: Tree, step: jax.Array
+) -> dict[str, Any]:
+  """`extra` with the running average of the network moved on."""
+  return {**extra, **base.after(params['net'], {'ema': extra['ema']}, step)}
+
+
+def check_weight(config: ConfigDict, part: str, name: str) -> None:
+  """Raises ValueError for the weight of a loss that is not above 0."""
+  value = config[part][name]
+  if value <= 0:
+    raise ValueError(
+      f'{part}.{name}={value} is not above 0, which is the method ddpm. Set '
+      f'--config.{part}.{name}, or --config.method.'
+    )
