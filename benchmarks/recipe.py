@@ -3,10 +3,9 @@
 python -m benchmarks.recipe --preset=tiny [--only=crop_px,levels_px] \
   [--batch_size=32] [--rounds=7] [--steps=4] [--traced]
 
-Sides alternate; a round is `steps` updates of each, as crops are every other
-update by chance. The share is the median of the rounds' ratios. FLOPs are those
-of the step as traced, which counts the dearer of a whole image and a crop;
---traced compiles and runs nothing.
+Sides alternate; a round is `steps` updates of each, and the share the median of
+the rounds' ratios. FLOPs are those of the step as traced; --traced compiles and
+runs nothing.
 """
 
 import argparse

@@ -39,7 +39,7 @@ def recipe_config() -> ConfigDict:
   # The averaged middle guides the decoder: '' | own (the same pass; DDAE++) |
   # first (a pass by averaged weights, for half of the pictures).
   recipe.self_condition = ''
-  recipe.crop_px = 0  # 32: half of the steps on such crops (Patch Diffusion)
+  recipe.crop_px = 0  # 32: half of the batch as such crops (Patch Diffusion)
   return recipe
 
 

@@ -354,22 +354,27 @@ def test_a_crop_is_where_it_says():
     np.testing.assert_array_equal(found, np.arange(-8, 9, 2))
 
 
-def test_half_of_the_steps_are_on_crops():
-  x0 = pictures(2, 16)
+def test_every_other_picture_is_a_crop_and_counts_as_one():
+  x0 = jnp.ones((5, 16, 16, 1)) * jnp.arange(5.0)[:, None, None, None]
+  told = {'told': jnp.arange(5.0)[:, None]}
+  seen = {}
 
-  def value(x, told):
-    place = told['told'][:, -recipe.PLACE :]
-    assert told['told'].shape[1] == 5 + recipe.PLACE
-    return x.shape[1] + 100 * jnp.mean(place[:, 0])
+  def value(keys, x, told):
+    # Pictures and what is told of them stay together.
+    np.testing.assert_array_equal(x[:, 0, 0, 0], told['told'][:, 0])
+    seen[x.shape[1]] = told['told'], jax.random.key_data(jnp.stack(keys))
+    return jnp.mean(x)
 
-  @jax.jit
-  def step(key):
-    told = {'told': jnp.ones((2, 5))}
-    return recipe.whole_or_crop(8, key, x0, value, told)
-
-  found = np.array([step(k) for k in jax.random.split(jax.random.key(0), 100)])
-  assert set(found) == {16.0, 108.0}
-  assert 30 < (found == 16).sum() < 70
+  found = recipe.whole_and_crops(8, keys(), x0, told, value)
+  np.testing.assert_allclose(found, 2.0)  # of all five, not of two halves
+  (whole, first), (crops, second) = seen[16], seen[8]
+  np.testing.assert_array_equal(whole[:, 0], [0, 2, 4])
+  assert not whole[:, 1:].any()
+  np.testing.assert_array_equal(crops[:, 0], [1, 3])
+  assert (crops[:, 1] == 1).all()
+  assert (first != second).any(axis=1).all()
+  with pytest.raises(ValueError, match='--config.accumulate'):
+    recipe.whole_and_crops(8, None, x0[:1], told, value)
 
 
 def test_a_crop_has_attention_where_its_image_has_it():

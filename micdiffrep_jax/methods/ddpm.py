@@ -122,9 +122,13 @@ def _loss(
   x0 = to_float(batch['image'])
   x0, done = views.augmented(k_augment, x0, task.augment)
 
-  def value(x0: jax.Array, told: dict[str, jax.Array]) -> jax.Array:
-    keys = (k_t, k_eps, stream(k_recipe, 'show'))
-    shown = recipes.show(recipe, d.process, task.weighting, x0, told, keys)
+  def value(
+    keys: recipes.Keys, x0: jax.Array, told: dict[str, jax.Array]
+  ) -> jax.Array:
+    k_t, k_eps, k_drop, k_rest = keys
+    shown = recipes.show(
+      recipe, d.process, task.weighting, x0, told, (k_t, k_eps, k_rest)
+    )
     if recipe.self_condition == 'first':
       shown = _guided(d, task.middle, extra['ema'], shown)
     output, _ = d.model.apply(
@@ -138,8 +142,8 @@ def _loss(
     return shown.loss(output)
 
   told = {'told': done} if recipe.tell_augment else {}
-  k_crop = stream(k_recipe, 'crop')
-  found = recipes.whole_or_crop(recipe.crop_px, k_crop, x0, value, told)
+  keys = (k_t, k_eps, k_drop, k_recipe)
+  found = recipes.whole_and_crops(recipe.crop_px, keys, x0, told, value)
   return found, (extra, {'loss': found})
 
 
