@@ -220,8 +220,8 @@ def whole_and_crops(
   """The average of value(keys, x0, told), with crops for every other picture.
 
   keys: for what value draws; x0 (b, h, w, c). Source: Wang et al. 2023
-  (Patch Diffusion), who tell the place by two more channels and draw the size
-  for a batch: a branch in a step costs more on CPUs than it saves.
+  (Patch Diffusion), who tell the place by two more channels and draw one size
+  for a batch; here that branch in a step would cost a CPU more than it saves.
   """
   if not crop_px:
     return value(keys, x0, told)
@@ -240,9 +240,8 @@ def whole_and_crops(
     return len(x) / len(x0) * value(keys, x, known)
 
   whole = x0[::2]
-  return part(keys, whole, 0, jnp.zeros((len(whole), PLACE))) + part(
-    others, pieces, 1, place
-  )
+  of_whole = part(keys, whole, 0, jnp.zeros((len(whole), PLACE)))
+  return of_whole + part(others, pieces, 1, place)
 
 
 def crop(key: jax.Array, x0: jax.Array, px: int) -> tuple[jax.Array, jax.Array]:
