@@ -168,6 +168,7 @@ def test_fused_features_stand_side_by_side(finished):
   assert grid.level_name(grid.parse_level('1+51')) == '1+51'
 
 
+@pytest.mark.slow
 def test_an_interrupted_study_goes_on_from_its_finished_timesteps(
   finished,
   ds,

@@ -16,7 +16,9 @@ def write(tmp_path, model, precision='float32'):
   return path
 
 
-@pytest.mark.parametrize('kind', ['mlp', 'kernel'])
+@pytest.mark.parametrize(
+  'kind', ['mlp', pytest.param('kernel', marks=pytest.mark.slow)]
+)
 def test_a_bundle_read_again_predicts_the_same(tmp_path, kind):
   model, images = tiny_bundle.model(kind=kind), tiny_bundle.images(5)
   want = classifier.bundle_predict(model, images)

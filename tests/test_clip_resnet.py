@@ -109,6 +109,7 @@ def test_running_statistics_are_read(model, pictures, found):
   assert relative(other[1]['stage2'], found[1]['stage2']) > 1e-3
 
 
+@pytest.mark.slow
 def test_random_weights_neither_vanish_nor_explode():
   model = ClipResNet((2, 2, 2, 2), 8, 4, 16)
   x = np.random.default_rng(0).normal(size=(1, 64, 64, 3)).astype(np.float32)

@@ -128,7 +128,7 @@ def test_sigterm_saves_and_the_run_goes_on_from_there(tmp_path, undisturbed):
 @pytest.mark.parametrize(
   'damage',
   [
-    'bit',
+    pytest.param('bit', marks=pytest.mark.slow),
     pytest.param('seal', marks=pytest.mark.slow),
     pytest.param('half', marks=pytest.mark.slow),
   ],
@@ -201,7 +201,7 @@ def test_changed_settings_or_data_are_named(tmp_path, undisturbed):
   assert spawner().wait(spawner().start(*arguments, output=output)) == 2
   said = text(output)
   assert 'config.optim.lr: 0.0001 -> 0.5' in said
-  assert 'config.data.split: grouped -> paper' in said
+  assert 'config.data.split: patient -> paper' in said
   assert 'info.split_hash: ' in said
   assert '--config.allow_changes=True' in said
   assert_same(workdir, undisturbed())

@@ -26,7 +26,7 @@ from micdiffrep_jax.run import archive
 ROOT = pathlib.Path(__file__).parent.parent
 PACKAGES = {'dicom': ['pydicom'], 'nifti': ['nibabel']}
 # A bundle takes longest to open.
-FEW = {'npz': 20}
+FEW = {'npz': 10}
 MANY = {'npz': 300, 'csv': 1000}
 READERS = [
   pytest.param(name, marks=pytest.mark.needs(*PACKAGES.get(name, ())))
@@ -54,7 +54,7 @@ def faults(name, first, count, timeout_s):
 
 @pytest.mark.parametrize('name', READERS)
 def test_some_damaged_files_are_told_in_a_line(name):
-  assert not faults(name, 0, FEW.get(name, 50), 120)
+  assert not faults(name, 0, FEW.get(name, 25), 120)
 
 
 @pytest.mark.slow

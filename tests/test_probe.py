@@ -192,6 +192,7 @@ def test_presets_pass_their_own_checks(preset):
   probe.check(config)
 
 
+@pytest.mark.slow
 def test_heads_see_a_fresh_view_each_epoch_and_are_scored_without(
   tmp_path, monkeypatch, ds
 ):

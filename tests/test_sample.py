@@ -14,7 +14,7 @@ from PIL import Image
 import pytest
 
 from micdiffrep_jax.data import dataset as data
-from micdiffrep_jax.data import store
+from micdiffrep_jax.data import splits, store
 from micdiffrep_jax.diffusion.process import alpha_sigma, make_diffusion
 from micdiffrep_jax.encoders import encoder as encoders
 from micdiffrep_jax.generate import sample
@@ -39,7 +39,7 @@ def _dataset():
   # Training images are not the first rows: a row number is not a position.
   part = np.array(['val'] * N_VAL + ['train'] * N_TRAIN + ['test'] * N_OTHER)
   ids = np.array([f'image_{i}' for i in range(len(images))])
-  manifest = {'id': ids, 'paper': part, 'grouped': part, 'leaky': part}
+  manifest = {'id': ids, **dict.fromkeys(splits.NAMES, part)}
   info = store.Info(
     size_px=SIZE, channels=1, images=len(ids), classes=(), fingerprint='f'
   )

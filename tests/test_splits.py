@@ -132,7 +132,7 @@ def test_few_patients_of_a_class_are_in_every_part(n):
   group = np.repeat(np.arange(4 * n), 6)
   labels = group // n
   near = np.arange(len(group)) // 2
-  for seed in range(10):
+  for seed in range(2):
     made = splits.make_splits(
       labels,
       splits.Units(near, near, group),
@@ -162,9 +162,12 @@ def test_what_units_are_called_changes_no_split(table):
     np.testing.assert_array_equal(one[name], other[name])
 
 
-def test_no_patient_is_in_two_parts_of_random_manifests():
+@pytest.mark.parametrize(
+  'number', [10, pytest.param(200, marks=pytest.mark.slow)]
+)
+def test_no_patient_is_in_two_parts_of_random_manifests(number):
   rng = np.random.default_rng(0)
-  for seed in range(200):
+  for seed in range(number):
     patients = int(rng.integers(16, 30))
     of_source = np.repeat(
       np.arange(patients), rng.integers(1, 4, size=patients)

@@ -78,6 +78,7 @@ def test_flops_of_a_labelled_step_are_those_of_its_convolutions():
   assert found == pytest.approx(3 * 2 * madds, rel=0.3)
 
 
+@pytest.mark.slow
 def test_flops_of_captions_grow_with_the_text_tower():
   one, three = (
     table1.flops_per_image(encoder_of('clip', **{'text.depth': depth}))

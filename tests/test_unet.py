@@ -118,6 +118,7 @@ def test_patches_and_remat_keep_the_shape_and_the_values(perturbed, apply):
   assert taps['down0_0'].shape == (1, 4, 4, 8)
 
 
+@pytest.mark.slow
 def test_remat_computes_norms_again_but_no_product(perturbed):
   _, variables, x, t = perturbed
 
