@@ -374,13 +374,11 @@ def assemble(
   for where in filter(None, (folder, report)):
     _write_rejected(where, rejected)
   _check_share(rejected, listed, data.max_bad_share)
+  volumes.report(_options(data), gathered.used)
   if rejected:
     log.get_logger().warning(
-      '%d of %d files cannot be read; rejected.csv says why.',
-      len(rejected),
-      sum(len(s.files) for s in listed),
+      '%d files cannot be read; rejected.csv says why.', len(rejected)
     )
-  volumes.report(_options(data), gathered.used)
   places.check_room(folder, len(rows) * _image_bytes(data))
   table, named_by = manifest.build(rows, data)
   constant = np.array([row.constant for row in rows], bool)
