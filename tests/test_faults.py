@@ -194,6 +194,7 @@ def test_a_full_disk_leaves_the_last_good_step(small_disk, undisturbed):
   assert_same(workdir, undisturbed())
 
 
+@pytest.mark.slow
 def test_changed_settings_or_data_are_named(tmp_path, undisturbed):
   workdir, output = tmp_path / 'run', tmp_path / 'output'
   shutil.copytree(undisturbed(), workdir)

@@ -5,6 +5,7 @@ import json
 import os
 
 from fakes import fake_encoder, quadrants, study_config
+import pytest
 
 from configs import probe_curve as curve_config
 from micdiffrep_jax.data import dataset as data
@@ -12,6 +13,7 @@ from micdiffrep_jax.encoders import encoder
 from micdiffrep_jax.studies import curve as probe_curve
 
 
+@pytest.mark.slow
 def test_the_curve_goes_over_images_drawn_and_tests_nothing(
   tmp_path,
   monkeypatch,

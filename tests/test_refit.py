@@ -18,7 +18,10 @@ def ds():
   return quadrants()
 
 
-@pytest.mark.parametrize('row', ['mlp_concat', 'kernel', 'logistic'])
+@pytest.mark.parametrize(
+  'row',
+  ['mlp_concat', pytest.param('kernel', marks=pytest.mark.slow), 'logistic'],
+)
 def test_it_learns_from_validation_and_test_rows(tmp_path, ds, row):
   config = get_config(
     bundle=row,

@@ -47,8 +47,8 @@ def _flow(d, x, t):
   ('sampler', 'steps', 'options'),
   [
     ('ddpm', 1000, {'variance': 'small'}),
-    ('ddpm', 1000, {'variance': 'large'}),
-    ('ddim', 1000, {'eta': 0.5}),
+    pytest.param('ddpm', 1000, {'variance': 'large'}, marks=pytest.mark.slow),
+    pytest.param('ddim', 1000, {'eta': 0.5}, marks=pytest.mark.slow),
     ('ddim', 1000, {}),
     ('dpm_solver', 100, {}),
   ],
