@@ -98,7 +98,9 @@ def run(config: ConfigDict, workdir: str) -> dict[str, Any]:
       'classes': presence(model.classes, [labels[i] for i in at]),
       'data': {
         'path': where(config.data.source),
-        'patients': counted(found, who, at),
+        'patients': identity.count_patients(
+          [who.patient[found.items[i].number] for i in at.tolist()]
+        ),
       },
       'patients': patients,
       'overlap': found.overlap(model, config.overlap) | {'scored': len(at)},
@@ -195,18 +197,6 @@ def identify(source: Source, data: ConfigDict) -> identity.Identity:
     for i, value in zip(at, part, strict=True):
       column[i] = value
   return whole
-
-
-def counted(
-  found: External, who: identity.Identity, at: np.ndarray
-) -> dict[str, int]:
-  """How many patients the pictures `at` are of, and how many are unknown."""
-  patients = [who.patient[found.items[i].number] for i in at.tolist()]
-  return {
-    'images': len(patients),
-    'patients': len({*patients} - {''}),
-    'unknown': patients.count(''),
-  }
 
 
 def choose(found: External, model: Classifier, policy: str) -> np.ndarray:

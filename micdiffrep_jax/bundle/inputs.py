@@ -30,10 +30,9 @@ NO_PICTURE = 'no picture, DICOM or NIfTI file'
 class Item(NamedTuple):
   """One picture, or the reason why there is none.
 
-  number: of its file in the source; part:
-  tells the slices of a file apart, '' where there is one; image (s, s, c)
-  uint8; rules: what was done to get it, and what is odd about it; group: whose
-  the file itself says it is.
+  number: of its file in the source; part: tells the slices of a file apart, ''
+  where there is one; image (s, s, c) uint8; rules: what was done to get it, and
+  what is odd about it; group: whose the file itself says it is.
   """
 
   number: int
@@ -235,12 +234,8 @@ def _read_one(
 
 def patients(items: Sequence[Item]) -> list[str]:
   """Whose each picture is: by its file, or by a folder sub-XX; '' unknown."""
-  files = [item.file for item in items]
-  nothing, rules = [''] * len(files), identity.Rules(group_by='file')
-  by_name = identity.assign(files, nothing, rules).patient
   return [
-    ' '.join(item.group.split()) or name
-    for item, name in zip(items, by_name, strict=True)
+    identity.tidy(item.group) or identity.subject(item.file) for item in items
   ]
 
 

@@ -4,10 +4,10 @@ from collections.abc import Sequence
 import csv
 import io
 import os
-import re
+
+from micdiffrep_jax.data import identity
 
 TABLE = 'participants.tsv'
-_SUBJECT = re.compile(r'(?:^|/)(sub-[A-Za-z0-9]+)(?=[/_.]|$)')
 _NOT_KNOWN = ('', 'n/a', 'na', 'nan')
 _SHOWN = 3
 
@@ -26,8 +26,7 @@ def classes(root: str, files: Sequence[str], field: str) -> list[str]:
       f'{flag} needs {TABLE} at the top of the source; {path!r} is not there.'
     )
   table = _read(path, field, flag)
-  found = [_SUBJECT.search(file) for file in files]
-  names = [match.group(1) if match else '' for match in found]
+  names = [identity.subject(file) for file in files]
   odd = [f for f, n in zip(files, names, strict=True) if n not in table]
   if odd:
     raise ValueError(

@@ -276,8 +276,7 @@ def _patient(record: Any) -> str:
 
   Blanks are no part of an id, and what programs write in place of one is none.
   """
-  patient = str(record.get('PatientID') or '').replace('\0', ' ')
-  patient = ' '.join(patient.split())
+  patient = identity.tidy(str(record.get('PatientID') or ''))
   return '' if identity.is_placeholder(patient) else patient
 
 

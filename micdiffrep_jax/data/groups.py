@@ -15,7 +15,7 @@ def join(units: np.ndarray | Sequence[str], pairs: np.ndarray) -> np.ndarray:
   """
   names, unit = np.unique(np.asarray(units, dtype=str), return_inverse=True)
   number = components(len(names), unit[np.asarray(pairs, int).reshape(-1, 2)])
-  return _by_appearance(number[unit])
+  return by_appearance(number[unit])
 
 
 def components(n: int, pairs: np.ndarray) -> np.ndarray:
@@ -25,8 +25,9 @@ def components(n: int, pairs: np.ndarray) -> np.ndarray:
   return connected_components(graph, directed=False)[1].astype(np.int32)
 
 
-def _by_appearance(number: np.ndarray) -> np.ndarray:
-  _, first, inverse = np.unique(number, return_index=True, return_inverse=True)
+def by_appearance(names: np.ndarray) -> np.ndarray:
+  """Numbers (n,) int32 of names (n,), in order of first appearance."""
+  _, first, inverse = np.unique(names, return_index=True, return_inverse=True)
   return np.argsort(np.argsort(first)).astype(np.int32)[inverse]
 
 

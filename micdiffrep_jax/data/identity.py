@@ -89,7 +89,7 @@ def assign(
     )
   source, variant = _variants(files, rules)
   table = _table(rules, files, source)
-  told = _headers(files, known, rules)
+  told = _headers(known)
   pattern = _compiled('group_regex', rules.group_regex)
   ways = {
     'group_csv': [table.get(i, '') for i in range(len(files))],
@@ -97,13 +97,14 @@ def assign(
     'layout': layouts.read(files, rules.layout, 'patient'),
     'parent': [_parent(file, rules.group_by) for file in files],
     'header': told,
-    'BIDS': [_subject(file) for file in files],
+    'BIDS': [subject(file) for file in files],
   }
   patient, named_by = [], []
   for names in zip(*ways.values(), strict=True):
-    at = next((k for k, n in zip(ways, names, strict=True) if _tidy(n)), '')
-    named_by.append(at or UNKNOWN)
-    patient.append(_tidy(names[list(ways).index(at)]) if at else '')
+    named = zip(ways, map(tidy, names), strict=True)
+    by, name = next((x for x in named if x[1]), (UNKNOWN, ''))
+    named_by.append(by)
+    patient.append(name)
   found = Identity(source, variant, patient, named_by)
   accepted = bool(rules.variant_regex) or rules.group_by == 'file'
   if not accepted:
@@ -129,12 +130,23 @@ def is_placeholder(name: str) -> bool:
   return bool(_PLACEHOLDER.fullmatch(name.strip()))
 
 
-def _tidy(name: str) -> str:
+def count_patients(patients: Sequence[str]) -> dict[str, int]:
+  """Of images by patient, '' for unknown: images, patients, unknown ones."""
+  known = [name for name in patients if name]
+  return {
+    'patients': len(set(known)),
+    'images': len(patients),
+    'unknown': len(patients) - len(known),
+  }
+
+
+def tidy(name: str) -> str:
   """Without blanks that mean nothing: DICOM pads ids to an even length."""
   return ' '.join(name.replace('\0', ' ').split())
 
 
-def _subject(file: str) -> str:
+def subject(file: str) -> str:
+  """The folder or the beginning of a name sub-XX of BIDS; '' for none."""
   found = _SUBJECT.search(file)
   return found.group(1) if found else ''
 
@@ -307,21 +319,19 @@ def _read_table(path: str) -> list[tuple[int, str, str]]:
     row = dict(zip(header, (cell.strip() for cell in cells)))
     name = _composed(row['file'].replace('\\', '/').removeprefix('./'))
     said = row.get('patient_known', '').lower()
-    patient = '' if said in _NOT_KNOWN else _tidy(row[column])
+    patient = '' if said in _NOT_KNOWN else tidy(row[column])
     rows.append((reader.line_num, name, patient))
   return rows
 
 
-def _headers(
-  files: Sequence[str], known: Sequence[str], rules: Rules
-) -> list[str]:
+def _headers(known: Sequence[str]) -> list[str]:
   """What files say of themselves, but for one id that all of them carry."""
-  told = [_tidy(name) for name in known]
-  if len(files) > 1 and len(set(told)) == 1 and told[0]:
+  told = [tidy(name) for name in known]
+  if len(told) > 1 and len(set(told)) == 1 and told[0]:
     log.get_logger().warning(
-      'All %d files carry one patient id, which is taken for none.', len(files)
+      'All %d files carry one patient id, which is taken for none.', len(told)
     )
-    return [''] * len(files)
+    return [''] * len(told)
   return told
 
 

@@ -114,11 +114,8 @@ def count_patients(
 ) -> dict[str, Any]:
   """What dataset.json says of patients; counts are of labelled images."""
   labelled = table['class'] != ''
-  known = labelled & (table['patient_id'] != '')
   return {
-    'patients': len(np.unique(table['patient_id'][known])),
-    'images': int(labelled.sum()),
-    'unknown': int((labelled & ~known).sum()),
+    **identity.count_patients(table['patient_id'][labelled].tolist()),
     'groups': len(np.unique(table['group'][labelled])),
     'named_by': dict(named_by),
   }

@@ -8,9 +8,10 @@ import bisect
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 import functools
-import os
 import re
 from typing import NamedTuple
+
+from micdiffrep_jax.data import identity
 
 MASKS = 'masks'
 DERIVATIVES = 'derivatives'
@@ -166,9 +167,7 @@ def derivatives(files: Sequence[str]) -> list[str]:
 def _split(file: str) -> tuple[str, str]:
   """Folder and stem of a path; '.nii.gz' is one ending."""
   folder, _, name = file.rpartition('/')
-  if name.lower().endswith('.nii.gz'):
-    return folder, name[: -len('.nii.gz')]
-  return folder, os.path.splitext(name)[0]
+  return folder, identity.stem(name)
 
 
 def _base(stem: str) -> str:

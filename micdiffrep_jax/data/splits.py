@@ -17,6 +17,8 @@ import zlib
 
 import numpy as np
 
+from micdiffrep_jax.data.groups import by_appearance
+
 NAMES = ('patient', 'grouped', 'paper', 'leaky')  # from honest to leaky
 GIVEN = 'given'  # that of the source's folders, where it was kept
 ALL = (*NAMES, GIVEN)
@@ -55,7 +57,9 @@ def make_splits(
         f'config.data.{name}={share}; a share lies between 0 and 1.'
       )
   labels = np.asarray(labels)
-  units = Units(*(_by_appearance(x) for x in units))
+  # What units are called is no part of the draw: names may be hashed with a
+  # machine's secret.
+  units = Units(*(by_appearance(x) for x in units))
   check_enough_units(labels[usable], units.group[usable])
   single = np.arange(len(labels))
   cutters = {
@@ -102,7 +106,7 @@ def keep_given(
   check_given(labels[usable], given[usable])
   rng = np.random.default_rng([seed, zlib.crc32(GIVEN.encode())])
   part = np.where(usable, given, EXCLUDED).astype('<U8')
-  group = _by_appearance(group)
+  group = by_appearance(group)
   absent = [p for p in ('test', 'val') if not (given == p).any()]
   for left, name in zip(range(len(absent), 0, -1), absent):
     train = np.flatnonzero(part == 'train')
@@ -132,16 +136,6 @@ def check_given(labels: np.ndarray, given: np.ndarray) -> None:
           f'The given split leaves class {str(label)!r} without a {p} image. '
           'Add some, or take --config.data.given_split=ignore.'
         )
-
-
-def _by_appearance(units: np.ndarray) -> np.ndarray:
-  """Numbers (n,) in order of first appearance.
-
-  What units are called is no part of the draw, for names may be hashed with a
-  machine's secret.
-  """
-  _, first, number = np.unique(units, return_index=True, return_inverse=True)
-  return np.argsort(np.argsort(first))[number]
 
 
 def _by_unit(

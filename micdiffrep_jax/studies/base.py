@@ -14,6 +14,7 @@ from ml_collections import ConfigDict
 import numpy as np
 
 from micdiffrep_jax.data import dataset as data
+from micdiffrep_jax.data import identity
 from micdiffrep_jax.encoders import cache as feature_cache
 from micdiffrep_jax.encoders import encoder as encoders
 from micdiffrep_jax.encoders import features
@@ -81,13 +82,7 @@ def describe(ds: data.Dataset, split: str, parts: Parts) -> dict[str, Any]:
 
 def count_patients(ds: data.Dataset, rows: np.ndarray) -> dict[str, int]:
   """Of rows: how many images, patients, and images of unknown patients."""
-  patients = ds.manifest['patient_id'][rows]
-  known = patients[patients != '']
-  return {
-    'images': len(rows),
-    'patients': len(np.unique(known)),
-    'unknown': len(rows) - len(known),
-  }
+  return identity.count_patients(ds.manifest['patient_id'][rows].tolist())
 
 
 def slices_of(ds: data.Dataset, rows: np.ndarray) -> bootstrap.Slices:
