@@ -18,9 +18,9 @@ from micdiffrep_jax.data import duplicates, groups, identity, store
 from micdiffrep_jax.data.sources import Source
 from micdiffrep_jax.draw import plots
 from micdiffrep_jax.run import log
-from micdiffrep_jax.run.checks import one_of
+from micdiffrep_jax.run.checks import lookup, one_of
 from micdiffrep_jax.run.files import write_results
-from micdiffrep_jax.scores import bootstrap
+from micdiffrep_jax.scores import bootstrap, pooling
 
 _SOURCE = '--config.data.source'
 POLICIES = ('error', 'drop', 'keep')
@@ -72,6 +72,7 @@ def run(config: ConfigDict, workdir: str) -> dict[str, Any]:
   could not be read; the others are scored.
   """
   one_of(POLICIES, config.overlap, 'policy', '--config.overlap')
+  lookup(pooling.POOLS, config.pooling, 'pooling', '--config.pooling')
   model = load_bundle(config.bundle)
   with inputs.open_inputs(config.data.source, model.meta, _SOURCE) as source:
     labels = label(source, model.classes, config.data)
@@ -84,7 +85,9 @@ def run(config: ConfigDict, workdir: str) -> dict[str, Any]:
   write_leaks(workdir, found)
   write_predictions(workdir, model, found, labels)
   at = choose(found, model, config.overlap)
-  patients = write_patients(workdir, model, found, labels, who, at)
+  patients = write_patients(
+    workdir, model, found, labels, who, at, config.pooling
+  )
   test, normal = score(model, found, labels, who, at, config)
   draw(workdir, test)
   failed = [[i.name, i.reason] for i in found.items if i.failed]
@@ -277,6 +280,7 @@ def write_patients(
   labels: Sequence[str],
   who: identity.Identity,
   at: np.ndarray,
+  how: str,
 ) -> int:
   """Writes patients.csv of the pictures `at`; how many patients are known."""
   people = predict.Patients()
@@ -284,7 +288,8 @@ def write_patients(
     patient, probs = who.patient[found.items[i].number], found.probs[i]
     if patient and probs is not None:
       people.add(patient, probs, labels[i])
-  return people.write(workdir, model.classes, model.meta.low_confidence)
+  threshold = model.meta.low_confidence
+  return people.write(workdir, model.classes, threshold, how)
 
 
 def draw(workdir: str, test: dict[str, Any]) -> None:

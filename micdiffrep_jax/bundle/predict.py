@@ -6,6 +6,7 @@ classifier as it was in training.
 Letters: n images, k classes.
 """
 
+from collections import Counter
 from collections.abc import Sequence
 import os
 from typing import Any
@@ -23,51 +24,61 @@ from micdiffrep_jax.bundle.inputs import Item
 from micdiffrep_jax.data import identity, store
 from micdiffrep_jax.draw import grids
 from micdiffrep_jax.run import files, log
+from micdiffrep_jax.scores import pooling
 
 FAILED = 3  # exit status where some file could not be read
 _DOUBTFUL = ('constant', 'tiny')  # rules that make any class a guess
 
 
 class Patients:
-  """Adds up what is said of the slices of each patient, as they come."""
+  """What is said of the slices of each patient, gathered as they come."""
 
   def __init__(self) -> None:
-    self._sums: dict[str, np.ndarray] = {}
-    self._slices: dict[str, int] = {}
-    self._true: dict[str, list[str]] = {}
+    self._names: list[str] = []
+    self._probs: list[np.ndarray] = []
+    self._true: dict[str, dict[str, None]] = {}  # classes, in order
 
   def add(self, patient: str, probs: np.ndarray, true: str = '') -> None:
     """Adds a slice: probabilities (k,) and its true class, '' for unknown."""
-    self._sums[patient] = self._sums.get(patient, 0) + probs
-    self._slices[patient] = self._slices.get(patient, 0) + 1
-    classes = self._true.setdefault(patient, [])
-    if true and true not in classes:
-      classes.append(true)
+    self._names.append(patient)
+    self._probs.append(probs)
+    self._true.setdefault(patient, {}).update({true: None} if true else {})
 
   def write(
-    self, workdir: str, classes: Sequence[str], threshold: float
+    self,
+    workdir: str,
+    classes: Sequence[str],
+    threshold: float,
+    how: str = 'mean',
   ) -> int:
-    """Writes patients.csv, the mean over slices; returns how many patients.
+    """Writes patients.csv, slices pooled as pooling.pool says of `how`.
 
-    Without a patient there is no table.
+    Returns how many patients. Without a patient there is no table.
     """
+    if not self._names:
+      return 0
+    # Of no label, so that none is left out for having several.
+    unlabelled = np.zeros(len(self._names), int)
+    pooled = pooling.pool(
+      unlabelled, np.stack(self._probs), np.array(self._names), how
+    )
+    slices = Counter(self._names)
     rows = []
-    for patient, total in self._sums.items():
-      probs = total / self._slices[patient]
+    for first, probs in zip(pooled.first, pooled.probs):
+      name = self._names[first]
       rows.append(
         [
-          patient,
-          str(self._slices[patient]),
+          name,
+          str(slices[name]),
           *said(classes, probs, bool(probs.max() < threshold)),
           # Of several classes where the folders say so.
-          ' '.join(self._true[patient]),
+          ' '.join(self._true[name]),
         ]
       )
     header = ['patient', 'slices', *said_columns(classes), 'true_class']
     if not any(self._true.values()):
       header, rows = header[:-1], [row[:-1] for row in rows]
-    if rows:
-      write_table(os.path.join(workdir, 'patients.csv'), header, rows)
+    store.write_table(os.path.join(workdir, 'patients.csv'), header, rows)
     return len(rows)
 
 
@@ -105,7 +116,7 @@ def run(config: ConfigDict, workdir: str) -> dict[str, Any]:
         rows.append(table_row(model.classes, item, p, threshold))
     junk = inputs.tell_ignored(source, ignored)
   path = os.path.join(workdir, 'predictions.csv')
-  write_table(path, columns(model.classes), rows)
+  store.write_table(path, columns(model.classes), rows)
   record = {
     'task': 'predict',
     'predictions': path,
@@ -153,19 +164,6 @@ def tell(record: dict[str, Any], path: str) -> None:
       '%d of %d files failed.', len(failed), record['files']
     )
     raise SystemExit(FAILED)
-
-
-def write_table(
-  path: str, header: Sequence[str], rows: Sequence[Sequence[str]]
-) -> None:
-  """Writes a CSV file that is whole or absent."""
-  partial = path + '.partial'
-  try:
-    store.write_table(partial, header, rows)
-    os.replace(partial, path)
-  finally:
-    if os.path.exists(partial):
-      os.remove(partial)
 
 
 def predict_items(

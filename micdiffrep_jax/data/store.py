@@ -172,11 +172,17 @@ def open_records(folder: str) -> Any:
 def write_table(
   path: str, columns: Sequence[str], rows: Iterable[Sequence[Any]]
 ) -> None:
-  """Writes a CSV file with a header."""
-  with open(path, 'w', newline='', encoding='utf-8') as f:
-    writer = csv.writer(f, lineterminator='\n')
-    writer.writerow(columns)
-    writer.writerows(rows)
+  """Writes a CSV file with a header; it is whole or absent."""
+  partial = path + '.partial'
+  try:
+    with open(partial, 'w', newline='', encoding='utf-8') as f:
+      writer = csv.writer(f, lineterminator='\n')
+      writer.writerow(columns)
+      writer.writerows(rows)
+    os.replace(partial, path)
+  finally:
+    if os.path.exists(partial):
+      os.remove(partial)
 
 
 def write_manifest(folder: str, manifest: Mapping[str, np.ndarray]) -> None:
