@@ -8,7 +8,6 @@ from collections.abc import Sequence
 import hashlib
 import json
 import os
-import shutil
 import tempfile
 from typing import Any, NamedTuple
 
@@ -200,11 +199,12 @@ def _make_cache(
   folder: str, path: str, shape: tuple[int, ...], hashes: np.ndarray
 ) -> None:
   needed = int(np.prod(shape)) + (1 << 20)
-  if shutil.disk_usage(folder).free < needed:
-    raise ValueError(
-      f'No room for {needed >> 20} MiB of cached images in {folder!r}. Free '
-      'some, or set --config.data.cache=False.'
-    )
+  files.check_room(
+    folder,
+    needed,
+    'cached images',
+    'Free some, or set --config.data.cache=False.',
+  )
   records = Records(folder, shape)
   handle, partial = tempfile.mkstemp(prefix=f'.{CACHE}.', dir=folder)
   os.close(handle)

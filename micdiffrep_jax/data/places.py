@@ -2,13 +2,10 @@
 
 from collections.abc import Iterator, Sequence
 import contextlib
-import errno
 import os
-import shutil
 
 from micdiffrep_jax.data.sources import Source
-
-_FULL = (errno.ENOSPC, errno.EDQUOT)
+from micdiffrep_jax.run import files
 
 
 def check(listed: Sequence[Source], out: str) -> None:
@@ -63,13 +60,13 @@ def tell_apart(listed: Sequence[Source]) -> list[Source]:
 
 def check_room(folder: str, n_bytes: int) -> None:
   """Raises ValueError where the disk of a folder has less than that free."""
-  free = shutil.disk_usage(folder).free
-  if free < n_bytes:
-    raise ValueError(
-      f'No room in {folder!r}: {_size(n_bytes)} are needed, {_size(free)} are '
-      'free. Free some, choose another config.data.out, or a smaller '
-      'config.data.size_px.'
-    )
+  files.check_room(
+    folder,
+    n_bytes,
+    'the dataset',
+    'Free some, choose another config.data.out, or a smaller '
+    'config.data.size_px.',
+  )
 
 
 @contextlib.contextmanager
@@ -78,12 +75,12 @@ def disk_full_told(out: str, n_bytes: int) -> Iterator[None]:
   try:
     yield
   except OSError as e:
-    if e.errno not in _FULL:
+    if e.errno not in files.FULL:
       raise
     raise ValueError(
       f'The disk filled up while {out!r} was written, which needs about '
-      f'{_size(n_bytes)} in {os.path.dirname(out)!r}. Nothing was left behind. '
-      'Free some room, or choose another config.data.out.'
+      f'{files.in_bytes(n_bytes)} in {os.path.dirname(out)!r}. Nothing was '
+      'left behind. Free some room, or choose another config.data.out.'
     ) from None
 
 
@@ -93,7 +90,3 @@ def _same(a: str, b: str) -> bool:
 
 def _inside(a: str, b: str) -> bool:
   return os.path.realpath(a).startswith(os.path.join(os.path.realpath(b), ''))
-
-
-def _size(n_bytes: int) -> str:
-  return f'{n_bytes:,} bytes ({n_bytes / 2**30:.2f} GiB)'

@@ -383,13 +383,13 @@ def image_bytes(
 def check_space(store: str, need: int) -> None:
   """ValueError where the features do not fit on the disk."""
   os.makedirs(store, exist_ok=True)
-  free = shutil.disk_usage(store).free
-  if need > free:
-    raise ValueError(
-      f'The features take {need / 2**30:.1f} GiB, {store} has '
-      f'{free / 2**30:.1f} free. Give another --workdir, fewer '
-      '--config.timesteps or smaller --config.grids.'
-    )
+  files.check_room(
+    store,
+    need,
+    'the features',
+    'Give another --workdir, fewer --config.timesteps or smaller '
+    '--config.grids.',
+  )
 
 
 def training_matrix(

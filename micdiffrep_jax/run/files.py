@@ -1,11 +1,13 @@
 """Files that are whole or absent, and the results of a task among them."""
 
 from collections.abc import Mapping
+import errno
 import importlib.metadata
 import io
 import json
 import os
 import platform
+import shutil
 import sys
 import time
 from typing import Any
@@ -17,6 +19,7 @@ import numpy as np
 
 from micdiffrep_jax.run import paths
 
+FULL = (errno.ENOSPC, errno.EDQUOT)  # what a system says of a full disk
 PACKAGES = (
   'micdiffrep_jax jax jaxlib flax optax orbax-checkpoint grain '
   'tensorflow-datasets array_record numpy scikit-learn pillow '
@@ -49,6 +52,26 @@ def plain(x: Any) -> Any:
 def absolute(path: str) -> str:
   """The absolute path of a local folder; gs:// and its like as they are."""
   return path if '://' in path else os.path.abspath(path)
+
+
+def check_room(
+  folder: str | os.PathLike, n_bytes: int, what: str, advice: str
+) -> None:
+  """Raises ValueError where the disk of a folder has less than that free.
+
+  what: is to be written; advice: how a user gets along with less.
+  """
+  free = shutil.disk_usage(folder).free
+  if free < n_bytes:
+    raise ValueError(
+      f'No room for {what} in {str(folder)!r}: {in_bytes(n_bytes)} are needed, '
+      f'{in_bytes(free)} are free. {advice}'
+    )
+
+
+def in_bytes(n: int) -> str:
+  """'24,576 bytes (0.00 GiB)'."""
+  return f'{n:,} bytes ({n / 2**30:.2f} GiB)'
 
 
 def write_whole(path: str | os.PathLike, content: bytes) -> None:

@@ -11,12 +11,11 @@ from types import FrameType
 
 import jax
 
-from micdiffrep_jax.run import devices, log
+from micdiffrep_jax.run import devices, files, log
 
 ASK_EVERY = 4  # steps between two questions whether any process should stop
 # What a user can mend: the message suffices, and the exit status is 2.
 EXPECTED = (ValueError, FloatingPointError, OSError)
-_FULL = (errno.ENOSPC, errno.EDQUOT)
 _READ_ONLY = (errno.EROFS, errno.EACCES, errno.EPERM)
 # What a file system says that has no locks (Lustre without -o flock, some NFS
 # and FUSE). ENOTSUP has the number of EOPNOTSUPP.
@@ -34,7 +33,7 @@ def report(error: BaseException) -> None:
   $MICDIFFREP_TRACEBACK asks for the traceback of every error.
   """
   number = getattr(error, 'errno', None)
-  if number in _FULL:
+  if number in files.FULL:
     error = OSError(
       f'{error}. The disk is full: free some space, or give another --workdir. '
       'Then give the same command again: training goes on from its last good '
