@@ -88,7 +88,7 @@ def _init(model: Any, shape: tuple[int, int, int], key: jax.Array) -> State:
   return params, {'ema': jax.tree.map(jnp.copy, params)}
 
 
-def _squared_error(
+def squared_error(
   process: diffusion.Diffusion,
   output: jax.Array,
   x0: jax.Array,
@@ -119,8 +119,9 @@ def _loss(
 ) -> Loss:
   recipe, k_recipe = task.recipe, stream(key, 'recipe')
   k_augment, k_t, k_eps, k_drop = jax.random.split(key, 4)
-  x0 = to_float(batch['image'])
-  x0, done = views.augmented(k_augment, x0, task.augment)
+  x0, _, told = recipe.augmented(
+    k_augment, to_float(batch['image']), task.augment
+  )
 
   def value(
     keys: recipes.Keys, x0: jax.Array, told: dict[str, jax.Array]
@@ -141,7 +142,6 @@ def _loss(
     )
     return shown.loss(output)
 
-  told = {'told': done} if recipe.tell_augment else {}
   keys = (k_t, k_eps, k_drop, k_recipe)
   found = recipes.whole_and_crops(recipe.crop_px, keys, x0, told, value)
   return found, (extra, {'loss': found})
@@ -210,7 +210,7 @@ def _validate(
   t = jax.vmap(lambda k: jax.random.randint(k, (), 0, T))(k_t)
   x0, eps, x_t = _noised(d.process, k_eps, images, t)
   output, _ = d.apply(variables, x_t, t)
-  error = _squared_error(d.process, output, x0, t, eps)
+  error = squared_error(d.process, output, x0, t, eps)
   sums = loss_sums(error, weights)
   for i in range(LOSS_BINS):
     low, high = i * T // LOSS_BINS, (i + 1) * T // LOSS_BINS

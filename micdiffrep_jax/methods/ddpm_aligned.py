@@ -82,11 +82,11 @@ def _loss(
   m: _Aligned, params: Tree, extra: Tree, batch: Batch, key: jax.Array
 ) -> Loss:
   k_augment, k_t, k_pass = jax.random.split(key, 3)
-  x0, done, told = denoising.changed(
-    m.recipe, k_augment, to_float(batch['image']), m.augment
+  x0, done, told = m.recipe.augmented(
+    k_augment, to_float(batch['image']), m.augment
   )
   seen = flip_maps(done, batch['teacher'].astype(jnp.float32))
-  t = denoising.draw_t(m.recipe, m.d, k_t, len(x0))
+  t = m.recipe.draw_t(m.d.process, k_t, x0.shape[:1])
   error, taps = denoising.noisy_pass(
     m.d, m.weighting, params['net'], x0, told, t, k_pass
   )

@@ -79,7 +79,7 @@ def draw_timesteps(m: _Both, key: jax.Array, b: int) -> jax.Array:
   """
   k_low, k_all = jax.random.split(key)
   low = jax.random.randint(k_low, (b,), 0, m.fields.t_limit)
-  others = denoising.draw_t(m.recipe, m.d, k_all, b)
+  others = m.recipe.draw_t(m.d.process, k_all, (b,))
   return jnp.where(jnp.arange(b) < low_rows(m.fields.share, b), low, others)
 
 
@@ -131,7 +131,7 @@ def _loss(
   x_a = x_b = to_float(batch['image'])
   if m.views:
     x_a, x_b = views.two_views(k_views, x_a, m.views)
-  x_a, _, told = denoising.changed(m.recipe, k_a, x_a, m.augment)
+  x_a, _, told = m.recipe.augmented(k_a, x_a, m.augment)
   # Keys are made as features are read: of a picture of which nothing is told.
   x_b = views.augment(k_b, x_b, m.augment)
   fields, b = m.fields, len(x_a)

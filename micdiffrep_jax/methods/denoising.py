@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from ml_collections import ConfigDict
 
 from micdiffrep_jax.diffusion import process as diffusion
-from micdiffrep_jax.methods import ddpm, views
+from micdiffrep_jax.methods import ddpm
 from micdiffrep_jax.methods.base import Method, Taps, Tree
 from micdiffrep_jax.methods.recipe import Recipe
 from micdiffrep_jax.run.checks import lookup
@@ -28,8 +28,8 @@ def noisy_pass(
 ) -> tuple[jax.Array, Taps]:
   """Denoises x0 (b, h, w, c) from t (b,): weighted squared error (b,), taps.
 
-  told: what was done to x0, as `changed` has it. What is not used of the two
-  results, the compiler drops.
+  told: what was done to x0, as Recipe.augmented has it. What is not used of the
+  two results, the compiler drops.
   """
   k_eps, k_drop = jax.random.split(key)
   eps = jax.random.normal(k_eps, x0.shape)
@@ -41,34 +41,8 @@ def noisy_pass(
     rngs={'dropout': k_drop},
     **told,
   )
-  target = diffusion.training_target(d.process, x0, t, eps)
-  error = jnp.mean(jnp.square(output - target), axis=(1, 2, 3))
+  error = ddpm.squared_error(d.process, output, x0, t, eps)
   return diffusion.loss_weight(d.process, t, weighting) * error, taps
-
-
-def changed(
-  recipe: Recipe, key: jax.Array, x: jax.Array, augment: ConfigDict
-) -> tuple[jax.Array, jax.Array, dict[str, jax.Array]]:
-  """Augments x (b, h, w, c): the result, what was done (b, TOLD).
-
-  And what of that is told to the network, by keyword.
-  """
-  x, done = views.augmented(key, x, augment)
-  return x, done, {'told': done} if recipe.tell_augment else {}
-
-
-def draw_t(
-  recipe: Recipe, d: ddpm.Denoiser, key: jax.Array, b: int
-) -> jax.Array:
-  """Steps (b,) to train at, as the recipe draws them."""
-  return diffusion.draw_t(
-    d.process,
-    key,
-    (b,),
-    recipe.density,
-    recipe.density_mean,
-    recipe.density_std,
-  )
 
 
 def check_recipe(config: ConfigDict) -> Recipe:

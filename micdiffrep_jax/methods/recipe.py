@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from ml_collections import ConfigDict
 import numpy as np
 
 from micdiffrep_jax.diffusion import process as diffusion
@@ -54,6 +55,23 @@ class Recipe(NamedTuple):
       'blocks': self.blocks,
     }
     return {name: value for name, value in fields.items() if value}
+
+  def draw_t(
+    self, process: diffusion.Diffusion, key: jax.Array, shape: tuple[int, ...]
+  ) -> jax.Array:
+    """Steps of a shape, int32, by the density that a run trains under."""
+    how = (self.density, self.density_mean, self.density_std)
+    return diffusion.draw_t(process, key, shape, *how)
+
+  def augmented(
+    self, key: jax.Array, x: jax.Array, augment: ConfigDict
+  ) -> tuple[jax.Array, jax.Array, dict[str, jax.Array]]:
+    """Augments x (b, h, w, c): the result, what was done (b, TOLD).
+
+    And what of that is told to the network, by keyword.
+    """
+    x, done = views.augmented(key, x, augment)
+    return x, done, {'told': done} if self.tell_augment else {}
 
 
 def check(recipe: Recipe, size_px: int, divisor: int) -> None:
@@ -121,14 +139,8 @@ def show(
   k_t, k_eps, k_rest = keys
   blank = _blanks(recipe.blank_px, stream(k_rest, 'blank'), x0.shape)
   second = _blocks(recipe.levels_px, stream(k_rest, 'second'), x0.shape)
-  t = diffusion.draw_t(
-    process,
-    k_t,
-    x0.shape[:1] if second is None else (len(x0), 2),
-    recipe.density,
-    recipe.density_mean,
-    recipe.density_std,
-  )
+  shape = x0.shape[:1] if second is None else (len(x0), 2)
+  t = recipe.draw_t(process, k_t, shape)
   if blank is not None:
     told = {**told, 'blank': blank.astype(jnp.float32)}
     t = jnp.where(_at_end(blank.any((1, 2)), t.ndim), 0, t)
