@@ -156,7 +156,7 @@ def refuse_seen(
 
 
 def _of_table(fields: ConfigDict, dataset: data.Dataset) -> Teacher:
-  path = os.path.expanduser(fields.features)
+  path = fields.features
   try:
     with np.load(path, allow_pickle=False) as z:
       ids, table = z['id'], z['features']

@@ -23,7 +23,7 @@ from micdiffrep_jax.data.sources.base import (
   Source,
   with_printable_names,
 )
-from micdiffrep_jax.run import log
+from micdiffrep_jax.run import log, paths
 
 _NIFTI_MARKS = (b'n+1\0', b'n+2\0')  # header and volume in one file
 _HEADER_BYTES = 352  # of NIfTI, marks included
@@ -40,7 +40,7 @@ def open_folder(
   told by kind. Raises ValueError for no folder, a folder without pictures, and
   for files whose reader is not installed.
   """
-  root = os.path.expanduser(root)
+  root = paths.expand(root)
   if not os.path.isdir(root):
     raise ValueError(
       f'{root!r} is not a folder. Give a folder, "tfds:NAME[:SPLIT]" or '
