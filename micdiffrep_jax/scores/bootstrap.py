@@ -20,6 +20,7 @@ from micdiffrep_jax.scores import calibration, metrics, pooling
 from micdiffrep_jax.scores.metrics import HEADLINE, METRICS, PER_CLASS, Rows
 
 BOUNDS = ('value', 'low', 'high')
+SETS = ('all', 'sources', 'patients')  # what scores are of, see sets_of
 
 
 class Score(NamedTuple):

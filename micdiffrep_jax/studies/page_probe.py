@@ -26,6 +26,7 @@ from micdiffrep_jax.draw.result import (
   record_of,
   title,
 )
+from micdiffrep_jax.scores.bootstrap import SETS
 from micdiffrep_jax.scores.metrics import CRITERIA, HEADLINE, METRICS, PER_CLASS
 
 Record = Mapping[str, Any]
@@ -88,7 +89,7 @@ def _headline(record: Record) -> Table:
   rows, main = record['rows'], main_row(record)
   shown = [
     (subset, metric)
-    for subset in ('all', 'sources', 'patients', 'all_without_normal')
+    for subset in (*SETS, 'all_without_normal')
     for metric in HEADLINE
     if any(subset in row['test'] for row in rows.values())
     and not (subset == 'sources' and no_variants(rows[main]))
@@ -180,7 +181,7 @@ def classes(run: Run) -> list[Block]:
     _every_metric(subsets, record.get('normal_class', '')),
     *(
       _per_class(SUBSETS[name], subsets[name]['per_class'])
-      for name in ('all', 'sources', 'patients')
+      for name in SETS
       if name in subsets
     ),
     *_calibration(row),

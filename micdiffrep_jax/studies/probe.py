@@ -414,7 +414,7 @@ def text(results: Mapping[str, Any]) -> str:
       f'{metric.removesuffix("_accuracy")}, {part}': _percent(
         row['test'].get(part, {}).get(metric)
       )
-      for part in ('all', 'sources', 'patients')
+      for part in bootstrap.SETS
       for metric in metrics.HEADLINE
     } | {'chosen': _chosen(row['chosen'])}
   note = (

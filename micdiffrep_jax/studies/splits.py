@@ -24,13 +24,12 @@ from micdiffrep_jax.draw import page, plots
 from micdiffrep_jax.draw.result import patients_in_words
 from micdiffrep_jax.run import files, log
 from micdiffrep_jax.run.checks import not_empty, one_of
-from micdiffrep_jax.scores.bootstrap import BOUNDS
+from micdiffrep_jax.scores.bootstrap import BOUNDS, SETS
 from micdiffrep_jax.scores.metrics import HEADLINE
 from micdiffrep_jax.studies import imagenet, probe
 from micdiffrep_jax.studies.page_splits import drawn_in_words, row_title
 
 HONEST = 'patient'  # what the other splits are compared with
-IMAGES = ('all', 'sources', 'patients')  # sets that are scored
 STAYS_TOGETHER = {
   'leaky': 'nothing',
   'paper': 'variants\nof a source',
@@ -162,7 +161,7 @@ def compare(
   )
   lines = []
   for encoder, method in rows:
-    for images, metric in itertools.product(IMAGES, HEADLINE):
+    for images, metric in itertools.product(SETS, HEADLINE):
       values = {
         split: record['rows'][method]['test'][images][metric]
         for (of, split), record in records.items()
