@@ -194,4 +194,6 @@ def test_it_reads_what_the_converted_checkpoint_reads(ds, tmp_path):
   want = np.concatenate([matrix.pool(found[x], 4) for x in layers], axis=1)
   got = imagenet.features(ds, rows, str(tmp_path / 'floor'))
   assert got.shape == (8, 16 * (112 + 112 + 192))
-  np.testing.assert_array_equal(got, want)
+  # Half precision is kept: sums taken in another order may end one step apart.
+  step = np.spacing(np.abs(want).max().astype(np.float16))
+  np.testing.assert_allclose(got, want, rtol=0, atol=step)
