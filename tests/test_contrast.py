@@ -364,6 +364,8 @@ def test_a_resumed_run_is_the_whole_one(name, tmp_path):
     name,
     **{
       'data.path': phantom(),
+      'model.multipliers': (1,),
+      'model.attention': (),
       'steps': 4,
       'log_every': 1,
       'save_every': 2,

@@ -81,8 +81,8 @@ def until(condition, run, output):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(('kills', 'steps'), [(4, STEPS), (20, 120)])
-def test_killed_runs_end_bit_identical(tmp_path, undisturbed, kills, steps):
+def test_killed_runs_end_bit_identical(tmp_path, undisturbed):
+  kills, steps = 20, 120
   reference = undisturbed(steps)
   workdir, output = tmp_path / 'run', tmp_path / 'output'
   directory, lines = workdir / 'checkpoints', workdir / 'metrics.jsonl'
@@ -183,13 +183,10 @@ def test_a_full_disk_leaves_the_last_good_step(small_disk, undisturbed):
     while True:
       f.write(bytes(4096))
   assert spawner().wait(run) == 2
-  # Orbax and TensorBoard log their own traces around it; a thread that writes
-  # beside the loop may meet the full disk too.
-  lines = [x for x in text(output).splitlines() if ' ERROR OSError: ' in x]
-  assert lines
-  for line in lines:
-    assert 'space' in line
-    assert '--workdir' in line
+  # Orbax and TensorBoard log their own traces around it, and threads theirs.
+  (line,) = [x for x in text(output).splitlines() if ' ERROR OSError: ' in x]
+  assert 'space' in line
+  assert '--workdir' in line
   _, step = checkpoint.find(str(workdir))
   assert step >= 4
   filler.unlink()

@@ -27,10 +27,11 @@ def exit_status(error: BaseException) -> int:
   return 2 if isinstance(error, EXPECTED) else 1
 
 
-def report(error: BaseException) -> None:
+def report(error: BaseException, place: str = '') -> None:
   """Logs an error in one line; with its traceback if that is needed.
 
-  $MICDIFFREP_TRACEBACK asks for the traceback of every error.
+  $MICDIFFREP_TRACEBACK asks for the traceback of every error. place is said
+  before it.
   """
   number = getattr(error, 'errno', None)
   if number in files.FULL:
@@ -46,14 +47,22 @@ def report(error: BaseException) -> None:
     )
   full = exit_status(error) == 1 or os.environ.get('MICDIFFREP_TRACEBACK')
   log.get_logger().error(
-    '%s: %s', type(error).__name__, error, exc_info=error if full else None
+    '%s%s: %s',
+    place,
+    type(error).__name__,
+    error,
+    exc_info=error if full else None,
   )
 
 
 def report_of_thread(failure: threading.ExceptHookArgs) -> None:
-  """Logs what ended a thread as `report` does; for threading.excepthook."""
+  """Logs what ended a thread as `report` does; for threading.excepthook.
+
+  The thread is named: while a run fails, those beside it fail after it.
+  """
   if failure.exc_value is not None:
-    report(failure.exc_value)
+    name = failure.thread.name if failure.thread else '?'
+    report(failure.exc_value, f'In thread {name}: ')
 
 
 @contextlib.contextmanager
