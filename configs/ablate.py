@@ -47,7 +47,8 @@ def get_config(preset: str = '') -> ConfigDict:
   config.online = probe.online_config()
 
   config.heads = ConfigDict()
-  config.heads.kinds = ('linear', 'mlp')  # mlp on all layers is MSFA
+  # mlp on all layers is MSFA; also mlp_layers, one per layer, averaged
+  config.heads.kinds = ('linear', 'mlp')
   config.heads.hidden = 256  # ours; rows of W in eq. 5
   config.heads.bias = True  # ours; the equations have none
   config.heads.epochs = 15
@@ -61,7 +62,8 @@ def get_config(preset: str = '') -> ConfigDict:
   config.heads.best_epoch = False  # keep the best epoch on validation
   config.heads.memory_mb = 1500  # of the heads trained at once
 
-  config.classic = ()  # logistic, knn, kernel; all layers, best cell
+  # logistic, knn, kernel, kernel_layers; all layers, best cell
+  config.classic = ()
   config.random_encoder = False  # the same grid on random weights: twice all
   config.floors = (
     'majority',

@@ -43,7 +43,8 @@ def get_config(preset: str = '') -> ConfigDict:
   config.batch_size = 128  # of the encoder, over all devices
 
   config.folds = 5  # one predicted, one to choose on, the rest to fit on
-  config.heads = ('kernel', 'knn')  # and logistic; standardised, all layers
+  # And logistic; kernel_layers, a kernel per layer; standardised, all layers.
+  config.heads = ('kernel', 'knn')
   config.random_encoder = False  # each architecture with random weights too
   config.floors = (
     'majority',

@@ -58,7 +58,8 @@ def get_config(preset: str = '') -> ConfigDict:
   config.online = online_config()
 
   config.heads = ConfigDict()
-  config.heads.kinds = ('linear', 'mlp')  # mlp on all layers is MSFA
+  # mlp on all layers is MSFA; also mlp_layers, one per layer, averaged
+  config.heads.kinds = ('linear', 'mlp')
   config.heads.hidden = 256  # ours; rows of W in eq. 5
   config.heads.bias = True  # ours; the equations have none
   config.heads.epochs = 15
@@ -72,7 +73,8 @@ def get_config(preset: str = '') -> ConfigDict:
   config.heads.best_epoch = False  # keep the best epoch on validation
   config.heads.memory_mb = 1500  # of the heads trained at once
 
-  config.classic = ('logistic', 'knn')  # and kernel; standardised, all layers
+  # And kernel; kernel_layers, a kernel per layer; standardised, all layers.
+  config.classic = ('logistic', 'knn')
   config.random_encoder = True  # the same suite on random weights
   config.floors = (
     'majority',

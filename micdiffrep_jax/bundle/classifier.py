@@ -19,6 +19,7 @@ from micdiffrep_jax.encoders import encoder as encoders
 from micdiffrep_jax.encoders import features
 from micdiffrep_jax.encoders.encoder import Encoder
 from micdiffrep_jax.heads import head_file
+from micdiffrep_jax.heads.table import HEADS
 from micdiffrep_jax.run import archive, devices
 from micdiffrep_jax.scores import calibration
 
@@ -186,9 +187,9 @@ def write(path: str, model: Classifier, precision: str) -> None:
   for name, leaf in leaves.items():
     if use[name]:
       arrays |= archive.pack(f'encoder.{name}', leaf, precision)
+  exact = HEADS[head.info['kind']].exact
   for name, x in head.params.items():
-    # Sums over thousands of training images cancel: too fine for a byte.
-    how = 'float32' if name == 'M' and 'centres' in head.params else precision
+    how = 'float32' if name in exact else precision
     # Outputs lead in a head; they become the last axis, as in the encoder.
     arrays |= archive.pack(f'head.{name}', np.moveaxis(x, -1, 1), how)
   arrays |= {'shift': head.shift, 'scale': head.scale}

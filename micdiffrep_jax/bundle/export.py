@@ -195,8 +195,12 @@ def refit(
     info['feature_seed'],
     config.batch_size,
   )
-  x = feature_cache.matrix(cache, info['timestep'], layers, info['grid'])
-  found = matrix.standardise(x) if info['standardise'] else matrix.literal(x)
+  where = (cache, info['timestep'], layers, info['grid'])
+  x, maps = feature_cache.matrix(*where), feature_cache.maps_of(*where)
+  scaled = info['standardise']
+  found = (
+    matrix.standardise(x, maps=maps) if scaled else matrix.literal(x, maps)
+  )
   name = table.name_of(info)
   chosen = {setting: info[setting] for setting in table.HEADS[name].chooses}
   heads = config.heads.copy_and_resolve_references().unlock()

@@ -33,7 +33,7 @@ import numpy as np
 from micdiffrep_jax.data.dataset import Dataset
 from micdiffrep_jax.encoders import encoder as encoders
 from micdiffrep_jax.encoders import features
-from micdiffrep_jax.heads.matrix import pool
+from micdiffrep_jax.heads.matrix import Maps, layout, pool
 from micdiffrep_jax.methods import views as changes
 from micdiffrep_jax.methods.base import to_float
 from micdiffrep_jax.run import archive, files, log
@@ -447,3 +447,17 @@ def matrix(
       stored = np.load(os.path.join(entry, f'{layer}.npy'), mmap_mode='r')
       parts.append(pool(stored[chosen], grid))
   return np.concatenate(parts, axis=1)
+
+
+def maps_of(
+  cache: Cache, t: int | Sequence[int], layers: Sequence[str], grid: int
+) -> Maps:
+  """Which columns of `matrix` are which layer."""
+  return layout(
+    (
+      maps(cache, step, layer).shape
+      for step in ((t,) if isinstance(t, int) else t)
+      for layer in layers
+    ),
+    grid,
+  )

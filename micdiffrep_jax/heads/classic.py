@@ -165,4 +165,5 @@ HEADS: dict[str, Head] = {
   ),
   'knn': Head(knn_predict, knn, ('neighbours',), calibrated=False),
   'kernel': kernel.HEAD,
+  'kernel_layers': kernel.LAYERS,
 }

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from micdiffrep_jax.heads.matrix import Features, pool
+from micdiffrep_jax.heads.matrix import Features, layout, pool
 from micdiffrep_jax.heads.table import HEADS
 from micdiffrep_jax.run import files
 
@@ -71,6 +71,8 @@ def flatten(
 
 def logits(head: SavedHead, extracted: dict[str, np.ndarray]) -> np.ndarray:
   """Logits (n, k) of what features.extract gives: {layer: (n, g, g, c)}."""
+  shapes = [extracted[name].shape for name in head.info['layers']]
+  maps = layout(shapes, head.info['grid'])
   x = flatten(head.info, extracted)
-  features = Features(x, head.shift, head.scale)
+  features = Features(x, head.shift, head.scale, maps)
   return HEADS[head.info['kind']].predict(head.params, features)

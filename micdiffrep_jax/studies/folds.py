@@ -34,6 +34,7 @@ from micdiffrep_jax.encoders import cache as feature_cache
 from micdiffrep_jax.encoders import encoder as encoders
 from micdiffrep_jax.encoders import features
 from micdiffrep_jax.heads import classic, matrix
+from micdiffrep_jax.heads.matrix import Features
 from micdiffrep_jax.run import files, log
 from micdiffrep_jax.run.checks import lookup, not_empty
 from micdiffrep_jax.scores import bootstrap
@@ -175,8 +176,8 @@ def _features(
   rows: np.ndarray,
   config: ConfigDict,
   folder: str,
-) -> np.ndarray:
-  """Features (n, d) float16 of all layers side by side."""
+) -> Features:
+  """Features (n, d) float16 of all layers side by side, as they are."""
   cache = base.Source(
     one.prefix,
     folder,
@@ -189,20 +190,24 @@ def _features(
     config.seed,
     config.batch_size,
   ).extract((one.timestep,))
-  return feature_cache.matrix(cache, one.timestep, one.layers, config.grid)
+  where = (cache, one.timestep, one.layers, config.grid)
+  return matrix.literal(
+    feature_cache.matrix(*where), feature_cache.maps_of(*where)
+  )
 
 
 def predict(
-  x: np.ndarray,
+  whole: Features,
   parts: Sequence[Parts],
   heads: Sequence[str],
   chosen: Mapping[str, Any],
 ) -> tuple[dict[str, np.ndarray], dict[str, list[dict]]]:
   """Probabilities (n, k) of each head, and what each rotation chose."""
-  probs = {name: np.zeros((len(x), parts[0].classes)) for name in heads}
+  shape = len(whole.x), parts[0].classes
+  probs = {name: np.zeros(shape) for name in heads}
   choices: dict[str, list[dict]] = {name: [] for name in heads}
   for part in log.progress(parts, desc='folds', unit='fold'):
-    found = matrix.standardise(x, part.train)
+    found = matrix.standardise(whole.x, part.train, maps=whole.maps)
     for name in heads:
       row = grid.finish(name, found, part, dict(chosen))
       probs[name][part.test] = row.test[0]
@@ -263,9 +268,9 @@ def run(config: ConfigDict, workdir: str) -> dict[str, Any]:
   told: dict[Key, dict[str, Any]] = {}
   for number, one in enumerate(candidates(config, ds)):
     folder = os.path.join(features_folder, str(number))
-    x = _features(one, ds, rows, config, folder)
+    read = _features(one, ds, rows, config, folder)
     chosen = {'layers': one.layers, 'timestep': one.timestep}
-    found, choices = predict(x, rotated, config.heads, chosen)
+    found, choices = predict(read, rotated, config.heads, chosen)
     for head in config.heads:
       key = Key(one.name, one.prefix + head)
       probs[key] = found[head]

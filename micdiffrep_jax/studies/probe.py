@@ -42,6 +42,7 @@ PAIRS = (
   ('mlp_concat', 'floor/nearest_pixels'),
   ('mlp_concat', 'floor/nearest_hog'),
   ('mlp_concat', 'floor/imagenet'),
+  ('mlp_layers_concat', 'mlp_concat'),
   ('logistic', 'random/logistic'),
   ('logistic', 'floor/logistic_hog'),
   ('knn', 'random/knn'),
@@ -53,6 +54,9 @@ PAIRS = (
   ('kernel', 'floor/kernel_pixels'),
   ('kernel', 'floor/kernel_hog'),
   ('kernel', 'floor/imagenet'),
+  ('kernel_layers', 'kernel'),
+  ('kernel_layers', 'random/kernel_layers'),
+  ('kernel_layers', 'floor/imagenet'),
 )
 
 
