@@ -30,6 +30,10 @@ def get_config(preset: str = '') -> ConfigDict:
   # () is all of all.
   config.layers = ()
 
+  # Means of what the heads of several say, their paths joined by '+', with
+  # the floor imagenet too: ('RUN_A+RUN_B', 'RUN_A+imagenet').
+  config.committees = ()
+
   config.data = ConfigDict()
   config.data.path = 'phantom'  # a prepared folder, or phantom[:key=value,...]
   config.data.split = (

@@ -10,6 +10,7 @@ from micdiffrep_jax.heads import kernel, matrix, nets, table, trained
 from micdiffrep_jax.heads.base import Problem
 from micdiffrep_jax.heads.matrix import Map
 from micdiffrep_jax.heads.trained import Cell, Options, Setting
+from micdiffrep_jax.studies import committees
 
 N, K = 240, 3
 MAPS = (Map(4, 2), Map(1, 5))
@@ -142,3 +143,25 @@ def test_a_committee_of_one_is_the_kernel_classifier():
     atol=1e-5,
   )
   assert committee.chosen == one.chosen
+
+
+def test_a_committee_of_probes_averages_what_they_say_of_each_image(tmp_path):
+  rng = np.random.default_rng(0)
+  label = rng.integers(0, K, 30)
+  said = {}
+  for name, row in (('a', 'kernel'), ('b', 'floor/imagenet')):
+    said[name] = rng.dirichlet(np.ones(K), 30)
+    (tmp_path / name).mkdir()
+    np.savez(
+      tmp_path / name / 'predictions.npz',
+      **{'test.id': np.arange(30), 'test.label': label, 'test.group': label},
+      **{f'test.probs.{row}': said[name]},
+    )
+  members = {'a': str(tmp_path / 'a'), 'imagenet': str(tmp_path / 'b')}
+  (tmp_path / 'both').mkdir()
+  found = committees.join(members, ['kernel'], str(tmp_path / 'both'), 20, 0)
+  mean = (said['a'] + said['b']) / 2
+  with np.load(tmp_path / 'both' / 'predictions.npz') as z:
+    np.testing.assert_allclose(z['test.probs.kernel'], mean)
+  accuracy = found['rows']['kernel']['test']['all']['accuracy']
+  assert accuracy['value'] == pytest.approx((mean.argmax(1) == label).mean())
