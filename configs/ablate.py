@@ -47,7 +47,8 @@ def get_config(preset: str = '') -> ConfigDict:
   config.online = probe.online_config()
 
   config.heads = ConfigDict()
-  # mlp on all layers is MSFA; also mlp_layers, one per layer, averaged
+  # mlp on all layers is MSFA; also mlp_layers, one per layer, averaged, and
+  # attention, which gathers the cells of a layer by learned queries.
   config.heads.kinds = ('linear', 'mlp')
   config.heads.hidden = 256  # ours; rows of W in eq. 5
   config.heads.bias = True  # ours; the equations have none
@@ -62,7 +63,7 @@ def get_config(preset: str = '') -> ConfigDict:
   config.heads.best_epoch = False  # keep the best epoch on validation
   config.heads.memory_mb = 1500  # of the heads trained at once
 
-  # logistic, knn, kernel, kernel_layers; all layers, best cell
+  # logistic, knn, prototypes, kernel, kernel_layers; all layers, best cell
   config.classic = ()
   config.random_encoder = False  # the same grid on random weights: twice all
   config.floors = (

@@ -16,6 +16,8 @@ have read those of the images.
 
 from ml_collections import ConfigDict
 
+from configs import probe
+
 
 def get_config(preset: str = '') -> ConfigDict:
   """The fields of a cross-validation."""
@@ -47,8 +49,11 @@ def get_config(preset: str = '') -> ConfigDict:
   config.batch_size = 128  # of the encoder, over all devices
 
   config.folds = 5  # one predicted, one to choose on, the rest to fit on
-  # And logistic; kernel_layers, a kernel per layer; standardised, all layers.
+  # Any of a probe's: logistic, prototypes, kernel_layers (one per layer), and
+  # trained ones as `training` says: linear, mlp, mlp_layers, attention.
   config.heads = ('kernel', 'knn')
+  config.training = probe.get_config(preset or 'tiny').heads
+  del config.training.kinds
   config.random_encoder = False  # each architecture with random weights too
   config.floors = (
     'majority',

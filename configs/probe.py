@@ -58,7 +58,8 @@ def get_config(preset: str = '') -> ConfigDict:
   config.online = online_config()
 
   config.heads = ConfigDict()
-  # mlp on all layers is MSFA; also mlp_layers, one per layer, averaged
+  # mlp on all layers is MSFA; also mlp_layers, one per layer, averaged, and
+  # attention, which gathers the cells of a layer by learned queries.
   config.heads.kinds = ('linear', 'mlp')
   config.heads.hidden = 256  # ours; rows of W in eq. 5
   config.heads.bias = True  # ours; the equations have none
@@ -73,7 +74,8 @@ def get_config(preset: str = '') -> ConfigDict:
   config.heads.best_epoch = False  # keep the best epoch on validation
   config.heads.memory_mb = 1500  # of the heads trained at once
 
-  # And kernel; kernel_layers, a kernel per layer; standardised, all layers.
+  # And prototypes, kernel, kernel_layers (one per layer); always standardised,
+  # all layers.
   config.classic = ('logistic', 'knn')
   config.random_encoder = True  # the same suite on random weights
   config.floors = (

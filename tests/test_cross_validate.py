@@ -234,7 +234,7 @@ def test_only_what_pretraining_is_known_to_have_drawn_is_counted(ds):
     ({'checkpoints': ('a', 'a'), 'layers': ()}, 'checkpoints'),
     ({'layers': ('image',)}, 'layers'),
     ({'timesteps': ()}, 'timesteps'),
-    ({'heads': ('mlp',)}, 'heads'),
+    ({'heads': ('mpl',)}, 'heads'),
     ({'grid': 3}, 'grid'),
     ({'folds': 2}, 'folds'),
     ({'floors': ('none',)}, 'floors'),

@@ -13,6 +13,8 @@ import jax.numpy as jnp
 
 from micdiffrep_jax.heads.matrix import Maps, spans
 
+QUERIES = 8  # of attention pooling, for each map
+
 Params = dict[str, Array]
 
 
@@ -124,8 +126,52 @@ def _apply_committee(params: Params, x: Array, maps: Maps = ()) -> Array:
   return jax.nn.logsumexp(said, axis=0) - jnp.log(len(maps))
 
 
+def _init_attention(
+  key: Array, width: Any, d: int, m: int, k: int, bias: bool, maps: Maps = ()
+) -> Params:
+  """Queries over the cells of each map, and MSFA on what they gather."""
+  del width, d
+  key_queries, key_msfa = jax.random.split(key)
+  keys = jax.random.split(key_queries, len(maps))
+  params = {}
+  for i, (key_i, one) in enumerate(zip(keys, maps)):
+    fan_in = jnp.asarray(one.channels)
+    params |= {
+      f'{i}.queries': _uniform(key_i, one.channels, QUERIES, fan_in),
+      f'{i}.places_bias': jnp.zeros((QUERIES, one.cells)),
+    }
+  gathered = QUERIES * sum(one.channels for one in maps)
+  own = _init_msfa(key_msfa, jnp.asarray(gathered), gathered, m, k, bias)
+  return params | own
+
+
+def _attend(queries: Array, places: Array, tokens: Array) -> Array:
+  """Means of tokens (b, cells, c), weighted by each query: (b, queries * c).
+
+  Weights are softmax(queries tokens + places) over the cells, so queries and
+  places of zero give the plain mean. Source: efficient probing, Psomas et al.
+  2025 (arXiv 2506.10178): no projection of keys, and that of values is the
+  layer that follows. The places are ours: convolutions do not tell a cell where
+  it is.
+  """
+  scores = jnp.einsum('blc,qc->bql', tokens, queries) + places[None]
+  weights = jax.nn.softmax(scores, axis=-1)
+  return jnp.einsum('bql,blc->bqc', weights, tokens).reshape(len(tokens), -1)
+
+
+def _apply_attention(params: Params, x: Array, maps: Maps = ()) -> Array:
+  """MSFA on the gathered means of all maps."""
+  gathered = []
+  for i, (at, one) in enumerate(zip(spans(maps), maps)):
+    tokens = x[:, at].reshape(len(x), one.cells, one.channels)
+    own = member(params, i)
+    gathered.append(_attend(own['queries'], own['places_bias'], tokens))
+  return _apply_msfa(params, jnp.concatenate(gathered, axis=1))
+
+
 # On a concatenation of layers 'mlp' is MSFA; on one layer it is the equal head
-# that a fair comparison needs. 'mlp_layers' is an MLP per layer.
+# that a fair comparison needs. 'mlp_layers' is an MLP per layer, 'attention'
+# MSFA on means that learned queries weigh.
 HEADS = {
   'linear': Net(_init_linear, _apply_linear),
   'mlp': Net(_init_msfa, _apply_msfa),
@@ -135,4 +181,5 @@ HEADS = {
     reads_maps=True,
     members=_committee_members,
   ),
+  'attention': Net(_init_attention, _apply_attention, reads_maps=True),
 }

@@ -33,7 +33,7 @@ from micdiffrep_jax.draw.result import (
 from micdiffrep_jax.encoders import cache as feature_cache
 from micdiffrep_jax.encoders import encoder as encoders
 from micdiffrep_jax.encoders import features
-from micdiffrep_jax.heads import classic, matrix
+from micdiffrep_jax.heads import matrix, table, trained
 from micdiffrep_jax.heads.matrix import Features
 from micdiffrep_jax.run import files, log
 from micdiffrep_jax.run.checks import lookup, not_empty
@@ -91,7 +91,7 @@ def check(config: ConfigDict) -> None:
   for field in ('timesteps', 'heads'):
     not_empty(config[field], f'--config.{field}')
   for name in config.heads:
-    lookup(classic.HEADS, name, 'head', '--config.heads')
+    lookup(table.HEADS, name, 'head', '--config.heads')
   if config.grid not in grid.POOLINGS:
     raise ValueError(
       f'grid={config.grid}; one of {grid.POOLINGS}. Set it with --config.grid.'
@@ -207,6 +207,7 @@ def predict(
   parts: Sequence[Parts],
   heads: Sequence[str],
   chosen: Mapping[str, Any],
+  training: grid.Training,
 ) -> tuple[dict[str, np.ndarray], dict[str, list[dict]]]:
   """Probabilities (n, k) of each head, and what each rotation chose."""
   shape = len(whole.x), parts[0].classes
@@ -215,10 +216,40 @@ def predict(
   for part in log.progress(parts, desc='folds', unit='fold'):
     found = matrix.standardise(whole.x, part.train, maps=whole.maps)
     for name in heads:
-      row = grid.finish(name, found, part, dict(chosen))
+      if table.HEADS[name].fit is None:
+        row = _trained(name, found, part, chosen, training)
+      else:
+        row = grid.finish(name, found, part, dict(chosen))
       probs[name][part.test] = row.test[0]
       choices[name].append(row.chosen)
   return probs, choices
+
+
+def _trained(
+  name: str,
+  found: Features,
+  part: Parts,
+  chosen: Mapping[str, Any],
+  training: grid.Training,
+) -> grid.Row:
+  """A head with a learning rate: the setting that is best on validation."""
+  labels = part.labels[part.train]
+  scores, _ = grid.fit_cells(
+    name,
+    [found],
+    [grid.Spot(chosen['layers'], chosen['timestep'], chosen['grid'])],
+    part,
+    [grid.Cell(0, part.train, part.val, seed, {}) for seed in training.seeds],
+    part.val,
+    training,
+    class_weights=trained.class_weights(
+      training.heads.balanced, labels, part.classes
+    ),
+  )
+  best = scores.loc[scores[training.criterion].idxmax()]
+  setting = trained.Setting(best['learning_rate'], best['weight_decay'])
+  told = {**chosen, 'setting': setting._asdict()}
+  return grid.finish(name, found, part, told, training, setting)
 
 
 def predict_floors(
@@ -273,11 +304,16 @@ def run(config: ConfigDict, workdir: str) -> dict[str, Any]:
   probs: dict[Key, np.ndarray] = {}
   told: dict[Key, dict[str, Any]] = {}
   named: dict[str, str] = {}  # the first row of each checkpoint
+  training = grid.Training(config.training, (config.seed,), True, 'accuracy')
   for number, one in enumerate(candidates(config, ds)):
     folder = os.path.join(features_folder, str(number))
     read = _features(one, ds, rows, config, folder)
-    chosen = {'layers': one.layers, 'timestep': one.timestep}
-    found, choices = predict(read, rotated, config.heads, chosen)
+    chosen = {
+      'layers': one.layers,
+      'timestep': one.timestep,
+      'grid': config.grid,
+    }
+    found, choices = predict(read, rotated, config.heads, chosen, training)
     named.setdefault(one.path, one.name)
     for head in config.heads:
       key = Key(one.name, one.prefix + head)

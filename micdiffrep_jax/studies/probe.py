@@ -43,6 +43,7 @@ PAIRS = (
   ('mlp_concat', 'floor/nearest_hog'),
   ('mlp_concat', 'floor/imagenet'),
   ('mlp_layers_concat', 'mlp_concat'),
+  ('attention_concat', 'mlp_concat'),
   ('logistic', 'random/logistic'),
   ('logistic', 'floor/logistic_hog'),
   ('knn', 'random/knn'),
