@@ -35,6 +35,7 @@ def get_config(preset: str = '') -> ConfigDict:
   config.taps = 'all'  # all | encoder (with the middle; cheaper) | decoder
   config.layers = ()  # taps by name; () is all that `taps` leaves
   config.grids = (1, 2, 4)  # ours; pooling to 1, 2 or 4 cells a side
+  config.deviation = False  # ours; of each cell, beside its mean
   config.draws = 1  # noise draws whose features are averaged
   config.batch_size = 128  # of the encoder, over all devices
 

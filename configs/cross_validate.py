@@ -45,6 +45,7 @@ def get_config(preset: str = '') -> ConfigDict:
 
   config.timesteps = (1,)  # of [0, T), 0 the least noise
   config.grid = 4  # pooling to 1, 2 or 4 cells a side
+  config.deviation = False  # ours; of each cell, beside its mean
   config.draws = 1  # noise draws whose features are averaged
   config.batch_size = 128  # of the encoder, over all devices
 

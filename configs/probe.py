@@ -45,6 +45,7 @@ def get_config(preset: str = '') -> ConfigDict:
   config.layers = ()  # taps to read; () is all that the method has
   config.timesteps = (10, 50)  # ours; of [0, T), 0 the least noise
   config.grids = (1, 4)  # ours; pooling to 1, 2 or 4 cells a side
+  config.deviation = False  # ours; of each cell, beside its mean
   config.draws = 1  # noise draws whose features are averaged
   config.batch_size = 128  # of the encoder, over all devices
 

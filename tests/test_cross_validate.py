@@ -16,7 +16,9 @@ from micdiffrep_jax.draw import page
 from micdiffrep_jax.draw.result import Run
 from micdiffrep_jax.encoders import cache
 from micdiffrep_jax.encoders import encoder as encoders
+from micdiffrep_jax.heads import matrix
 from micdiffrep_jax.studies import folds, grid, page_folds, report
+from micdiffrep_jax.studies.base import Parts
 from micdiffrep_jax.studies.folds import Key
 from micdiffrep_jax.studies.grid import Row
 
@@ -201,6 +203,27 @@ def test_a_stopped_run_goes_on_from_its_features(alone, tmp_path, monkeypatch):
     cache.features, 'extract', lambda *_, **__: pytest.fail('again')
   )
   assert folds.run(alone, str(tmp_path))['rows']
+
+
+def test_a_trained_head_predicts_what_no_fold_showed_it():
+  rng = np.random.default_rng(0)
+  labels = rng.integers(0, 3, 120)
+  x = rng.normal(size=(120, 4)) + 4 * np.eye(3, 4)[labels]
+  at = np.arange(120)
+  whole = Parts(at, at[:90], at[90:], at[:0], labels, 3)
+  rotated = folds.rotate(whole, at, 3, 0)
+  training = grid.Training(
+    cross_config.get_config('test').training, (0,), True, 'accuracy'
+  )
+  chosen = {'layers': ('image',), 'timestep': 1, 'grid': 1}
+  probs, told = folds.predict(
+    matrix.literal(x.astype(np.float32)), rotated, ('linear',), chosen, training
+  )
+  assert (probs['linear'].argmax(1) == labels).mean() > 0.8
+  np.testing.assert_allclose(probs['linear'].sum(1), 1, atol=1e-6)
+  assert [one['setting']['learning_rate'] for one in told['linear']] == [
+    1e-2
+  ] * 3
 
 
 def test_an_encoder_that_had_labels_is_refused(ds, monkeypatch):

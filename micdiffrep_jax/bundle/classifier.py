@@ -110,7 +110,10 @@ def assemble(
   layers = tuple(head.info['layers'])
   features.check_request(encoder.method, layers, (head.info['timestep'],))
   feature_fn = features.make_feature_fn(
-    encoder.method, layers, head.info['extracted_grid']
+    encoder.method,
+    layers,
+    head.info['extracted_grid'],
+    head.info.get('deviation', False),  # older heads had none
   )
   return Classifier(encoder, head, meta, fingerprints, feature_fn)
 

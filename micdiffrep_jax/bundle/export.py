@@ -265,6 +265,7 @@ def refit(
     info['draws'],
     info['feature_seed'],
     config.batch_size,
+    deviation=info.get('deviation', False),
   )
   where = (cache, info['timestep'], layers, info['grid'])
   x, maps = feature_cache.matrix(*where), feature_cache.maps_of(*where)

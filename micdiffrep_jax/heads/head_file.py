@@ -21,8 +21,8 @@ class SavedHead(NamedTuple):
   """One head.
 
   params as its `predict` takes them, with a leading axis of one; shift and
-  scale (d,) float32; info: kind, classes, layers, timestep, grid, draws,
-  feature_seed, temperature, and where all of it came from.
+  scale (d,) float32; info: kind, classes, layers, timestep, grid, deviation,
+  draws, feature_seed, temperature, and where all of it came from.
   """
 
   params: dict[str, np.ndarray]
@@ -65,7 +65,8 @@ def flatten(
 ) -> np.ndarray:
   """What a head takes (n, d), of what features.extract gives."""
   layers: Sequence[str] = info['layers']
-  parts = [pool(extracted[name], info['grid']) for name in layers]
+  deviation = info.get('deviation', False)  # older heads had none
+  parts = [pool(extracted[name], info['grid'], deviation) for name in layers]
   return np.concatenate(parts, axis=1)
 
 

@@ -114,10 +114,11 @@ def unit(z: np.ndarray) -> np.ndarray:
   return z / np.maximum(norm, 1e-12)
 
 
-def pool(features: np.ndarray, to: int) -> np.ndarray:
+def pool(features: np.ndarray, to: int, deviation: bool = False) -> np.ndarray:
   """Pools cached features further: (n, g, g, d) -> (n, to * to * d) float16.
 
   Exact, as cells nest when `to` divides g; a smaller g stays as it is.
+  deviation: the second half of d is deviations within a cell of the first.
   """
   n, g = features.shape[:2]
   to = min(to, g)
@@ -127,5 +128,12 @@ def pool(features: np.ndarray, to: int) -> np.ndarray:
     raise ValueError(f'A grid of {g} does not pool to {to}; use a divisor.')
   f = g // to
   cells = features.reshape(n, to, f, to, f, -1)
-  pooled = cells.mean(axis=(2, 4), dtype=np.float32)
+  if deviation:
+    mean, within = np.split(cells.astype(np.float32), 2, axis=-1)
+    pooled = mean.mean(axis=(2, 4))
+    square = (np.square(mean) + np.square(within)).mean(axis=(2, 4))
+    spread = np.sqrt(np.maximum(square - np.square(pooled), 0))
+    pooled = np.concatenate([pooled, spread], axis=-1)
+  else:
+    pooled = cells.mean(axis=(2, 4), dtype=np.float32)
   return pooled.reshape(n, -1).astype(features.dtype)

@@ -195,6 +195,7 @@ def _features(
     config.draws,
     config.seed,
     config.batch_size,
+    deviation=config.deviation,
   ).extract((one.timestep,))
   where = (cache, one.timestep, one.layers, config.grid)
   return matrix.literal(

@@ -204,6 +204,7 @@ def save_head(workdir: str, row: Row, study: Study, config: ConfigDict) -> None:
   ds = study.ds
   told = {
     'extracted_grid': max(config.grids),
+    'deviation': config.deviation,
     'draws': config.draws,
     'feature_seed': config.seed,
     'classes': ds.classes,
