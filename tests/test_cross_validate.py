@@ -212,9 +212,9 @@ def test_a_trained_head_predicts_what_no_fold_showed_it():
   at = np.arange(120)
   whole = Parts(at, at[:90], at[90:], at[:0], labels, 3)
   rotated = folds.rotate(whole, at, 3, 0)
-  training = grid.Training(
-    cross_config.get_config('test').training, (0,), True, 'accuracy'
-  )
+  config = cross_config.get_config('test')
+  config.training.epochs = 60
+  training = grid.Training(config.training, (0,), True, 'accuracy')
   chosen = {'layers': ('image',), 'timestep': 1, 'grid': 1}
   probs, told = folds.predict(
     matrix.literal(x.astype(np.float32)), rotated, ('linear',), chosen, training
