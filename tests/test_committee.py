@@ -6,11 +6,12 @@ import pytest
 from scipy import special
 from sklearn.kernel_ridge import KernelRidge
 
+from configs import table1 as table1_config
 from micdiffrep_jax.heads import kernel, matrix, nets, table, trained
 from micdiffrep_jax.heads.base import Problem
 from micdiffrep_jax.heads.matrix import Map
 from micdiffrep_jax.heads.trained import Cell, Options, Setting
-from micdiffrep_jax.studies import committees
+from micdiffrep_jax.studies import imagenet, table1
 
 N, K = 240, 3
 MAPS = (Map(4, 2), Map(1, 5))
@@ -145,23 +146,59 @@ def test_a_committee_of_one_is_the_kernel_classifier():
   assert committee.chosen == one.chosen
 
 
-def test_a_committee_of_probes_averages_what_they_say_of_each_image(tmp_path):
+@pytest.fixture
+def probes(tmp_path):
+  """What two probes say of 30 images: their folders, and the labels."""
   rng = np.random.default_rng(0)
   label = rng.integers(0, K, 30)
+  rows = {'a': ('kernel', 'floor/imagenet'), 'b': ('kernel',)}
   said = {}
-  for name, row in (('a', 'kernel'), ('b', 'floor/imagenet')):
-    said[name] = rng.dirichlet(np.ones(K), 30)
+  for name, own in rows.items():
     (tmp_path / name).mkdir()
+    said |= {(name, row): rng.dirichlet(np.ones(K), 30) for row in own}
     np.savez(
       tmp_path / name / 'predictions.npz',
       **{'test.id': np.arange(30), 'test.label': label, 'test.group': label},
-      **{f'test.probs.{row}': said[name]},
+      **{f'test.probs.{row}': said[name, row] for row in own},
     )
-  members = {'a': str(tmp_path / 'a'), 'imagenet': str(tmp_path / 'b')}
-  (tmp_path / 'both').mkdir()
-  found = committees.join(members, ['kernel'], str(tmp_path / 'both'), 20, 0)
-  mean = (said['a'] + said['b']) / 2
-  with np.load(tmp_path / 'both' / 'predictions.npz') as z:
+  return tmp_path, said, label
+
+
+@pytest.mark.parametrize('other', ['b', 'imagenet'])
+def test_a_committee_of_probes_averages_what_they_say(
+  probes, other, monkeypatch
+):
+  folder, said, label = probes
+  monkeypatch.setattr(imagenet, 'left_out', lambda names: {})
+  cells = {
+    name: {
+      'patient': table1.Cell(
+        {'rows': {row: {} for of, row in said if of == name}},
+        str(folder / name),
+      )
+    }
+    for name in ('a', 'b')
+  }
+  costs = {
+    name: dict.fromkeys(table1.COSTS, 3) | {'flags': [], 'training_s': None}
+    for name in cells
+  }
+  config = table1_config.get_config('test')
+  config.methods, config.splits = ('a', 'b'), ('patient',)
+  config.probe.floors = ('imagenet',)
+  found, cost = table1.committee(
+    config, f'a+{other}', cells, costs, str(folder)
+  )
+  second = ('a', 'floor/imagenet') if other == 'imagenet' else ('b', 'kernel')
+  mean = (said['a', 'kernel'] + said[second]) / 2
+  cell = found['patient']
+  with np.load(f'{cell.folder}/predictions.npz') as z:
     np.testing.assert_allclose(z['test.probs.kernel'], mean)
-  accuracy = found['rows']['kernel']['test']['all']['accuracy']
+  assert list(cell.found['rows']) == ['kernel']
+  accuracy = cell.found['rows']['kernel']['test']['all']['accuracy']
   assert accuracy['value'] == pytest.approx((mean.argmax(1) == label).mean())
+  assert cost['images_drawn'] == (3 if other == 'imagenet' else 6)
+  assert cost['training_s'] is None
+  assert ('external' in cost['flags']) == (other == 'imagenet')
+  table = table1.rows_of({'c': found}, {'c': cost}, 'kernel')
+  assert [(line['method'], line['row']) for line in table] == [('c', 'kernel')]
