@@ -103,7 +103,7 @@ def _init_committee(
 ) -> Params:
   """An MLP for each map."""
   del width, d
-  params = {}
+  params: Params = {}
   for i, (key_i, one) in enumerate(zip(jax.random.split(key, len(maps)), maps)):
     own = _init_msfa(key_i, one.width, one.width, m, k, bias)
     params |= {f'{i}.{name}': value for name, value in own.items()}
@@ -133,7 +133,7 @@ def _init_attention(
   del width, d
   key_queries, key_msfa = jax.random.split(key)
   keys = jax.random.split(key_queries, len(maps))
-  params = {}
+  params: Params = {}
   for i, (key_i, one) in enumerate(zip(keys, maps)):
     fan_in = jnp.asarray(one.channels)
     params |= {

@@ -303,7 +303,8 @@ def plan(
   order = sorted(range(len(which)), key=lambda i: (shape(i), which[i], i))
   chunks: list[list[int]] = []
   held: set[int] = set()
-  last, used = None, 0
+  last: tuple[int, Maps] | None = None
+  used = 0
   for i in order:
     number = which[i]
     x = sets[number].x

@@ -247,7 +247,8 @@ def _trained(
       training.heads.balanced, labels, part.classes
     ),
   )
-  best = scores.loc[scores[training.criterion].idxmax()]
+  lines = grid.lines_of(scores)
+  best = max(lines, key=lambda line: line[training.criterion])
   setting = trained.Setting(best['learning_rate'], best['weight_decay'])
   told = {**chosen, 'setting': setting._asdict()}
   return grid.finish(name, found, part, told, training, setting)
