@@ -168,12 +168,10 @@ def prototypes(problem: Problem) -> Fitted:
   z, y = unit(as_float32(features, train)), labels[train]
   one_hot = (y[:, None] == np.arange(classes)).astype(np.float32)
   absent = one_hot.sum(0) == 0
-  params = {
-    'M': _SHARPNESS * unit(one_hot.T @ z)[None],
-    'M_bias': np.where(absent, -1e4, 0.0).astype(np.float32)[None],
-  }
-  z_val = unit(as_float32(features, validation))
-  said = z_val @ params['M'][0].T + params['M_bias'][0]
+  m = _SHARPNESS * unit(one_hot.T @ z)
+  bias = np.where(absent, -1e4, 0.0).astype(np.float32)
+  params = {'M': m[None], 'M_bias': bias[None]}
+  said = unit(as_float32(features, validation)) @ m.T + bias
   score = float((said.argmax(1) == labels[validation]).mean())
   return Fitted(params, {}, score, tried=(({}, score),))
 
