@@ -35,6 +35,7 @@ def get_config(preset: str = '') -> ConfigDict:
   config.taps = 'all'  # all | encoder (with the middle; cheaper) | decoder
   config.layers = ()  # taps by name; () is all that `taps` leaves
   config.grids = (1, 2, 4)  # ours; pooling to 1, 2 or 4 cells a side
+  config.deviation = False  # ours; of each cell, beside its mean
   config.draws = 1  # noise draws whose features are averaged
   config.batch_size = 128  # of the encoder, over all devices
 
@@ -47,7 +48,9 @@ def get_config(preset: str = '') -> ConfigDict:
   config.online = probe.online_config()
 
   config.heads = ConfigDict()
-  config.heads.kinds = ('linear', 'mlp')  # mlp on all layers is MSFA
+  # mlp on all layers is MSFA; also mlp_layers, one per layer, averaged, and
+  # attention, which gathers the cells of a layer by learned queries.
+  config.heads.kinds = ('linear', 'mlp')
   config.heads.hidden = 256  # ours; rows of W in eq. 5
   config.heads.bias = True  # ours; the equations have none
   config.heads.epochs = 15
@@ -61,7 +64,8 @@ def get_config(preset: str = '') -> ConfigDict:
   config.heads.best_epoch = False  # keep the best epoch on validation
   config.heads.memory_mb = 1500  # of the heads trained at once
 
-  config.classic = ()  # logistic, knn, kernel; all layers, best cell
+  # logistic, knn, prototypes, kernel, kernel_layers; all layers, best cell
+  config.classic = ()
   config.random_encoder = False  # the same grid on random weights: twice all
   config.floors = (
     'majority',

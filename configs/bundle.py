@@ -19,6 +19,9 @@ def get_config(preset: str = '') -> ConfigDict:
   config.seed = 0  # nothing is drawn at random; every task has one
 
   config.probe = ''  # folder of a probe run
+  # Further probes of the same data and split: a committee, whose probabilities
+  # are the mean of theirs. Encoders may differ.
+  config.others = ()
   config.out = ''  # file to write; '' is bundle.npz in the workdir
   config.precision = 'float16'  # of the weights: float32 | float16 | int8
   # What the file remembers of training images, so that evaluate can find them

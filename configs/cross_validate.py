@@ -16,6 +16,8 @@ have read those of the images.
 
 from ml_collections import ConfigDict
 
+from configs import probe
+
 
 def get_config(preset: str = '') -> ConfigDict:
   """The fields of a cross-validation."""
@@ -30,6 +32,10 @@ def get_config(preset: str = '') -> ConfigDict:
   # () is all of all.
   config.layers = ()
 
+  # Means of what the heads of several say, their paths joined by '+', with
+  # the floor imagenet too: ('RUN_A+RUN_B', 'RUN_A+imagenet').
+  config.committees = ()
+
   config.data = ConfigDict()
   config.data.path = 'phantom'  # a prepared folder, or phantom[:key=value,...]
   config.data.split = (
@@ -39,11 +45,16 @@ def get_config(preset: str = '') -> ConfigDict:
 
   config.timesteps = (1,)  # of [0, T), 0 the least noise
   config.grid = 4  # pooling to 1, 2 or 4 cells a side
+  config.deviation = False  # ours; of each cell, beside its mean
   config.draws = 1  # noise draws whose features are averaged
   config.batch_size = 128  # of the encoder, over all devices
 
   config.folds = 5  # one predicted, one to choose on, the rest to fit on
-  config.heads = ('kernel', 'knn')  # and logistic; standardised, all layers
+  # Any of a probe's: logistic, prototypes, kernel_layers (one per layer), and
+  # trained ones as `training` says: linear, mlp, mlp_layers, attention.
+  config.heads = ('kernel', 'knn')
+  config.training = probe.get_config(preset or 'tiny').heads
+  del config.training.kinds
   config.random_encoder = False  # each architecture with random weights too
   config.floors = (
     'majority',

@@ -35,7 +35,9 @@ def get_config(preset: str = '') -> ConfigDict:
   config.heads.learning_rates = (1e-3, 3e-4, 1e-2)  # of equals, the first
   config.heads.weight_decays = (0.0, 1.0)  # ours; decoupled, times the rate
   config.heads.min_updates = 300  # small shares make as many passes as it takes
-  config.classic = ('logistic', 'knn')  # and kernel; standardised, all layers
+  # And prototypes, kernel, kernel_layers (one per layer); always standardised,
+  # all layers.
+  config.classic = ('logistic', 'knn')
   config.random_encoder = True  # the same on random weights
   config.floors = (
     'nearest_pixels',

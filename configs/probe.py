@@ -45,6 +45,7 @@ def get_config(preset: str = '') -> ConfigDict:
   config.layers = ()  # taps to read; () is all that the method has
   config.timesteps = (10, 50)  # ours; of [0, T), 0 the least noise
   config.grids = (1, 4)  # ours; pooling to 1, 2 or 4 cells a side
+  config.deviation = False  # ours; of each cell, beside its mean
   config.draws = 1  # noise draws whose features are averaged
   config.batch_size = 128  # of the encoder, over all devices
 
@@ -58,7 +59,9 @@ def get_config(preset: str = '') -> ConfigDict:
   config.online = online_config()
 
   config.heads = ConfigDict()
-  config.heads.kinds = ('linear', 'mlp')  # mlp on all layers is MSFA
+  # mlp on all layers is MSFA; also mlp_layers, one per layer, averaged, and
+  # attention, which gathers the cells of a layer by learned queries.
+  config.heads.kinds = ('linear', 'mlp')
   config.heads.hidden = 256  # ours; rows of W in eq. 5
   config.heads.bias = True  # ours; the equations have none
   config.heads.epochs = 15
@@ -72,7 +75,9 @@ def get_config(preset: str = '') -> ConfigDict:
   config.heads.best_epoch = False  # keep the best epoch on validation
   config.heads.memory_mb = 1500  # of the heads trained at once
 
-  config.classic = ('logistic', 'knn')  # and kernel; standardised, all layers
+  # And prototypes, kernel, kernel_layers (one per layer); always standardised,
+  # all layers.
+  config.classic = ('logistic', 'knn')
   config.random_encoder = True  # the same suite on random weights
   config.floors = (
     'majority',

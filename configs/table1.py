@@ -36,6 +36,9 @@ def get_config(preset: str = 'paper') -> ConfigDict:
   # Columns in which each architecture with random weights is probed too.
   config.random_splits = ('patient', 'grouped', 'paper')
   config.methods = METHODS  # rows; also those of MORE, and external
+  # Further rows, the mean of what the heads of several methods say; with the
+  # floor imagenet too: ('ddpm+moco', 'ddpm+imagenet').
+  config.committees = ()
   config.images_drawn = 16_000_000  # by each method, in pretraining
   config.pretrain = ConfigDict()
   for name in (*METHODS, *MORE):

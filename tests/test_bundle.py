@@ -8,6 +8,7 @@ import tiny_bundle
 
 from micdiffrep_jax.bundle import classifier, fingerprints
 from micdiffrep_jax.data import duplicates
+from micdiffrep_jax.encoders import encoder as encoders
 
 
 def write(tmp_path, model, precision='float32'):
@@ -32,6 +33,28 @@ def test_a_bundle_read_again_predicts_the_same(tmp_path, kind):
     np.testing.assert_allclose(found, want, atol=tolerance)
     assert stored.classes == tiny_bundle.CLASSES
   assert np.ptp(want, axis=0).min() > 1e-3  # the images do differ
+
+
+def committee():
+  """Two heads of one encoder, on layers of their own."""
+  other = tiny_bundle.model(layers=('down1_0',))
+  return tiny_bundle.model()._replace(others=(other,))
+
+
+def test_a_committee_says_the_mean_and_survives_its_file(tmp_path):
+  model, images = committee(), tiny_bundle.images(5)
+  each = [
+    special.softmax(classifier.logits(one, images).astype(float) / 2.5, axis=1)
+    for one in model.members
+  ]
+  assert np.abs(each[0] - each[1]).max() > 0.05
+  want = classifier.bundle_predict(model, images)
+  np.testing.assert_allclose(want, np.mean(each, 0))
+  path = write(tmp_path, model)
+  stored = classifier.load_bundle(path)
+  np.testing.assert_array_equal(classifier.bundle_predict(stored, images), want)
+  with pytest.raises(ValueError, match='committee of 2 encoders'):
+    encoders.load_encoder(path)
 
 
 @pytest.mark.parametrize('layer', ['down0_0', 'mid', 'up1_0'])

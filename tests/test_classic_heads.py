@@ -102,3 +102,18 @@ def test_one_class_is_refused():
   features, y = problem()
   with pytest.raises(ValueError, match='single class'):
     logistic(features, 0 * y, np.arange(9), np.arange(9, 20))
+
+
+def test_prototypes_are_the_mean_directions_and_the_nearest_wins():
+  features, y = problem(signal=1.5)
+  train, val = np.flatnonzero(y[:300] != 1), np.arange(300, 400)
+  got = classic.prototypes(Problem(features, y, K, train, val))
+  z = matrix.unit(matrix.as_float32(features, np.arange(400)))
+  means = {c: z[train][y[train] == c].mean(0) for c in (0, 2)}
+  cosine = {c: z @ (m / np.linalg.norm(m)) for c, m in means.items()}
+  said = classic.HEADS['prototypes'].predict(got.params, features)
+  for c in (0, 2):
+    np.testing.assert_allclose(0.07 * said[:, c], cosine[c], atol=1e-4)
+  right = np.where(cosine[0] > cosine[2], 0, 2)[val] == y[val]
+  assert got.score == pytest.approx(right.mean())
+  assert special.softmax(said, axis=1)[:, 1].max() < 1e-6  # no row of it

@@ -16,7 +16,9 @@ from micdiffrep_jax.draw import page
 from micdiffrep_jax.draw.result import Run
 from micdiffrep_jax.encoders import cache
 from micdiffrep_jax.encoders import encoder as encoders
+from micdiffrep_jax.heads import matrix
 from micdiffrep_jax.studies import folds, grid, page_folds, report
+from micdiffrep_jax.studies.base import Parts
 from micdiffrep_jax.studies.folds import Key
 from micdiffrep_jax.studies.grid import Row
 
@@ -25,6 +27,7 @@ def get_config(**changes):
   config = cross_config.get_config('test')
   config.checkpoints = ('sees', 'sees', 'blind')
   config.layers = ('image', 'mean+image', 'noise')
+  config.committees = ('sees+blind',)
   config.data.path = PHANTOM
   config.random_encoder = True
   config.update_from_flattened_dict(changes)
@@ -74,7 +77,7 @@ def test_the_first_is_compared_with_all_of_its_kind_and_the_floors(finished):
   found = {
     (*c['a'].values(), *c['b'].values()): c['accuracy']
     for c in results['comparisons']
-    if c['images'] == 'all'
+    if c['images'] == 'all' and '+ blind' not in c['a']['encoder']
   }
   first = ('sees image, t = 1', 'kernel')
   blind = found[*first, 'blind noise, t = 1', 'kernel']
@@ -88,7 +91,7 @@ def test_the_first_is_compared_with_all_of_its_kind_and_the_floors(finished):
     (r['encoder'], r['head']): r['all']['accuracy']['value']
     for r in results['rows']
   }
-  for (*_, encoder, head), c in found.items():
+  for (*_, encoder, head), c in found.items():  # committees among them
     want = values[first] if 'knn' not in head else values[first[0], 'knn']
     assert c['value'] == pytest.approx(want - values[encoder, head])
 
@@ -120,6 +123,44 @@ def test_what_is_written_says_the_same(finished, ds):
   assert 'blind noise, t = 1' in said
 
 
+def test_a_committee_says_the_mean_and_is_compared_with_its_members(finished):
+  workdir, results = finished
+  number = {(r['encoder'], r['head']): i for i, r in enumerate(results['rows'])}
+  sees, blind = 'sees image, t = 1', 'blind noise, t = 1'
+  both = f'{sees} + {blind}'
+  with np.load(os.path.join(workdir, 'predictions.npz')) as z:
+    for head in ('kernel', 'knn'):
+      each = [z[f'probs.{number[one, head]}'] for one in (sees, blind)]
+      got = z[f'probs.{number[both, head]}']
+      np.testing.assert_allclose(got, np.mean(each, 0), atol=1e-6)
+      right = (got.argmax(1) == z['label']).mean()
+      row = results['rows'][number[both, head]]
+      assert row['all']['accuracy']['value'] == pytest.approx(right)
+  mine = {
+    (c['b']['encoder'], c['b']['head'])
+    for c in results['comparisons']
+    if (c['a']['encoder'], c['a']['head']) == (both, 'knn')
+  }
+  assert mine == {(sees, 'knn'), (blind, 'knn')}
+  assert f'{both}, nearest neighbours, all layers - {blind}' in folds.text(
+    results
+  )
+
+
+@pytest.mark.parametrize(
+  ('text', 'flag'),
+  [
+    ('sees+other', 'committees'),
+    ('sees', 'committees'),
+    ('sees+sees', 'committees'),
+    ('sees+imagenet', 'floors'),
+  ],
+)
+def test_a_committee_that_is_none_is_refused(text, flag):
+  with pytest.raises(ValueError, match=rf'--config\.{flag}'):
+    folds.check(get_config(committees=(text,)))
+
+
 @pytest.fixture
 def alone(ds, monkeypatch):
   """One encoder, one head, nothing else."""
@@ -127,7 +168,7 @@ def alone(ds, monkeypatch):
   monkeypatch.setattr(encoders, 'load_encoder', lambda *_: fake_encoder(ds))
   return get_config(
     checkpoints=('a',), layers=(), heads=('knn',), floors=(),
-    random_encoder=False,
+    random_encoder=False, committees=(),
   )  # fmt: skip
 
 
@@ -164,6 +205,27 @@ def test_a_stopped_run_goes_on_from_its_features(alone, tmp_path, monkeypatch):
   assert folds.run(alone, str(tmp_path))['rows']
 
 
+def test_a_trained_head_predicts_what_no_fold_showed_it():
+  rng = np.random.default_rng(0)
+  labels = rng.integers(0, 3, 120)
+  x = rng.normal(size=(120, 4)) + 4 * np.eye(3, 4)[labels]
+  at = np.arange(120)
+  whole = Parts(at, at[:90], at[90:], at[:0], labels, 3)
+  rotated = folds.rotate(whole, at, 3, 0)
+  config = cross_config.get_config('test')
+  config.training.epochs = 60
+  training = grid.Training(config.training, (0,), True, 'accuracy')
+  chosen = {'layers': ('image',), 'timestep': 1, 'grid': 1}
+  probs, told = folds.predict(
+    matrix.literal(x.astype(np.float32)), rotated, ('linear',), chosen, training
+  )
+  assert (probs['linear'].argmax(1) == labels).mean() > 0.8
+  np.testing.assert_allclose(probs['linear'].sum(1), 1, atol=1e-6)
+  assert [one['setting']['learning_rate'] for one in told['linear']] == [
+    1e-2
+  ] * 3
+
+
 def test_an_encoder_that_had_labels_is_refused(ds, monkeypatch):
   taught = fake_encoder(ds)
   method = dataclasses.replace(
@@ -195,7 +257,7 @@ def test_only_what_pretraining_is_known_to_have_drawn_is_counted(ds):
     ({'checkpoints': ('a', 'a'), 'layers': ()}, 'checkpoints'),
     ({'layers': ('image',)}, 'layers'),
     ({'timesteps': ()}, 'timesteps'),
-    ({'heads': ('mlp',)}, 'heads'),
+    ({'heads': ('mpl',)}, 'heads'),
     ({'grid': 3}, 'grid'),
     ({'folds': 2}, 'folds'),
     ({'floors': ('none',)}, 'floors'),

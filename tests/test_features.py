@@ -10,7 +10,7 @@ from configs import pretrain
 from micdiffrep_jax.data import dataset as data
 from micdiffrep_jax.encoders import encoder as encoders
 from micdiffrep_jax.encoders import features
-from micdiffrep_jax.heads.matrix import pool
+from micdiffrep_jax.heads.matrix import Map, layout, pool
 from micdiffrep_jax.run import files
 
 
@@ -45,6 +45,16 @@ def test_pooling_is_the_mean_over_cells():
   pooled = features.pool_map(jnp.asarray(x), 4)
   cells = x.reshape(2, 4, 2, 4, 2, 3).mean(axis=(2, 4))
   np.testing.assert_allclose(pooled, cells, rtol=1e-5, atol=1e-6)
+
+
+def test_a_cells_deviation_stands_behind_its_mean_and_nests():
+  x = np.random.default_rng(0).normal(size=(2, 8, 8, 3)).astype(np.float32)
+  four = np.asarray(features.pool_map(jnp.asarray(x), 4, True))
+  for to, found in ((4, four.reshape(2, -1)), (2, pool(four, 2, True))):
+    cells = x.reshape(2, to, 8 // to, to, 8 // to, 3)
+    want = np.concatenate([cells.mean((2, 4)), cells.std((2, 4))], axis=-1)
+    np.testing.assert_allclose(found, want.reshape(2, -1), atol=1e-5)
+  assert layout([four.shape], 2) == (Map(4, 6),)
 
 
 def test_cells_of_odd_maps_share_pixels_and_nest():

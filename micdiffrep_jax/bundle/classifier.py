@@ -1,7 +1,8 @@
 """A classifier: frozen encoder, head, what is to be known of both; its file.
 
 The file is an npz archive of arrays and one JSON text, without pickle. Of the
-encoder it holds only the weights that the head's layers depend on.
+encoder it holds only the weights that the head's layers depend on. A committee
+is several pairs of encoder and head whose probabilities are averaged.
 
 Letters: n images, s their side, c channels, k classes.
 """
@@ -19,6 +20,7 @@ from micdiffrep_jax.encoders import encoder as encoders
 from micdiffrep_jax.encoders import features
 from micdiffrep_jax.encoders.encoder import Encoder
 from micdiffrep_jax.heads import head_file
+from micdiffrep_jax.heads.table import HEADS
 from micdiffrep_jax.run import archive, devices
 from micdiffrep_jax.scores import calibration
 
@@ -76,7 +78,8 @@ class Classifier(NamedTuple):
   """A frozen encoder, zero where no weight is needed, and a head on it.
 
   fingerprints: of the images that the head was trained on; feature_fn: of
-  features.make_feature_fn, for the layers that the head reads.
+  features.make_feature_fn, for the layers that the head reads; others: further
+  members of a committee, whose own `others` are not read.
   """
 
   encoder: Encoder
@@ -84,6 +87,12 @@ class Classifier(NamedTuple):
   meta: Meta
   fingerprints: Fingerprints
   feature_fn: Callable
+  others: tuple['Classifier', ...] = ()
+
+  @property
+  def members(self) -> tuple['Classifier', ...]:
+    """All that have a say: one where there is no committee."""
+    return (self, *self.others)
 
   @property
   def classes(self) -> tuple[str, ...]:
@@ -101,7 +110,10 @@ def assemble(
   layers = tuple(head.info['layers'])
   features.check_request(encoder.method, layers, (head.info['timestep'],))
   feature_fn = features.make_feature_fn(
-    encoder.method, layers, head.info['extracted_grid']
+    encoder.method,
+    layers,
+    head.info['extracted_grid'],
+    head.info.get('deviation', False),  # older heads had none
   )
   return Classifier(encoder, head, meta, fingerprints, feature_fn)
 
@@ -110,6 +122,8 @@ def logits(
   model: Classifier, images: np.ndarray, seeds: np.ndarray | None = None
 ) -> np.ndarray:
   """Logits (n, k) float32 of images (n, s, s, c) uint8, uncalibrated.
+
+  Of one encoder and its head, whatever committee they are in.
 
   seeds (n,) uint32 of the noise; by default those of the images' pixels.
   """
@@ -148,8 +162,13 @@ def bundle_predict(
   and the compiled batch is always of one size. Raises ValueError for images of
   another shape.
   """
-  temperature = model.head.info['temperature']
-  return calibration.softmax(logits(model, images, seeds), temperature)
+  each = [
+    calibration.softmax(
+      logits(one, images, seeds), one.head.info['temperature']
+    )
+    for one in model.members
+  ]
+  return np.mean(each, axis=0)
 
 
 def needed(
@@ -177,8 +196,10 @@ def needed(
   return dict(zip(archive.leaf_names(encoder.variables), used, strict=True))
 
 
-def write(path: str, model: Classifier, precision: str) -> None:
-  """Writes a classifier; the file is whole or absent."""
+def _pack(
+  model: Classifier, precision: str
+) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+  """One encoder and its head, as arrays and as text."""
   encoder, head, meta = model.encoder, model.head, model.meta
   use = needed(encoder, head.info['layers'], meta.size_px, meta.channels)
   leaves = dict(zip(use, jax.device_get(jax.tree.leaves(encoder.variables))))
@@ -186,20 +207,50 @@ def write(path: str, model: Classifier, precision: str) -> None:
   for name, leaf in leaves.items():
     if use[name]:
       arrays |= archive.pack(f'encoder.{name}', leaf, precision)
+  exact = HEADS[head.info['kind']].exact
   for name, x in head.params.items():
-    # Sums over thousands of training images cancel: too fine for a byte.
-    how = 'float32' if name == 'M' and 'centres' in head.params else precision
+    how = 'float32' if name in exact else precision
     # Outputs lead in a head; they become the last axis, as in the encoder.
     arrays |= archive.pack(f'head.{name}', np.moveaxis(x, -1, 1), how)
   arrays |= {'shift': head.shift, 'scale': head.scale}
-  arrays |= model.fingerprints.arrays()
-  text: dict[str, Any] = {
-    'precision': precision,
-    'meta': meta.as_dict(),
+  return arrays, {
     'head': head.info,
     'encoder': {'config': encoder.config, 'info': encoder.info.as_dict()},
   }
-  archive.write(path, arrays, text)
+
+
+def write(path: str, model: Classifier, precision: str) -> None:
+  """Writes a classifier; the file is whole or absent."""
+  packed = [_pack(one, precision) for one in model.members]
+  arrays, text = packed[0]
+  if model.others:
+    # No encoder by its plain name: who knows no committees refuses the file.
+    text = {'members': [own for _, own in packed]}
+    arrays = {
+      f'members.{i}.{name}': x
+      for i, (own, _) in enumerate(packed)
+      for name, x in own.items()
+    }
+  arrays |= model.fingerprints.arrays()
+  more = {'precision': precision, 'meta': model.meta.as_dict()}
+  archive.write(path, arrays, text | more)
+
+
+def _unpack(
+  arrays: dict[str, np.ndarray],
+  text: dict[str, Any],
+  path: str,
+  meta: Meta,
+  known: Fingerprints,
+) -> Classifier:
+  """The inverse of _pack."""
+  encoder = encoders.of_archive(arrays, text, path)
+  unpacked = archive.unpack(arrays, 'head.')
+  params = {k: np.moveaxis(v, 1, -1) for k, v in unpacked.items()}
+  head = head_file.SavedHead(
+    params, arrays['shift'], arrays['scale'], text['head']
+  )
+  return assemble(encoder, head, meta, known)
 
 
 def load_bundle(path: str) -> Classifier:
@@ -208,14 +259,25 @@ def load_bundle(path: str) -> Classifier:
     raise ValueError('No bundle given. Set --config.bundle=FILE.')
   arrays, text = archive.read(path)
   try:
-    encoder = encoders.of_archive(arrays, text, path)
-    unpacked = archive.unpack(arrays, 'head.')
-    params = {k: np.moveaxis(v, 1, -1) for k, v in unpacked.items()}
-    head = head_file.SavedHead(
-      params, arrays['shift'], arrays['scale'], text['head']
-    )
+    meta = Meta.from_dict(text['meta'])
     known = Fingerprints.from_arrays(arrays)
-    return assemble(encoder, head, Meta.from_dict(text['meta']), known)
+    if 'members' not in text:
+      return _unpack(arrays, text, path, meta, known)
+    first, *others = (
+      _unpack(
+        {
+          name.removeprefix(f'members.{i}.'): x
+          for name, x in arrays.items()
+          if name.startswith(f'members.{i}.')
+        },
+        own,
+        path,
+        meta,
+        known,
+      )
+      for i, own in enumerate(text['members'])
+    )
+    return first._replace(others=tuple(others))
   except (LookupError, TypeError, AttributeError, ArithmeticError) as e:
     raise ValueError(
       f'{path!r} lacks what a bundle holds, or is damaged '

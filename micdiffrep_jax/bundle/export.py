@@ -1,5 +1,10 @@
-"""Task `bundle`: a probe's head and its encoder as one file."""
+"""Task `bundle`: a probe's head and its encoder as one file.
 
+Of several probes of the same data set and split a committee, whose
+probabilities are the mean of theirs.
+"""
+
+from collections.abc import Sequence
 import dataclasses
 import json
 import os
@@ -19,9 +24,11 @@ from micdiffrep_jax.heads import head_file, matrix, table
 from micdiffrep_jax.heads.base import Problem
 from micdiffrep_jax.run import archive, files, log
 from micdiffrep_jax.run.checks import one_of
+from micdiffrep_jax.scores import bootstrap
 
 _COMPARED = 512  # validation images on which the file is compared with the run
 _SCORES = ('accuracy', 'balanced_accuracy')  # that a bundle tells of its head
+_RESAMPLES = 1000  # of groups, for the intervals of a committee
 _UNSURE = 0.1  # share of validation images that are called low in confidence
 
 
@@ -30,7 +37,8 @@ class Probe(NamedTuple):
 
   head: that it bundles, with test scores by set of images and metric; config:
   its own; path: of its data set; rows (n,) of the validation images, val
-  (n, k) the head's probabilities of them.
+  (n, k) the head's probabilities of them; said: those of the test images, with
+  their labels, groups and variants.
   """
 
   head: head_file.SavedHead
@@ -40,6 +48,7 @@ class Probe(NamedTuple):
   path: str
   rows: np.ndarray
   val: np.ndarray
+  said: dict[str, np.ndarray]
 
 
 def run(config: ConfigDict, workdir: str) -> dict[str, Any]:
@@ -54,16 +63,28 @@ def run(config: ConfigDict, workdir: str) -> dict[str, Any]:
   )
   archive.check_precision(config.precision)
   out = config.out or os.path.join(workdir, 'bundle.npz')
-  probe = read_probe(config.probe)
-  encoder, dataset = _open(config, probe)
-  head, rows = probe.head, _rows(dataset, probe, config.refit)
+  folders = (config.probe, *config.others)
+  probes = [read_probe(folder) for folder in folders]
+  opened = [
+    _open(folder, one, config.data.path, config.checkpoint if i == 0 else '')
+    for i, (folder, one) in enumerate(zip(folders, probes))
+  ]
+  probe, dataset = join(folders, probes), opened[0][1]
+  rows = _rows(dataset, probe, config.refit)
+  heads = [one.head for one in probes]
   if config.refit:
-    folder = os.path.join(workdir, 'features')
-    head = refit(head, encoder, dataset, probe.config, folder)
-    shutil.rmtree(folder, ignore_errors=True)
+    place = os.path.join(workdir, 'features')
+    for i, (encoder, _) in enumerate(opened):
+      own = os.path.join(place, str(i))
+      heads[i] = refit(heads[i], encoder, dataset, probes[i].config, own)
+    shutil.rmtree(place, ignore_errors=True)
   seen = fingerprints.make(dataset, rows, config.fingerprints)
-  meta = _meta(probe, encoder, len(rows), config.refit)
-  model = classifier.assemble(*_without_paths(encoder, head), meta, seen)
+  meta = _meta(probe, [one for one, _ in opened], len(rows), config.refit)
+  model, *others = (
+    classifier.assemble(*_without_paths(encoder, head), meta, seen)
+    for (encoder, _), head in zip(opened, heads)
+  )
+  model = model._replace(others=tuple(others))
   classifier.write(out, model, config.precision)
   stored = classifier.load_bundle(out)
   compared = _compare(model, stored, dataset, probe, config.refit)
@@ -85,6 +106,7 @@ def run(config: ConfigDict, workdir: str) -> dict[str, Any]:
       'fingerprints': config.fingerprints,
       **compared,
       'encoder': model.encoder.info.as_dict(),
+      'others': [one.encoder.info.as_dict() for one in others],
       'data': {
         'fingerprint': dataset.fingerprint,
         'split': meta.split,
@@ -107,6 +129,8 @@ def read_probe(folder: str) -> Probe:
     path = os.path.join(folder, 'predictions.npz')
     with np.load(path, allow_pickle=False) as z:
       index, val = z['val.index'], z[f'val.probs.{name}']
+      said = {k: z[f'test.{k}'] for k in ('label', 'group', 'variant')}
+      said['probs'] = z[f'test.probs.{name}']
     return Probe(
       head,
       {
@@ -119,6 +143,7 @@ def read_probe(folder: str) -> Probe:
       results['data']['path'],
       index,
       val,
+      said,
     )
   except (OSError, KeyError, ValueError) as e:
     raise ValueError(
@@ -127,24 +152,70 @@ def read_probe(folder: str) -> Probe:
     ) from e
 
 
+def join(folders: Sequence[str], probes: Sequence[Probe]) -> Probe:
+  """A committee of probes as one, whose probabilities are the mean of theirs.
+
+  head and config are those of the first. ValueError for probes that are not of
+  the same images, classes and split.
+  """
+  first, *rest = probes
+  for folder, one in zip(folders[1:], rest):
+    for key in ('dataset', 'split', 'split_hash', 'classes'):
+      mine, theirs = first.head.info[key], one.head.info[key]
+      if mine != theirs:
+        raise ValueError(
+          f'{folder} is a probe of {key} {theirs!r}, {folders[0]} of {mine!r}: '
+          'they make no committee. Set --config.others.'
+        )
+  if not rest:
+    return first
+  said = {**first.said, 'probs': np.mean([p.said['probs'] for p in probes], 0)}
+  val = np.mean([one.val for one in probes], axis=0)
+  return first._replace(val=val, said=said, test=_scores(said))
+
+
+def _scores(said: dict[str, np.ndarray]) -> dict[str, dict[str, Any]]:
+  """Test scores of probabilities, as a probe has them."""
+  found = {}
+  for part in ('all', 'sources'):
+    keep = (said['variant'] == '') | (part == 'all')
+    if keep.any():
+      resampled = bootstrap.resample(
+        said['label'][keep],
+        said['probs'][keep].argmax(1)[None],
+        said['group'][keep],
+        said['probs'].shape[1],
+        _RESAMPLES,
+        0,
+      )
+      found[part] = {
+        metric: bootstrap.score(resampled[metric].mean)._asdict()
+        for metric in _SCORES
+      }
+  return found
+
+
 def _open(
-  config: ConfigDict, probe: Probe
+  folder: str, probe: Probe, path: str, checkpoint: str
 ) -> tuple[encoders.Encoder, data.Dataset]:
-  """What the probe was fitted on, where it is now; ValueError for others."""
+  """What the probe was fitted on, where it is now; ValueError for others.
+
+  path and checkpoint: where its data set and encoder are, '' as it says.
+  """
   info = probe.head.info
-  place = config.checkpoint or info['checkpoint']
+  place = checkpoint or info['checkpoint']
   known = encoders.EncoderInfo.from_dict(info['encoder'])
   encoder = encoders.load_encoder(place, known.step)
   if encoder.info.fingerprint != known.fingerprint:
     raise ValueError(
-      f'{place} is not the encoder that {config.probe} probed. Set '
+      f'{place} is not the encoder that {folder} probed. Set '
       '--config.checkpoint.'
     )
-  dataset = data.open_dataset(config.data.path or probe.path)
+  dataset = data.open_dataset(path or probe.path)
   if dataset.fingerprint != info['dataset']:
     raise ValueError(
-      f'{dataset.path} is not the dataset that {config.probe} was fitted on. '
-      'Set --config.data.path.'
+      f'{dataset.path} is not the dataset that {folder} was fitted on. Set '
+      '--config.data.path.'
     )
   return encoder, dataset
 
@@ -194,9 +265,14 @@ def refit(
     info['draws'],
     info['feature_seed'],
     config.batch_size,
+    deviation=info.get('deviation', False),
   )
-  x = feature_cache.matrix(cache, info['timestep'], layers, info['grid'])
-  found = matrix.standardise(x) if info['standardise'] else matrix.literal(x)
+  where = (cache, info['timestep'], layers, info['grid'])
+  x, maps = feature_cache.matrix(*where), feature_cache.maps_of(*where)
+  scaled = info['standardise']
+  found = (
+    matrix.standardise(x, maps=maps) if scaled else matrix.literal(x, maps)
+  )
   name = table.name_of(info)
   chosen = {setting: info[setting] for setting in table.HEADS[name].chooses}
   heads = config.heads.copy_and_resolve_references().unlock()
@@ -208,10 +284,10 @@ def refit(
 
 
 def _meta(
-  probe: Probe, encoder: encoders.Encoder, images: int, refitted: bool
+  probe: Probe, used: Sequence[encoders.Encoder], images: int, refitted: bool
 ) -> Meta:
-  """What is to be known; images: that the head has seen."""
-  info = probe.head.info
+  """What is to be known; used: encoders; images: that the heads have seen."""
+  info, encoder = probe.head.info, used[0]
   return Meta(
     classes=tuple(info['classes']),
     size_px=encoder.info.size_px,
@@ -220,7 +296,9 @@ def _meta(
     dataset=info['dataset'],
     split=info['split'],
     split_hash=info['split_hash'],
-    same_data_in_pretraining=encoder.info.fingerprint == info['dataset'],
+    same_data_in_pretraining=any(
+      one.info.fingerprint == info['dataset'] for one in used
+    ),
     low_confidence=float(np.quantile(probe.val.max(1), _UNSURE)),
     normal_class=probe.normal_class,
     training_images=images,
@@ -272,7 +350,12 @@ def _compare(
 
 
 def _count(model: Classifier) -> dict[str, int]:
-  """Parameters of the head, of the whole encoder and of what is stored."""
+  """Parameters of heads, of whole encoders and of what is stored."""
+  each = [_count_one(one) for one in model.members]
+  return {name: sum(one[name] for one in each) for name in each[0]}
+
+
+def _count_one(model: Classifier) -> dict[str, int]:
   use = classifier.needed(
     model.encoder,
     model.head.info['layers'],

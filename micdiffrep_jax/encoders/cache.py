@@ -33,7 +33,7 @@ import numpy as np
 from micdiffrep_jax.data.dataset import Dataset
 from micdiffrep_jax.encoders import encoder as encoders
 from micdiffrep_jax.encoders import features
-from micdiffrep_jax.heads.matrix import pool
+from micdiffrep_jax.heads.matrix import Maps, layout, pool
 from micdiffrep_jax.methods import views as changes
 from micdiffrep_jax.methods.base import to_float
 from micdiffrep_jax.run import archive, files, log
@@ -53,12 +53,16 @@ _SHARED: contextvars.ContextVar[_Shared | None] = contextvars.ContextVar(
 
 
 class Cache(NamedTuple):
-  """What was filled: layers and timesteps selected in `folder`, and views."""
+  """What was filled: layers and timesteps selected in `folder`, and views.
+
+  deviation: whether each cell's deviation stands behind its mean.
+  """
 
   folder: str
   layers: tuple[str, ...]
   timesteps: tuple[int, ...]
   views: int = 0
+  deviation: bool = False
 
 
 class Views(NamedTuple):
@@ -145,7 +149,11 @@ def _widened(
 
 
 def make_view_fn(
-  method: Any, layers: tuple[str, ...], grid: int, config: ConfigDict
+  method: Any,
+  layers: tuple[str, ...],
+  grid: int,
+  config: ConfigDict,
+  deviation: bool = False,
 ) -> Callable:
   """As features.make_feature_fn, of images augmented by views.augment.
 
@@ -163,7 +171,9 @@ def make_view_fn(
   ) -> dict[str, jax.Array]:
     keys = features.image_keys(key, seeds)
     taps = method.features(variables, jax.vmap(one)(keys, images), keys, t)
-    return {name: features.pool_map(taps[name], grid) for name in layers}
+    return {
+      name: features.pool_map(taps[name], grid, deviation) for name in layers
+    }
 
   return feature_fn
 
@@ -182,6 +192,7 @@ def fill(
   weights_seed: int = 0,
   feature_fn: Callable | None = None,
   views: Views | None = None,
+  deviation: bool = False,
 ) -> Cache:
   """Selects features in `folder`, extracting those that no entry holds.
 
@@ -200,6 +211,7 @@ def fill(
     'dataset': dataset.fingerprint,
     'grid': grid,
     'seed': seed,
+    **({'deviation': True} if deviation else {}),
   }
   parts = [
     part
@@ -218,14 +230,19 @@ def fill(
   if images:
     names = _widened(encoder, layers)
     if feature_fn is None or names != layers:
-      feature_fn = features.make_feature_fn(encoder.method, names, grid)
-    view_fn = views and make_view_fn(encoder.method, names, grid, views.augment)
+      feature_fn = features.make_feature_fn(
+        encoder.method, names, grid, deviation
+      )
+    view_fn = views and make_view_fn(
+      encoder.method, names, grid, views.augment, deviation
+    )
     check_space(store, images * image_bytes(feature_fn, encoder, batch_size))
     for part, missing in zip(parts, lacking):
       function = view_fn if part.view else feature_fn
       _extract(part, encoder, dataset, missing, names, batch_size, function)
   _select(folder, parts)
-  return Cache(folder, layers, tuple(timesteps), views.number if views else 0)
+  number = views.number if views else 0
+  return Cache(folder, layers, tuple(timesteps), number, deviation)
 
 
 def _extract(
@@ -445,5 +462,19 @@ def matrix(
       chosen = selection['rows'][:rows]
     for layer in layers:
       stored = np.load(os.path.join(entry, f'{layer}.npy'), mmap_mode='r')
-      parts.append(pool(stored[chosen], grid))
+      parts.append(pool(stored[chosen], grid, cache.deviation))
   return np.concatenate(parts, axis=1)
+
+
+def maps_of(
+  cache: Cache, t: int | Sequence[int], layers: Sequence[str], grid: int
+) -> Maps:
+  """Which columns of `matrix` are which layer."""
+  return layout(
+    (
+      maps(cache, step, layer).shape
+      for step in ((t,) if isinstance(t, int) else t)
+      for layer in layers
+    ),
+    grid,
+  )

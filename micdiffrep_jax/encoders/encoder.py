@@ -169,6 +169,11 @@ def of_archive(
   Weights that no layer of its head depends on are not there: they are zero, and
   what needs them is left out of the method.
   """
+  if 'encoder' not in text and 'members' in text:
+    raise ValueError(
+      f'{path!r} is a committee of {len(text["members"])} encoders, and here '
+      'one is wanted. Give the checkpoint or the bundle of one of them.'
+    )
   info = dataclasses.replace(
     EncoderInfo.from_dict(text['encoder']['info']), path=str(path)
   )

@@ -56,13 +56,22 @@ def _cells(size: int, grid: int) -> np.ndarray:
   return (np.clip(overlap, 0, None) * grid / size).astype(np.float32)
 
 
-def pool_map(x: jax.Array, grid: int) -> jax.Array:
-  """Area averages: x (b, h, w, d) -> (b, g, g, d) float32, g = min(grid, h)."""
+def pool_map(x: jax.Array, grid: int, deviation: bool = False) -> jax.Array:
+  """Area averages: x (b, h, w, d) -> (b, g, g, d) float32, g = min(grid, h).
+
+  With the deviation within each cell behind them: (b, g, g, 2 d).
+  """
   if x.ndim == 2:  # a vector per image, e.g. a class token
     x = x[:, None, None, :]
   rows = _cells(x.shape[1], min(grid, x.shape[1]))
   columns = _cells(x.shape[2], min(grid, x.shape[2]))
-  return jnp.einsum('bhwd,gh,kw->bgkd', x.astype(jnp.float32), rows, columns)
+  x = x.astype(jnp.float32)
+  mean = jnp.einsum('bhwd,gh,kw->bgkd', x, rows, columns)
+  if not deviation:
+    return mean
+  square = jnp.einsum('bhwd,gh,kw->bgkd', jnp.square(x), rows, columns)
+  spread = jnp.sqrt(jnp.maximum(square - jnp.square(mean), 0))
+  return jnp.concatenate([mean, spread], axis=-1)
 
 
 def image_seeds(images: np.ndarray) -> np.ndarray:
@@ -76,12 +85,15 @@ def image_keys(key: jax.Array, seeds: jax.Array) -> jax.Array:
 
 
 def make_feature_fn(
-  method: Reader, layers: tuple[str, ...], grid: int
+  method: Reader,
+  layers: tuple[str, ...],
+  grid: int,
+  deviation: bool = False,
 ) -> Callable:
   """Compiles (variables, images, seeds, key, t) -> {layer: (b, g, g, d)}.
 
   images (b, h, w, c) uint8, seeds (b,) uint32, t () int32. The output is
-  float32, pooled inside, so that maps never leave the device.
+  float32, pooled inside by pool_map, so that maps never leave the device.
   """
 
   @jax.jit
@@ -89,7 +101,7 @@ def make_feature_fn(
     variables: Any, images: Any, seeds: Any, key: Any, t: Any
   ) -> dict[str, jax.Array]:
     taps = method.features(variables, images, image_keys(key, seeds), t)
-    return {name: pool_map(taps[name], grid) for name in layers}
+    return {name: pool_map(taps[name], grid, deviation) for name in layers}
 
   return feature_fn
 

@@ -13,12 +13,13 @@ from jax import Array
 import jax.numpy as jnp
 import numpy as np
 
-from micdiffrep_jax.heads.matrix import Features
+from micdiffrep_jax.heads.matrix import Features, Maps
 
 BLOCK = 256  # rows at a time
 
 Params = dict[str, Any]
-Apply = Callable[[Any, Array], Array]  # params, x (b, d) -> logits (b, k)
+# params, x (b, d), maps -> logits (b, k)
+Apply = Callable[[Any, Array, Maps], Array]
 
 
 class Problem(NamedTuple):
@@ -60,7 +61,7 @@ class Head(NamedTuple):
   `calibrated` by a temperature. fit(problem, **settings) -> Fitted, where each
   setting is a tuple of what to try; None for a head that trained.fit trains.
   chooses: the names of its settings; kind: what its file says, '' for a head
-  that has none.
+  that has none; exact: its parameters that no file may round to a byte.
   """
 
   predict: Callable[[Params, Features], np.ndarray]
@@ -68,25 +69,28 @@ class Head(NamedTuple):
   chooses: tuple[str, ...] = ()
   kind: str = ''
   calibrated: bool = True
+  exact: tuple[str, ...] = ()
 
 
-@functools.partial(jax.jit, static_argnums=0)
+@functools.partial(jax.jit, static_argnums=(0, 1))
 def _apply_block(
-  apply: Apply, params: Any, x: Array, shift: Array, scale: Array
+  apply: Apply, maps: Maps, params: Any, x: Array, shift: Array, scale: Array
 ) -> Array:
   part = (x.astype(jnp.float32) - shift[None, :]) * scale[None, :]
-  return jax.vmap(apply, in_axes=(0, None))(params, part)
+  return jax.vmap(lambda p: apply(p, part, maps))(params)
 
 
 def apply_all(apply: Apply, params: Params, features: Features) -> np.ndarray:
   """Logits (a, n, k) of all rows, averaged over draws, of heads (a, ...)."""
   x = features.x[None] if features.x.ndim == 2 else features.x
-  n = x.shape[1]
+  n, maps = x.shape[1], features.maps
   blocks = []
   for start in range(0, n, BLOCK):
     at = np.resize(np.arange(start, min(n, start + BLOCK)), BLOCK)
     one = [
-      _apply_block(apply, params, draw[at], features.shift, features.scale)
+      _apply_block(
+        apply, maps, params, draw[at], features.shift, features.scale
+      )
       for draw in x
     ]
     blocks.append(np.mean(one, axis=0))

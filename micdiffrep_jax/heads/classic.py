@@ -1,4 +1,4 @@
-"""Heads without a learning rate: logistic regression, neighbours, a kernel.
+"""Heads without a learning rate: regression, neighbours, prototypes, a kernel.
 
 Each chooses its settings on validation rows.
 
@@ -23,7 +23,7 @@ from micdiffrep_jax.heads.base import (
   Problem,
   predict_with,
 )
-from micdiffrep_jax.heads.matrix import Features, as_float32, unit
+from micdiffrep_jax.heads.matrix import Features, Maps, as_float32, unit
 
 if TYPE_CHECKING:
   from sklearn.linear_model import LogisticRegression
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 STRENGTHS = (1.0, 0.1, 1e-2, 1e-3, 1e-4, 1e-5)  # L2 per row, strong to weak
 NEIGHBOURS = (1, 3, 5, 10, 20, 50)
 _BLOCK = 512  # query rows at a time
-_SHARPNESS = 1 / 0.07  # of neighbour weights, Wu et al. 2018
+_SHARPNESS = 1 / 0.07  # of cosine similarities, Wu et al. 2018
 
 
 def _coefficients(model: 'LogisticRegression', k: int) -> dict[str, np.ndarray]:
@@ -156,6 +156,33 @@ def knn_predict(params: Params, features: Features) -> np.ndarray:
   return vote(similarity, params['labels'][index], params['classes'], k)
 
 
+def prototypes(problem: Problem) -> Fitted:
+  """The mean direction of each class, for few labels: nothing to choose.
+
+  Of standardised rows of length 1, made of length 1 again. The temperature that
+  calibrates it is its only other number. params: M (1, k, d) and M_bias (1, k),
+  which keeps a class without rows from winning. Source: Snell et al. 2017, with
+  the cosine of Gidaris and Komodakis 2018.
+  """
+  features, labels, classes, train, validation = problem
+  z, y = unit(as_float32(features, train)), labels[train]
+  one_hot = (y[:, None] == np.arange(classes)).astype(np.float32)
+  absent = one_hot.sum(0) == 0
+  m = _SHARPNESS * unit(one_hot.T @ z)
+  bias = np.where(absent, -1e4, 0.0).astype(np.float32)
+  params = {'M': m[None], 'M_bias': bias[None]}
+  said = unit(as_float32(features, validation)) @ m.T + bias
+  score = float((said.argmax(1) == labels[validation]).mean())
+  return Fitted(params, {}, score, tried=(({}, score),))
+
+
+def _similarity(params: Params, x: Array, maps: Maps = ()) -> Array:
+  """Cosine of rows (b, d) and prototypes, sharpened: (b, k)."""
+  del maps
+  norm = jnp.linalg.norm(x, axis=1, keepdims=True)
+  return nets.dense(params, 'M', x / jnp.maximum(norm, 1e-12))
+
+
 HEADS: dict[str, Head] = {
   'logistic': Head(
     predict_with(nets.HEADS['linear'].apply),
@@ -164,5 +191,7 @@ HEADS: dict[str, Head] = {
     kind='linear',
   ),
   'knn': Head(knn_predict, knn, ('neighbours',), calibrated=False),
+  'prototypes': Head(predict_with(_similarity), prototypes, kind='prototypes'),
   'kernel': kernel.HEAD,
+  'kernel_layers': kernel.LAYERS,
 }

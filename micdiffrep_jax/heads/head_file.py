@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from micdiffrep_jax.heads.matrix import Features, pool
+from micdiffrep_jax.heads.matrix import Features, layout, pool
 from micdiffrep_jax.heads.table import HEADS
 from micdiffrep_jax.run import files
 
@@ -21,8 +21,8 @@ class SavedHead(NamedTuple):
   """One head.
 
   params as its `predict` takes them, with a leading axis of one; shift and
-  scale (d,) float32; info: kind, classes, layers, timestep, grid, draws,
-  feature_seed, temperature, and where all of it came from.
+  scale (d,) float32; info: kind, classes, layers, timestep, grid, deviation,
+  draws, feature_seed, temperature, and where all of it came from.
   """
 
   params: dict[str, np.ndarray]
@@ -65,12 +65,15 @@ def flatten(
 ) -> np.ndarray:
   """What a head takes (n, d), of what features.extract gives."""
   layers: Sequence[str] = info['layers']
-  parts = [pool(extracted[name], info['grid']) for name in layers]
+  deviation = info.get('deviation', False)  # older heads had none
+  parts = [pool(extracted[name], info['grid'], deviation) for name in layers]
   return np.concatenate(parts, axis=1)
 
 
 def logits(head: SavedHead, extracted: dict[str, np.ndarray]) -> np.ndarray:
   """Logits (n, k) of what features.extract gives: {layer: (n, g, g, c)}."""
+  shapes = [extracted[name].shape for name in head.info['layers']]
+  maps = layout(shapes, head.info['grid'])
   x = flatten(head.info, extracted)
-  features = Features(x, head.shift, head.scale)
+  features = Features(x, head.shift, head.scale, maps)
   return HEADS[head.info['kind']].predict(head.params, features)

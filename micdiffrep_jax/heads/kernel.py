@@ -2,12 +2,14 @@
 
 Standardised features to unit length, to principal components divided by the
 root of their deviations (half whitened), then ridge regression of the classes
-under a Gaussian kernel.
+under a Gaussian kernel. Of a committee each layer has components of its own,
+and the kernel is the mean of theirs.
 
 Letters: n rows, d features, p components, m rows kept, k classes, b batch.
 """
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 from jax import Array
 import jax.numpy as jnp
@@ -15,8 +17,15 @@ import numpy as np
 from scipy import linalg
 
 from micdiffrep_jax.heads.base import Fitted, Head, Problem, predict_with
-from micdiffrep_jax.heads.matrix import as_float32, unit
-from micdiffrep_jax.heads.nets import Params, dense
+from micdiffrep_jax.heads.matrix import (
+  Features,
+  Maps,
+  as_float32,
+  spans,
+  split,
+  unit,
+)
+from micdiffrep_jax.heads.nets import Params, dense, member
 
 COMPONENTS = 128
 GAMMAS = (1.0, 2.0, 4.0)  # per mean squared distance, wide to narrow
@@ -26,14 +35,28 @@ _ROWS_PER_COMPONENT = 4
 _HALF = 0.5  # power of the deviations that components are divided by
 
 
-def apply(params: Params, x: Array) -> Array:
-  """M exp(-|W x / |x| - centre|^2), a term per centre; centres (m, p)."""
+def _closeness(params: Params, x: Array) -> Array:
+  """exp(-|W x / |x| - centre|^2) of every centre (b, m); centres (m, p)."""
   norm = jnp.linalg.norm(x, axis=1, keepdims=True)
   w = dense(params, 'W', x / jnp.maximum(norm, 1e-12))
   centres = params['centres']
   apart = jnp.square(w).sum(1)[:, None] + jnp.square(centres).sum(1)[None, :]
   distance = apart - 2 * jnp.einsum('bm,nm->bn', w, centres)
-  return dense(params, 'M', jnp.exp(-jnp.maximum(distance, 0)))
+  return jnp.exp(-jnp.maximum(distance, 0))
+
+
+def apply(params: Params, x: Array, maps: Maps = ()) -> Array:
+  """M times the closeness to every centre (b, k)."""
+  del maps
+  return dense(params, 'M', _closeness(params, x))
+
+
+def apply_layers(params: Params, x: Array, maps: Maps = ()) -> Array:
+  """M times the mean over maps of the closeness to every centre (b, k)."""
+  each = [
+    _closeness(member(params, i), x[:, at]) for i, at in enumerate(spans(maps))
+  ]
+  return dense(params, 'M', jnp.stack(each).mean(0))
 
 
 def _components(
@@ -53,16 +76,43 @@ def _components(
   return weights, -(weights @ pca.mean_).astype(np.float32)
 
 
-def _near(x: np.ndarray, y: np.ndarray | None, gamma: float) -> np.ndarray:
-  """exp(-gamma |x - y|^2) of rows, y None for x itself."""
+class _Projected(NamedTuple):
+  """A map in components: W and W_bias, rows to train on and to choose on."""
+
+  weights: np.ndarray
+  offset: np.ndarray
+  train: np.ndarray
+  validation: np.ndarray
+
+
+def _project(
+  features: Features, train: np.ndarray, validation: np.ndarray, seed: int
+) -> _Projected:
+  z = unit(as_float32(features, train))
+  weights, offset = _components(z, COMPONENTS, seed)
+  # float32, and at most ROWS rows: the LAPACK of SciPy 1.17 crashes on a matrix
+  # of more than 2 GiB.
+  w = (z @ weights.T + offset).astype(np.float32)
+  w_val = unit(as_float32(features, validation)) @ weights.T + offset
+  return _Projected(weights, offset, w, w_val)
+
+
+def _near(
+  x: Sequence[np.ndarray], y: Sequence[np.ndarray], gamma: float
+) -> np.ndarray:
+  """exp(-gamma |x - y|^2) of rows, the mean over maps."""
   # On use, as PCA above: predicting needs no scikit-learn, which takes seconds.
   from sklearn.metrics.pairwise import rbf_kernel
 
-  return rbf_kernel(x, y, gamma=gamma)
+  total = rbf_kernel(x[0], y[0], gamma=gamma)
+  for one, other in zip(x[1:], y[1:]):
+    total += rbf_kernel(one, other, gamma=gamma)
+  total /= len(x)
+  return total
 
 
 def _ridge(
-  w: np.ndarray, y: np.ndarray, k: int, gamma: float, strength: float
+  w: Sequence[np.ndarray], y: np.ndarray, k: int, gamma: float, strength: float
 ) -> tuple[np.ndarray, np.ndarray]:
   """M (k, n) and M_bias (k,); a class that no row has never wins.
 
@@ -70,10 +120,8 @@ def _ridge(
   far each class rises above its share, so frequent ones have no advantage.
   """
   share = np.bincount(y, minlength=k) / len(y)
-  # float32, and at most ROWS rows: the LAPACK of SciPy 1.17 crashes on a matrix
-  # of more than 2 GiB.
-  kernel = _near(w.astype(np.float32), None, gamma)
-  kernel[np.diag_indices(len(w))] += strength
+  kernel = _near(w, w, gamma)
+  kernel[np.diag_indices(len(y))] += strength
   factor = linalg.cho_factor(kernel, overwrite_a=True, check_finite=False)
   targets = (np.eye(k)[y] - share).astype(np.float32)
   m = linalg.cho_solve(factor, targets, check_finite=False)
@@ -93,17 +141,40 @@ def fit(
   (1, p, d), W_bias (1, p), centres (1, m, p), M (1, k, m) and M_bias (1, k).
   Raises ValueError where the rows are of one class.
   """
-  features, labels, classes, train, validation = problem
+  return _fit(problem, [problem.features], ('',), gamma, strength, seed)
+
+
+def fit_layers(
+  problem: Problem,
+  gamma: Sequence[float] = GAMMAS,
+  strength: Sequence[float] = STRENGTHS,
+  seed: int = 0,
+) -> Fitted:
+  """As `fit`, with W, W_bias and centres of each map: '0.W', '1.W', ..."""
+  parts = split(problem.features)
+  names = [f'{i}.' for i in range(len(parts))]
+  return _fit(problem, parts, names, gamma, strength, seed)
+
+
+def _fit(
+  problem: Problem,
+  parts: Sequence[Features],
+  names: Sequence[str],
+  gamma: Sequence[float],
+  strength: Sequence[float],
+  seed: int,
+) -> Fitted:
+  """names: what the parameters of each part start with."""
+  _, labels, classes, train, validation = problem
   if len(np.unique(labels[train])) < 2:
     raise ValueError('The training rows hold a single class.')
   if len(train) > ROWS:
     at = np.random.default_rng(seed).permutation(len(train))[:ROWS]
     train = train[np.sort(at)]
   y, y_val = labels[train], labels[validation]
-  z = unit(as_float32(features, train))
-  weights, offset = _components(z, COMPONENTS, seed)
-  w = z @ weights.T + offset
-  w_val = unit(as_float32(features, validation)) @ weights.T + offset
+  projected = [_project(part, train, validation, seed) for part in parts]
+  w = [part.train for part in projected]
+  w_val = [part.validation for part in projected]
   scores: list[list[float]] = []
   best: Fitted | None = None
   for g in gamma:
@@ -114,13 +185,13 @@ def fit(
       score = float(((near @ m.T + bias).argmax(1) == y_val).mean())
       scores.append([g, s, score])
       if best is None or score > best.score:
-        params = {
-          'W': root * weights,
-          'W_bias': root * offset,
-          'centres': root * w,
-          'M': m,
-          'M_bias': bias,
-        }
+        params = {'M': m, 'M_bias': bias}
+        for name, part in zip(names, projected):
+          params |= {
+            f'{name}W': root * part.weights,
+            f'{name}W_bias': root * part.offset,
+            f'{name}centres': root * part.train,
+          }
         params = {name: value[None] for name, value in params.items()}
         chosen = {'gamma': g, 'strength': s}
         best = Fitted(params, chosen, score, {'scores': scores})
@@ -129,4 +200,14 @@ def fit(
   return best._replace(tried=tuple(tried))
 
 
-HEAD = Head(predict_with(apply), fit, ('gamma', 'strength'), kind='kernel')
+# M: sums over thousands of training images cancel.
+HEAD = Head(
+  predict_with(apply),
+  fit,
+  ('gamma', 'strength'),
+  kind='kernel',
+  exact=('M',),
+)
+LAYERS = HEAD._replace(
+  predict=predict_with(apply_layers), fit=fit_layers, kind='kernel_layers'
+)

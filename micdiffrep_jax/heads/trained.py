@@ -22,7 +22,7 @@ from ml_collections import ConfigDict
 import numpy as np
 
 from micdiffrep_jax.heads.base import BLOCK, Apply
-from micdiffrep_jax.heads.matrix import Features
+from micdiffrep_jax.heads.matrix import Features, Maps
 from micdiffrep_jax.heads.nets import HEADS, Params
 from micdiffrep_jax.run import devices
 from micdiffrep_jax.run.checks import lookup
@@ -41,6 +41,7 @@ class Options(NamedTuple):
   label_smoothing: float = 0.0
   best_epoch: bool = False  # keep the epoch with the best evaluation accuracy
   trace: bool = False  # evaluation accuracy of every epoch
+  maps: Maps = ()  # of all features, where the head reads them
 
 
 class Cell(NamedTuple):
@@ -123,13 +124,15 @@ def _gather(data: Data, which: Array, draws: Any, rows: Array) -> Array:
   return (part - data.shift[which][None, :]) * data.scale[which][None, :]
 
 
-def _evaluate(apply: Apply, params: Params, data: Data, which: Array) -> Array:
+def _evaluate(
+  apply: Apply, maps: Maps, params: Params, data: Data, which: Array
+) -> Array:
   """Logits (e, k), averaged over the draws; e divides by the block."""
   rows = data.rows
 
   def block(at: Array) -> Array:
     def draw(r: Array) -> Array:
-      return apply(params, _gather(data, which, r, at))
+      return apply(params, _gather(data, which, r, at), maps)
 
     return jnp.mean(jax.lax.map(draw, jnp.arange(data.x.shape[1])), 0)
 
@@ -137,8 +140,7 @@ def _evaluate(apply: Apply, params: Params, data: Data, which: Array) -> Array:
   return logits.reshape(len(rows), -1)
 
 
-def _accuracy(apply: Apply, params: Params, data: Data, which: Array) -> Array:
-  logits = _evaluate(apply, params, data, which)
+def _accuracy(logits: Array, data: Data) -> Array:
   right = jnp.argmax(logits, -1) == data.labels[data.rows]
   return jnp.sum(right * data.row_weights) / jnp.sum(data.row_weights)
 
@@ -183,18 +185,25 @@ def train_head(
   """One head, from start to end: parameters, trace, evaluation logits."""
   import optax  # for training alone; a bundle needs none
 
-  head = lookup(HEADS, options.kind, 'head', '--config.heads.kinds')
+  head = HEADS[options.kind]
   d, k = data.x.shape[-1], len(data.class_weights)
   learning_rate, weight_decay = setting
   key_init, key_train = jax.random.split(key)
-  params = head.init(key_init, width, d, options.hidden, k, options.bias)
+  maps = options.maps
+  params = head.init(key_init, width, d, options.hidden, k, options.bias, maps)
+  evaluate = functools.partial(_evaluate, head.apply, maps)
   adam = optax.scale_by_adam()
   updates_in_all = batches[0].shape[0] * batches[0].shape[1]
   padded = jnp.arange(d) >= width
 
   def loss(params: Params, part: Array, y: Array) -> Array:
     target = optax.smooth_labels(jax.nn.one_hot(y, k), options.label_smoothing)
-    value = optax.softmax_cross_entropy(head.apply(params, part), target)
+    if head.members:  # the sum of their losses trains each as if alone
+      said = head.members(params, part, maps)
+    else:
+      said = head.apply(params, part, maps)[None]
+    target = jnp.broadcast_to(target, said.shape)
+    value = optax.softmax_cross_entropy(said, target).sum(0)
     weight = data.class_weights[y]
     return jnp.sum(weight * value) / jnp.sum(weight)
 
@@ -216,7 +225,7 @@ def train_head(
     carry, _ = jax.lax.scan(update, carry, batch)
     if not (options.best_epoch or options.trace):
       return (carry, best, best_value), jnp.zeros(())
-    value = _accuracy(head.apply, carry[0], data, which)
+    value = _accuracy(evaluate(carry[0], data, which), data)
     if options.best_epoch:
       better = value > best_value
       best = jax.tree.map(
@@ -229,7 +238,7 @@ def train_head(
   carry = ((params, adam.init(params), jnp.int32(0)), best, jnp.float32(-1.0))
   ((params, _, _), best, _), trace = jax.lax.scan(epoch, carry, batches)
   params = best if options.best_epoch else params
-  return params, trace, _evaluate(head.apply, params, data, which)
+  return params, trace, evaluate(params, data, which)
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -276,34 +285,39 @@ def plan(
   which: Sequence[int],
   cell_bytes: Callable[[int], int],
   memory_mb: int,
+  by_maps: bool = False,
 ) -> list[list[int]]:
   """Chunks of cell numbers that fit into memory and share a padded width.
 
-  which: the feature set of each cell; cell_bytes: padded width -> bytes.
+  which: the feature set of each cell; cell_bytes: padded width -> bytes;
+  by_maps: those of a chunk share the maps of their features too.
 
   A chunk holds at least one cell, however large. Cells of one feature set stay
   together, so that it is moved to the device once.
   """
-  order = sorted(
-    range(len(which)),
-    key=lambda i: (_bucket(sets[which[i]].x.shape[-1]), which[i], i),
-  )
+
+  def shape(i: int) -> tuple[int, Maps]:
+    one = sets[which[i]]
+    return _bucket(one.x.shape[-1]), one.maps if by_maps else ()
+
+  order = sorted(range(len(which)), key=lambda i: (shape(i), which[i], i))
   chunks: list[list[int]] = []
   held: set[int] = set()
-  width, used = 0, 0
+  last: tuple[int, Maps] | None = None
+  used = 0
   for i in order:
     number = which[i]
     x = sets[number].x
     d = _bucket(x.shape[-1])
     features = x.nbytes // x.shape[-1] * d
     need = cell_bytes(d) + (0 if number in held else features)
-    if not chunks or d != width or used + need > memory_mb * 2**20:
+    if shape(i) != last or used + need > memory_mb * 2**20:
       chunks.append([])
       held, used = set(), 0
       need = cell_bytes(d) + features
     chunks[-1].append(i)
     held.add(number)
-    width, used = d, used + need
+    last, used = shape(i), used + need
   return chunks
 
 
@@ -407,7 +421,10 @@ def fit(
   )
   of_set = [cell.features for cell in cells]
   out: dict[int, Trained] = {}
-  for chunk in bar(plan(sets, of_set, cell_bytes, memory_mb)):
+  net = lookup(HEADS, options.kind, 'head', '--config.heads.kinds')
+  by_maps = net.reads_maps
+  assert not by_maps or all(one.maps for one in sets)
+  for chunk in bar(plan(sets, of_set, cell_bytes, memory_mb, by_maps)):
     mine = [cells[i] for i in chunk]
     numbers = sorted({cell.features for cell in mine})
     used = [sets[j] for j in numbers]
@@ -416,12 +433,16 @@ def fit(
     y, balance = labels.astype(np.int32), weights.astype(np.float32)
     shared = Data(*_stack(used, d), y, balance, rows, row_weights)
     which = [numbers.index(cell.features) for cell in mine]
+    if by_maps:
+      options = options._replace(maps=used[0].maps)
     found = _train_chunk(
       options, shared, mine, which, widths, steps, np.array(settings, 'f4')
     )
     for j, i in enumerate(chunk):
       params, trace, logits = jax.tree.map(lambda x, j=j: x[j], found)
-      kept = _narrow(params, widths[which[j]]) if keep_params else None
+      if not by_maps:
+        params = _narrow(params, widths[which[j]])
+      kept = params if keep_params else None
       traced = options.trace or options.best_epoch
       trace = trace if traced else trace[:, :0]
       out[i] = Trained(logits[:, : len(evaluate)], trace, kept)

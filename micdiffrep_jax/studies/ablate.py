@@ -102,7 +102,15 @@ def check_space(folder: str, need: int, timesteps: int, images: int) -> None:
 def key(source: Source, level: Level, config: ConfigDict) -> dict[str, Any]:
   """All that decides the scores of a timestep."""
   heads = {k: v for k, v in config.heads.items() if k != 'memory_mb'}
-  fields = ('grids', 'draws', 'seed', 'standardise', 'search_seeds', 'online')
+  fields = (
+    'grids',
+    'deviation',
+    'draws',
+    'seed',
+    'standardise',
+    'search_seeds',
+    'online',
+  )
   return files.plain(
     {
       'encoder': source.encoder.info.as_dict(),
@@ -185,7 +193,9 @@ def search_levels(
   if not todo:
     return pd.concat(found, ignore_index=True)
   method = source.encoder.method
-  feature_fn = features.make_feature_fn(method, source.layers, source.grid)
+  feature_fn = features.make_feature_fn(
+    method, source.layers, source.grid, source.deviation
+  )
   images = len(parts.rows) + config.online.views * len(parts.train)
   need = size_bytes(feature_fn, source.encoder, images)
   new = {t for i in todo for t in levels[i]}

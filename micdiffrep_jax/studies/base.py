@@ -183,6 +183,7 @@ class Source(NamedTuple):
 
   They are pooled to `grid` cells a side, over `draws` noise draws; name stands
   before those of its rows: '' or 'random/', of weights of the seed `seed`.
+  deviation: whether each cell's deviation stands behind its mean.
   """
 
   name: str
@@ -196,6 +197,7 @@ class Source(NamedTuple):
   seed: int
   batch_size: int
   views: feature_cache.Views | None = None
+  deviation: bool = False
 
   @property
   def weights_seed(self) -> int:
@@ -220,6 +222,7 @@ class Source(NamedTuple):
       self.weights_seed,
       feature_fn,
       self.views,
+      self.deviation,
     )
 
 
@@ -243,6 +246,7 @@ def source_of(
     config.seed,
     config.batch_size,
     views,
+    config.deviation,
   )
 
 

@@ -33,25 +33,30 @@ from micdiffrep_jax.draw.result import (
 from micdiffrep_jax.encoders import cache as feature_cache
 from micdiffrep_jax.encoders import encoder as encoders
 from micdiffrep_jax.encoders import features
-from micdiffrep_jax.heads import classic, matrix
+from micdiffrep_jax.heads import matrix, table, trained
+from micdiffrep_jax.heads.matrix import Features
 from micdiffrep_jax.run import files, log
 from micdiffrep_jax.run.checks import lookup, not_empty
 from micdiffrep_jax.scores import bootstrap
 from micdiffrep_jax.scores.bootstrap import BOUNDS
-from micdiffrep_jax.studies import base, grid, imagenet
+from micdiffrep_jax.studies import base, committees, grid, imagenet
 from micdiffrep_jax.studies.base import Parts
 from micdiffrep_jax.studies.cuts import group_folds
 from micdiffrep_jax.studies.page_folds import row_title
 
 
 class Candidate(NamedTuple):
-  """An encoder at one timestep; prefix is 'random/' for its random twin."""
+  """An encoder at one timestep; prefix is 'random/' for its random twin.
+
+  path: its checkpoint, as the config gives it.
+  """
 
   name: str
   encoder: encoders.Encoder
   layers: tuple[str, ...]
   timestep: int
   prefix: str
+  path: str = ''
 
 
 class Key(NamedTuple):
@@ -86,7 +91,7 @@ def check(config: ConfigDict) -> None:
   for field in ('timesteps', 'heads'):
     not_empty(config[field], f'--config.{field}')
   for name in config.heads:
-    lookup(classic.HEADS, name, 'head', '--config.heads')
+    lookup(table.HEADS, name, 'head', '--config.heads')
   if config.grid not in grid.POOLINGS:
     raise ValueError(
       f'grid={config.grid}; one of {grid.POOLINGS}. Set it with --config.grid.'
@@ -97,6 +102,8 @@ def check(config: ConfigDict) -> None:
       'on. Set --config.folds to 3 or more.'
     )
   imagenet.check(config.floors)
+  for text in config.committees:
+    committees.parse(text, config.checkpoints, config.floors)
 
 
 def _layers(config: ConfigDict) -> Sequence[str]:
@@ -154,7 +161,7 @@ def candidates(config: ConfigDict, ds: data.Dataset) -> list[Candidate]:
     for prefix, one in twins.items():
       for t in timesteps:
         name = f'{path} {text}'.strip() + (f', t = {t}' if noisy else '')
-        found.append(Candidate(name, one, layers, t, prefix))
+        found.append(Candidate(name, one, layers, t, prefix, path))
   return found
 
 
@@ -175,8 +182,8 @@ def _features(
   rows: np.ndarray,
   config: ConfigDict,
   folder: str,
-) -> np.ndarray:
-  """Features (n, d) float16 of all layers side by side."""
+) -> Features:
+  """Features (n, d) float16 of all layers side by side, as they are."""
   cache = base.Source(
     one.prefix,
     folder,
@@ -188,26 +195,63 @@ def _features(
     config.draws,
     config.seed,
     config.batch_size,
+    deviation=config.deviation,
   ).extract((one.timestep,))
-  return feature_cache.matrix(cache, one.timestep, one.layers, config.grid)
+  where = (cache, one.timestep, one.layers, config.grid)
+  return matrix.literal(
+    feature_cache.matrix(*where), feature_cache.maps_of(*where)
+  )
 
 
 def predict(
-  x: np.ndarray,
+  whole: Features,
   parts: Sequence[Parts],
   heads: Sequence[str],
   chosen: Mapping[str, Any],
+  training: grid.Training,
 ) -> tuple[dict[str, np.ndarray], dict[str, list[dict]]]:
   """Probabilities (n, k) of each head, and what each rotation chose."""
-  probs = {name: np.zeros((len(x), parts[0].classes)) for name in heads}
+  shape = len(whole.x), parts[0].classes
+  probs = {name: np.zeros(shape) for name in heads}
   choices: dict[str, list[dict]] = {name: [] for name in heads}
   for part in log.progress(parts, desc='folds', unit='fold'):
-    found = matrix.standardise(x, part.train)
+    found = matrix.standardise(whole.x, part.train, maps=whole.maps)
     for name in heads:
-      row = grid.finish(name, found, part, dict(chosen))
+      if table.HEADS[name].fit is None:
+        row = _trained(name, found, part, chosen, training)
+      else:
+        row = grid.finish(name, found, part, dict(chosen))
       probs[name][part.test] = row.test[0]
       choices[name].append(row.chosen)
   return probs, choices
+
+
+def _trained(
+  name: str,
+  found: Features,
+  part: Parts,
+  chosen: Mapping[str, Any],
+  training: grid.Training,
+) -> grid.Row:
+  """A head with a learning rate: the setting that is best on validation."""
+  labels = part.labels[part.train]
+  scores, _ = grid.fit_cells(
+    name,
+    [found],
+    [grid.Spot(chosen['layers'], chosen['timestep'], chosen['grid'])],
+    part,
+    [grid.Cell(0, part.train, part.val, seed, {}) for seed in training.seeds],
+    part.val,
+    training,
+    class_weights=trained.class_weights(
+      training.heads.balanced, labels, part.classes
+    ),
+  )
+  lines = grid.lines_of(scores)
+  best = max(lines, key=lambda line: line[training.criterion])
+  setting = trained.Setting(best['learning_rate'], best['weight_decay'])
+  told = {**chosen, 'setting': setting._asdict()}
+  return grid.finish(name, found, part, told, training, setting)
 
 
 def predict_floors(
@@ -261,11 +305,18 @@ def run(config: ConfigDict, workdir: str) -> dict[str, Any]:
 
   probs: dict[Key, np.ndarray] = {}
   told: dict[Key, dict[str, Any]] = {}
+  named: dict[str, str] = {}  # the first row of each checkpoint
+  training = grid.Training(config.training, (config.seed,), True, 'accuracy')
   for number, one in enumerate(candidates(config, ds)):
     folder = os.path.join(features_folder, str(number))
-    x = _features(one, ds, rows, config, folder)
-    chosen = {'layers': one.layers, 'timestep': one.timestep}
-    found, choices = predict(x, rotated, config.heads, chosen)
+    read = _features(one, ds, rows, config, folder)
+    chosen = {
+      'layers': one.layers,
+      'timestep': one.timestep,
+      'grid': config.grid,
+    }
+    found, choices = predict(read, rotated, config.heads, chosen, training)
+    named.setdefault(one.path, one.name)
     for head in config.heads:
       key = Key(one.name, one.prefix + head)
       probs[key] = found[head]
@@ -277,9 +328,13 @@ def run(config: ConfigDict, workdir: str) -> dict[str, Any]:
   probs |= predict_floors(
     ds, rotated, config.floors, config.seed, features_folder
   )
+  members = members_of(config, named)
+  for key, own in members.items():
+    probs[key] = committees.average([probs[one] for one in own])
+    told[key] = {'members': [one._asdict() for one in own]}
   results = {
     'task': 'cross_validate',
-    **score(probs, told, ds, rotated, config.resamples, config.seed),
+    **score(probs, told, members, ds, rotated, config),
     'audit_reasons': doubts,
     **absent,
     'data': {
@@ -295,6 +350,25 @@ def run(config: ConfigDict, workdir: str) -> dict[str, Any]:
     print(text(results), flush=True)
   shutil.rmtree(features_folder, ignore_errors=True)
   return files.write_results(workdir, results, config)
+
+
+def members_of(
+  config: ConfigDict, named: Mapping[str, str]
+) -> dict[Key, list[Key]]:
+  """The rows that each committee averages, of each head.
+
+  named: by checkpoint the name of its row, of several the first.
+  """
+  found = {}
+  for text in config.committees:
+    parts = committees.parse(text, config.checkpoints, config.floors)
+    title = ' + '.join(named.get(part, part) for part in parts)
+    for head in config.heads:
+      found[Key(title, head)] = [
+        Key(named.get(part, ''), committees.row_of(part, head))
+        for part in parts
+      ]
+  return found
 
 
 def pairs(keys: Sequence[Key]) -> list[tuple[Key, Key]]:
@@ -321,13 +395,14 @@ def pairs(keys: Sequence[Key]) -> list[tuple[Key, Key]]:
 def score(
   probs: Mapping[Key, np.ndarray],
   told: Mapping[Key, Mapping[str, Any]],
+  members: Mapping[Key, Sequence[Key]],
   ds: data.Dataset,
   rotated: Sequence[Parts],
-  resamples: int,
-  seed: int,
+  config: ConfigDict,
 ) -> dict[str, Any]:
   """`rows` and `comparisons` of the results, from probabilities (n, k).
 
+  members: of each committee, which is compared with all of them too.
   Intervals resample groups, the same for all, so that differences are paired;
   that folds share most of their training rows is not in them.
   """
@@ -340,8 +415,8 @@ def score(
         x.probs.argmax(1)[None],
         x.groups,
         len(ds.classes),
-        resamples,
-        seed,
+        config.resamples,
+        config.seed,
       )
       for name, x in bootstrap.sets_of(labels, p, slices).items()
     }
@@ -364,6 +439,8 @@ def score(
     }
     for key, p in probs.items()
   ]
+  own = [(key, one) for key, mine in members.items() for one in mine]
+  both = dict.fromkeys([*pairs(list(probs)), *own])
   comparisons = [
     {
       'a': a._asdict(),
@@ -374,7 +451,7 @@ def score(
         for metric, found in spread[a][name].items()
       },
     }
-    for a, b in pairs(list(probs))
+    for a, b in both
     for name in spread[a]
   ]
   return {'rows': lines, 'comparisons': comparisons}
@@ -460,6 +537,7 @@ def text(results: Mapping[str, Any]) -> str:
     tuple(c['b'].values()): page.brackets(c['accuracy'], '+')
     for c in results['comparisons']
     if c['images'] == 'all'
+    and c['a']['encoder'] == results['rows'][0]['encoder']
   }
   lines = {
     row_title(row): {
@@ -469,9 +547,18 @@ def text(results: Mapping[str, Any]) -> str:
     }
     for row in results['rows']
   }
+  committee = [
+    f'{row_title(c["a"])} - {row_title(c["b"])}: '
+    + page.brackets(c['accuracy'], '+')
+    for c in results['comparisons']
+    if c['images'] == 'all'
+    and c['a']['encoder'] != results['rows'][0]['encoder']
+  ]
   return (
     f'Cross-validation, {told["predicted"]} images of {told["groups"]} groups, '
     f'{patients_in_words(told["predicted_patients"])}, percent [95 % over '
     'groups]; the test part was not read.\n'
-    + pd.DataFrame.from_dict(lines, orient='index').to_string()
+    + '\n'.join(
+      [pd.DataFrame.from_dict(lines, orient='index').to_string(), *committee]
+    )
   )

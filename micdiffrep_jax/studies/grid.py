@@ -125,7 +125,10 @@ def load(
   x = feature_cache.training_matrix(
     cache, spot.timestep, spot.layers, spot.grid, train, rows
   )
-  return matrix.standardise(x, train) if standardise else matrix.literal(x)
+  maps = feature_cache.maps_of(cache, spot.timestep, spot.layers, spot.grid)
+  if standardise:
+    return matrix.standardise(x, train, maps=maps)
+  return matrix.literal(x, maps)
 
 
 def fit_cells(
@@ -392,8 +395,12 @@ def classic_rows(
   """
   if not names:
     return {}
-  x = feature_cache.matrix(cache, spot.timestep, spot.layers, spot.grid)
-  found = matrix.standardise(x, parts.train)
+  where = (cache, spot.timestep, spot.layers, spot.grid)
+  found = matrix.standardise(
+    feature_cache.matrix(*where),
+    parts.train,
+    maps=feature_cache.maps_of(*where),
+  )
   rows = {}
   for name in names:
     log.get_logger().info('Probe: %s.', name)

@@ -235,7 +235,7 @@ def encoder_answers(
       log.get_logger().info('%s heads, %g %% of groups.', kind, 100 * share)
       said += trained_answers(kind, mine, sets, spots, parts, training)
   if config.classic and not config.standardise:  # these always are
-    sets = [matrix.standardise(s.x, parts.train) for s in sets]
+    sets = [matrix.standardise(s.x, parts.train, maps=s.maps) for s in sets]
   for name in config.classic:
     said += classic_answers(name, draws, sets, spots, parts)
   return said

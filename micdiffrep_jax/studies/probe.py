@@ -42,6 +42,8 @@ PAIRS = (
   ('mlp_concat', 'floor/nearest_pixels'),
   ('mlp_concat', 'floor/nearest_hog'),
   ('mlp_concat', 'floor/imagenet'),
+  ('mlp_layers_concat', 'mlp_concat'),
+  ('attention_concat', 'mlp_concat'),
   ('logistic', 'random/logistic'),
   ('logistic', 'floor/logistic_hog'),
   ('knn', 'random/knn'),
@@ -53,6 +55,9 @@ PAIRS = (
   ('kernel', 'floor/kernel_pixels'),
   ('kernel', 'floor/kernel_hog'),
   ('kernel', 'floor/imagenet'),
+  ('kernel_layers', 'kernel'),
+  ('kernel_layers', 'random/kernel_layers'),
+  ('kernel_layers', 'floor/imagenet'),
 )
 
 
@@ -199,6 +204,7 @@ def save_head(workdir: str, row: Row, study: Study, config: ConfigDict) -> None:
   ds = study.ds
   told = {
     'extracted_grid': max(config.grids),
+    'deviation': config.deviation,
     'draws': config.draws,
     'feature_seed': config.seed,
     'classes': ds.classes,

@@ -26,7 +26,7 @@ from micdiffrep_jax.run import checkpoint as checkpoints
 from micdiffrep_jax.run import files, log
 from micdiffrep_jax.run.checks import lookup, not_empty, one_of
 from micdiffrep_jax.scores import bootstrap
-from micdiffrep_jax.studies import imagenet, page_table1, probe
+from micdiffrep_jax.studies import committees, imagenet, page_table1, probe
 
 OURS = 'ddpm'  # what the others are compared with
 MSFA = 'mlp_concat'
@@ -58,6 +58,8 @@ def check(config: ConfigDict) -> None:
       f'images_drawn={config.images_drawn}: set --config.images_drawn to 1 or '
       'more.'
     )
+  for text in config.committees:
+    committees.parse(text, config.methods, config.probe.floors)
   kinds, classic = config.probe.heads.kinds, config.probe.classic
   names = [f'{kind}_{on}' for kind in kinds for on in ('single', 'concat')]
   one_of([*names, *classic], config.headline, 'row', '--config.headline')
@@ -176,18 +178,21 @@ def run(config: ConfigDict, workdir: str) -> dict[str, Any]:
       log.get_logger().info('%s: probing in %s.', name, folder)
       found = finished(unit, folder, probe.run)
       cells.setdefault(name, {})[split] = Cell(found, folder)
+  candidates = {
+    name: {
+      # How many candidates validation chose from: layers times settings.
+      split: len(cell.found['trials']['encoder'])
+      for split, cell in by_split.items()
+    }
+    for name, by_split in cells.items()
+  }
+  for text in config.committees:
+    cells[text], costs[text] = committee(config, text, cells, costs, workdir)
   results = {
     'task': 'table1',
     'table': rows_of(cells, costs, config.headline),
     'costs': costs,
-    'candidates': {
-      name: {
-        # How many candidates validation chose from: layers times settings.
-        split: len(cell.found['trials']['encoder'])
-        for split, cell in by_split.items()
-      }
-      for name, by_split in cells.items()
-    },
+    'candidates': candidates,
     'comparisons': comparisons(
       cells, config.headline, config.resamples, config.probe.seed
     ),
@@ -200,6 +205,50 @@ def run(config: ConfigDict, workdir: str) -> dict[str, Any]:
   if jax.process_index() == 0:
     write(workdir, results)
   return files.write_results(workdir, results, config)
+
+
+def committee(
+  config: ConfigDict,
+  text: str,
+  cells: Mapping[str, Mapping[str, Cell]],
+  costs: Mapping[str, Mapping[str, Any]],
+  workdir: str,
+) -> tuple[dict[str, Cell], dict[str, Any]]:
+  """A committee's cells by split, of the rows that its methods share; costs.
+
+  The costs are the sums of its methods', None where one is not known.
+  """
+  parts = committees.parse(text, config.methods, config.probe.floors)
+  methods = [name for name in parts if name in cells]
+  found = {}
+  for split in config.splits:
+    rows = [
+      row
+      for row in cells[methods[0]][split].found['rows']
+      if '/' not in row
+      and all(row in cells[name][split].found['rows'] for name in methods)
+    ]
+    folder = os.path.join(workdir, text, f'probe_{split}')
+    # The floors are those of the first method.
+    places = {
+      part: cells.get(part, cells[config.methods[0]])[split].folder
+      for part in parts
+    }
+    joined = committees.join(
+      places, rows, folder, config.resamples, config.probe.seed
+    )
+    found[split] = Cell(joined, folder)
+  each: dict[str, list[Any]] = {
+    key: [costs[name][key] for name in methods] for key in COSTS
+  }
+  flagged = [flag for name in methods for flag in costs[name]['flags']]
+  if len(methods) < len(parts):
+    flagged += ['external', 'imagenet_supervised']
+  return found, {
+    **{k: None if None in x else sum(x) for k, x in each.items()},
+    'flags': list(dict.fromkeys(flagged)),
+    'checkpoint': text,
+  }
 
 
 def pretrained(config: ConfigDict, name: str, workdir: str) -> str:
