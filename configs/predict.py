@@ -27,8 +27,9 @@ def get_config(preset: str = '') -> ConfigDict:
   config.bundle = ''  # file that configs/bundle.py wrote
   config.source = ''  # folder, file, or @LIST: a file with a path per line
   config.workers = 0  # threads that read; 0 is one per core
-  config.low_confidence = 0.0  # flag below it; 0: the bundle's own, which a
-  # tenth of its validation images fall below
+  # Flag what is below; 0: the bundle's own, which a tenth of its validation
+  # images fall below.
+  config.low_confidence = 0.0
   config.heatmaps = False  # also draw what each prediction hangs on (slow)
 
   config.occlusion = ConfigDict()
