@@ -14,12 +14,12 @@ from micdiffrep_jax.run import command, fields
 RUN = 'micdiffrep_jax.main'
 
 
-def said(*arguments):
+def said(*arguments, cwd=ROOT):
   """Exit status and lines of the program."""
   done = subprocess.run(
     [sys.executable, '-m', RUN, *arguments],
-    cwd=ROOT,
-    env={**os.environ, 'JAX_PLATFORMS': 'cpu'},
+    cwd=cwd,
+    env={**os.environ, 'JAX_PLATFORMS': 'cpu', 'PYTHONPATH': str(ROOT)},
     capture_output=True,
     text=True,
   )
@@ -129,5 +129,9 @@ def test_a_config_is_found_by_name_from_any_folder(tmp_path, monkeypatch):
     want = [f'--config={there}:tiny', '--config.seed=1', '--config', there]
     words = [f'--config={word}:tiny', '--config.seed=1', '--config', word]
     assert command.found_by_name(words) == want
+  # Its imports of other configs too.
+  status, lines = said('--config=quickstart:test', '--list', cwd=tmp_path)
+  assert status == 0
+  assert any('--config.pretrain.optim.lr=' in line for line in lines)
   (tmp_path / 'probe.py').write_text('')  # one's own comes first
   assert command.found_by_name(['--config=probe.py']) == ['--config=probe.py']
