@@ -11,8 +11,8 @@ each. Files that are no pictures are counted and passed over. The exit status is
 3 where a picture could not be read; its row says why, and the rest are
 predicted. --config.heatmaps=True also draws, for each picture, how far the
 log-odds of its class fall where a window of it is covered by what lies around:
-OUT/heatmaps/*.png, named in predictions.csv. In all tables a byte of a name that is not UTF-8 is written \xNN.
-Research use only.
+OUT/heatmaps/*.png, named in predictions.csv. In all tables a byte of a name
+that is not UTF-8 is written \xNN. Research use only.
 """
 
 from ml_collections import ConfigDict

@@ -91,9 +91,7 @@ def cover(image: np.ndarray, window: float, stride: float) -> Windows:
   )
 
 
-def surroundings(
-  image: np.ndarray, known: np.ndarray, size: int
-) -> np.ndarray:
+def surroundings(image: np.ndarray, known: np.ndarray, size: int) -> np.ndarray:
   """The image as its known pixels (s, s) bool foretell it: (s, s, c) uint8.
 
   Means weighted by distance, with a deviation of half a window of `size`
@@ -161,7 +159,7 @@ def overlay(
 
 
 def _colours(heat: np.ndarray) -> np.ndarray:
-  """Shares (h, w) in [0, 1] -> (h, w, 3) uint8, from black over red to white."""
+  """Shares (h, w) in [0, 1] -> (h, w, 3) uint8, black over red to white."""
   levels = np.round(255 * heat).astype(np.uint8)
   return cv2.applyColorMap(levels, cv2.COLORMAP_HOT)[..., ::-1]
 
