@@ -174,14 +174,12 @@ def near_preset(given: str) -> str:
   """A question after the preset that may have been meant; '' for none."""
   path, _, preset = given.partition(':')
   known = re.findall(r'\w+', presets(path))
-  words = [
-    (word, near[0])
-    for word in preset.split(',')
-    if word not in known and (near := nearest(word, known))
+  words = preset.split(',')
+  meant = [
+    word if word in known else (*nearest(word, known), word)[0]
+    for word in words
   ]
-  for word, near in words:
-    preset = preset.replace(word, near)
-  return f' Did you mean {path}:{preset}?' if words else ''
+  return f' Did you mean {path}:{",".join(meant)}?' if meant != words else ''
 
 
 def nearest(name: str, known: Sequence[str], count: int = 1) -> list[str]:

@@ -88,7 +88,7 @@ def headline(run: Run) -> Text:
     best, name = max(floors, key=lambda floor: floor[0]['value'])
     floor = NAMES.get(name.removeprefix(FLOOR), name)
     said += f'; the best floor, {floor}, has {brackets(best)} %'
-  return Text(f'{said}. In brackets the 95 % interval.')
+  return Text(f'{said[0].upper()}{said[1:]}. In brackets the 95 % interval.')
 
 
 def _about(record: Record) -> list[Text]:
