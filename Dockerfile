@@ -4,7 +4,7 @@
 #   docker run --rm -v "$PWD":/work micdiffrep --config=quickstart
 #
 # Runs, data sets and caches go to the current folder, mounted at /work.
-FROM python:3.12-slim
+FROM python:3.11-slim
 
 ARG JAX=cpu
 WORKDIR /opt/micdiffrep_jax
