@@ -42,14 +42,17 @@ def parse(argv: Sequence[str]) -> list[str]:
     if given:
       check_file(given)
     if given and asked & {*_HELP, 'list'}:
-      print(describe(given))
+      print(describe(given), flush=True)
       sys.exit(0)
     if 'list' in asked:
-      print(overview())
+      print(overview(), flush=True)
       sys.exit(0)
     if asked & {*_HELP}:
       print(f'{overview()}\n')  # absl goes on with the flags of the program
     return flags.FLAGS(list(argv))
+  except BrokenPipeError:  # --help | head
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    sys.exit(0)
   except Exception as e:
     if os.environ.get('MICDIFFREP_TRACEBACK'):
       raise
