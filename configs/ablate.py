@@ -1,4 +1,4 @@
-"""Accuracy against timestep, layer and pooling: the paper's Figure 4 and more.
+r"""Accuracy against timestep, layer and pooling: the paper's Figure 4 and more.
 
 python -m micdiffrep_jax.main --config=configs/ablate.py:PRESET \
   --config.checkpoint=RUN --config.data.path=DATASET --workdir=RUN/ablate

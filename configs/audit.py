@@ -1,4 +1,4 @@
-"""Audits a prepared dataset before anything is trained on it.
+r"""Audits a prepared dataset before anything is trained on it.
 
 python -m micdiffrep_jax.main --config=configs/audit.py \
   --config.data.path=DATASET --workdir=runs/audit

@@ -1,4 +1,4 @@
-"""Pretrains the other rows of the paper's Table 1 on the same images.
+r"""Pretrains the other rows of the paper's Table 1 on the same images.
 
 python -m micdiffrep_jax.main --config=configs/baselines.py:METHOD,SIZE \
   --config.data.path=DATASET --workdir=RUN

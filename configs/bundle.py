@@ -1,4 +1,4 @@
-"""Makes one file of a probe: encoder, head, preparation, class names.
+r"""Makes one file of a probe: encoder, head, preparation, class names.
 
 python -m micdiffrep_jax.main --config=configs/bundle.py \
   --config.probe=RUN/probe --workdir=RUN/bundle

@@ -1,4 +1,4 @@
-"""Turns weights that others trained into a checkpoint that can be probed.
+r"""Turns weights that others trained into a checkpoint that can be probed.
 
 python -m micdiffrep_jax.main --config=configs/convert_clip.py \
   --config.source=FILE --workdir=RUN

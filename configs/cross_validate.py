@@ -1,4 +1,4 @@
-"""Encoders side by side by cross-validation over groups, test part unread.
+r"""Encoders side by side by cross-validation over groups, test part unread.
 
 python -m micdiffrep_jax.main --config=configs/cross_validate.py:PRESET \
   --config.checkpoints="('RUN_A','RUN_B')" --config.data.path=DATASET \
@@ -22,7 +22,7 @@ from configs import probe
 def get_config(preset: str = '') -> ConfigDict:
   """The fields of a cross-validation."""
   if preset not in ('', 'test'):
-    raise ValueError(f"Unknown preset {preset!r}; '' or 'test'.")
+    raise ValueError(f'Unknown preset {preset!r}; test, or none.')
   config = ConfigDict()
   config.task = 'cross_validate'
   config.seed = 0  # of folds, noise, random encoder and bootstrap

@@ -1,4 +1,4 @@
-"""Accuracy against the share of labelled training groups, beside the floors.
+r"""Accuracy against the share of labelled training groups, beside the floors.
 
 python -m micdiffrep_jax.main --config=configs/label_efficiency.py:PRESET \
   --config.checkpoint=RUN --config.data.path=DATASET --workdir=RUN/labels

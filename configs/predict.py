@@ -9,8 +9,10 @@ Writes OUT/predictions.csv and, where patients are known (by DICOM headers, or
 folders and names sub-XX), OUT/patients.csv with the mean over the slices of
 each. Files that are no pictures are counted and passed over. The exit status is
 3 where a picture could not be read; its row says why, and the rest are
-predicted. In all tables a byte of a name that is not UTF-8 is written \xNN.
-Research use only.
+predicted. --config.heatmaps=True also draws, for each picture, how far the
+log-odds of its class fall where a window of it is covered by what lies around:
+OUT/heatmaps/*.png, named in predictions.csv. In all tables a byte of a name
+that is not UTF-8 is written \xNN. Research use only.
 """
 
 from ml_collections import ConfigDict
@@ -27,12 +29,13 @@ def get_config(preset: str = '') -> ConfigDict:
   config.bundle = ''  # file that configs/bundle.py wrote
   config.source = ''  # folder, file, or @LIST: a file with a path per line
   config.workers = 0  # threads that read; 0 is one per core
-  config.low_confidence = 0.0  # flag below it; 0: the bundle's own, which a
-  # tenth of its validation images fall below
+  # Flag what is below; 0: the bundle's own, which a tenth of its validation
+  # images fall below.
+  config.low_confidence = 0.0
   config.heatmaps = False  # also draw what each prediction hangs on (slow)
 
-  config.occlusion = ConfigDict()
+  config.occlusion = ConfigDict()  # of the heat maps
   config.occlusion.window = 0.25  # side of what is covered, as a share
   config.occlusion.stride = 0.125  # between windows, as a share of the side
-  config.occlusion.size_px = 256  # of the drawn picture
+  config.occlusion.size_px = 256  # of each of the two drawn pictures
   return config

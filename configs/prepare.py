@@ -60,8 +60,8 @@ def get_config(preset: str = '') -> ConfigDict:
   data.group_csv = ''  # table: file (a source will do), group, patient_known
   data.group_field = ''  # feature of a TFDS dataset
   data.group_regex = ''  # of the patient: '^(patient\d+)'
-  # data.layout with a patient comes here
-  data.group_by = ''  # parent (folder) or file (accept unknown patients)
+  # Asked after data.layout: parent (folder) or file (accept unknown patients).
+  data.group_by = ''
 
   data.near_duplicates = ConfigDict()  # correlations of 32 px head crops
   data.near_duplicates.enabled = True  # False joins equal pixels only
@@ -82,5 +82,5 @@ def get_config(preset: str = '') -> ConfigDict:
       'pituitary_tumor',
     )
   elif preset:
-    raise ValueError(f"Unknown preset {preset!r}; '' or 'crystal_clean'.")
+    raise ValueError(f'Unknown preset {preset!r}; crystal_clean, or none.')
   return config

@@ -1,4 +1,4 @@
-"""Pretrains a DDPM on unlabelled images: the paper's recipe, and smaller ones.
+r"""Pretrains a DDPM on unlabelled images: the paper's recipe, and smaller ones.
 
 python -m micdiffrep_jax.main --config=configs/pretrain.py:PRESET \
   --config.data.path=DATASET --workdir=RUN
@@ -6,9 +6,12 @@ python -m micdiffrep_jax.main --config=configs/pretrain.py:PRESET \
 paper   112 px, 47 M parameters; one GPU of 12 GB or more.
 small   64 px, 2 CPU cores, a day.
 tiny    64 px, 256,000 images drawn: 70 minutes on one CPU core.
-test    32 px, seconds; for trying things out.
-The same command goes on where a stopped run was.
+test    any size, seconds; for trying things out.
+The same command goes on where a stopped run was. --sweep=lr pretrains once for
+each of several learning rates, in folders RUN/000, RUN/001, ..., with a table.
 """
+
+from collections.abc import Iterator
 
 from ml_collections import ConfigDict
 
@@ -17,10 +20,10 @@ def augment_config() -> ConfigDict:
   """Augmentation on the device; ours. Half-ranges, 0 is off."""
   augment = ConfigDict()
   augment.flip = 0.5  # probability, left-right
-  augment.rotate_deg = 0.0
+  augment.rotate_deg = 0.0  # degrees
   augment.scale = 0.0  # relative
   augment.shift = 0.0  # share of the side
-  augment.brightness = 0.0
+  augment.brightness = 0.0  # of the range of grey levels
   augment.contrast = 0.0  # relative
   return augment
 
@@ -47,8 +50,8 @@ def get_config(preset: str = 'paper') -> ConfigDict:
   """The fields of a run; a comment marks what the paper leaves open."""
   config = ConfigDict()
   config.task = 'pretrain'
-  config.method = 'ddpm'
-  config.seed = 0
+  config.method = 'ddpm'  # the others: configs/baselines.py
+  config.seed = 0  # of weights, order, noise and augmentation
   config.batch_size = 32  # over all devices
   config.epochs = 200  # passes over the training images
   config.steps = 0  # updates; 0 takes them from the epochs
@@ -66,13 +69,14 @@ def get_config(preset: str = 'paper') -> ConfigDict:
 
   config.model = ConfigDict()  # all of it ours: the paper gives no widths
   config.model.name = 'unet'  # one of models/backbones.py
-  config.model.channels = 128
-  config.model.multipliers = (1, 2, 2, 2, 2)  # 112, 56, 28, 14, 7 px
+  config.model.channels = 128  # of the first level
+  # Channels of each level, as multiples: of 112, 56, 28, 14 and 7 px.
+  config.model.multipliers = (1, 2, 2, 2, 2)
   config.model.blocks = 2  # residual blocks per level
   config.model.attention = (14, 7)  # px of the feature maps that have it
-  config.model.heads = 1
+  config.model.heads = 1  # of attention
   config.model.groups = 32  # of GroupNorm
-  config.model.dropout = 0.0
+  config.model.dropout = 0.0  # in residual blocks, in [0, 1)
   config.model.patch = 1  # pixels folded into channels by the stem
   config.model.dtype = 'float32'  # or bfloat16: convolutions and products only
   # Less memory for more compute: '' | norms (a sixth) | stages (a fifth).
@@ -80,22 +84,22 @@ def get_config(preset: str = 'paper') -> ConfigDict:
 
   config.diffusion = ConfigDict()
   config.diffusion.schedule = 'linear'  # linear | cosine
-  config.diffusion.timesteps = 1000
+  config.diffusion.timesteps = 1000  # T
   config.diffusion.target = 'eps'  # eps | x0 | v; eq. 2 says x0, the text eps
-  config.diffusion.beta_start = 1e-4
-  config.diffusion.beta_end = 2e-2
+  config.diffusion.beta_start = 1e-4  # of linear, at t = 0
+  config.diffusion.beta_end = 2e-2  # of linear, at t = T - 1
   config.diffusion.weighting = 'none'  # none | min_snr
 
-  config.augment = augment_config()
-  config.recipe = recipe_config()
+  config.augment = augment_config()  # half-ranges, 0 is off; ours
+  config.recipe = recipe_config()  # parts of other recipes, off in the paper
 
   config.optim = ConfigDict()
   config.optim.name = 'adam'  # adam | adamw | sgd | lars | muon
-  config.optim.lr = 1e-4
+  config.optim.lr = 1e-4  # at its highest
   config.optim.schedule = 'linear'  # linear | cosine | constant, to 0
-  config.optim.warmup_steps = 0
+  config.optim.warmup_steps = 0  # rise of the rate, from 0
   config.optim.b1 = 0.9  # the momentum of sgd and lars
-  config.optim.b2 = 0.999
+  config.optim.b2 = 0.999  # decay of the squared gradients
   config.optim.weight_decay = 0.0  # adam has none
   config.optim.clip_norm = 1.0  # ours; 0 for none
 
@@ -103,12 +107,12 @@ def get_config(preset: str = 'paper') -> ConfigDict:
   config.save_every = 2000  # steps
   config.keep_every = 0  # also keep each checkpoint that this divides
   config.eval_every = 10_000  # steps
-  config.monitor = ConfigDict()
-  config.monitor.batch_size = 64
+  config.monitor = ConfigDict()  # what is looked at every eval_every steps
+  config.monitor.batch_size = 64  # over all devices
   config.monitor.images = 1024  # validation images of the validation loss
   config.monitor.samples = 16  # images drawn; 0 for none
   config.monitor.probe_images = 1000  # of train and of validation; 0: no probe
-  config.monitor.probe_timestep = 20
+  config.monitor.probe_timestep = 20  # of [0, T), 0 the least noise
 
   config.allow_changes = False  # resume although data or settings changed
   config.allow_failed_audit = False  # train on data that the audit refuses
@@ -120,7 +124,7 @@ def get_config(preset: str = 'paper') -> ConfigDict:
   if preset == 'small':
     config.epochs = 150
     config.model.channels = 64
-    config.model.multipliers = (1, 2, 2, 2)  # on patches: 32, 16, 8, 4 px
+    config.model.multipliers = (1, 2, 2, 2)  # of 32, 16, 8, 4 patches
     config.model.patch = 2
     config.model.attention = (8, 4)
     config.optim.lr = 2e-4
@@ -128,7 +132,7 @@ def get_config(preset: str = 'paper') -> ConfigDict:
   elif preset == 'tiny':
     config.steps = 8000
     config.model.channels = 64
-    config.model.multipliers = (1, 2, 2)  # on patches: 16, 8, 4 px
+    config.model.multipliers = (1, 2, 2)  # of 16, 8, 4 patches
     config.model.patch = 4
     config.model.blocks = 1
     config.model.attention = (8, 4)
@@ -144,9 +148,9 @@ def get_config(preset: str = 'paper') -> ConfigDict:
     config.batch_size = 16
     config.steps = 20
     config.model.channels = 8
-    config.model.multipliers = (1, 2)  # 16, 8 px
+    config.model.multipliers = (1, 2)
     config.model.blocks = 1
-    config.model.attention = (8,)
+    config.model.attention = ()  # but in the middle, so that any size will do
     config.model.groups = 4
     config.ema_decay = 0.9
     config.log_every = 5
@@ -161,3 +165,9 @@ def get_config(preset: str = 'paper') -> ConfigDict:
       f'Unknown preset {preset!r}; one of paper, small, tiny, test.'
     )
   return config
+
+
+def sweep_lr() -> Iterator[dict[str, float]]:
+  """The learning rate, from a tenth to ten times the paper's."""
+  for lr in (1e-5, 3e-5, 1e-4, 3e-4, 1e-3):
+    yield {'optim.lr': lr}

@@ -1,4 +1,4 @@
-"""Probes a pretrained encoder: heads on frozen features, beside the floors.
+r"""Probes a pretrained encoder: heads on frozen features, beside the floors.
 
 python -m micdiffrep_jax.main --config=configs/probe.py:PRESET \
   --config.checkpoint=RUN --config.data.path=DATASET --workdir=RUN/probe

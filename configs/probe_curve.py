@@ -1,4 +1,4 @@
-"""Probe accuracy against images drawn in pretraining, from kept checkpoints.
+r"""Probe accuracy against images drawn in pretraining, from kept checkpoints.
 
 python -m micdiffrep_jax.main --config=configs/probe_curve.py:PRESET \
   --config.checkpoint=RUN --config.data.path=DATASET --workdir=RUN/curve

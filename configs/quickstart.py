@@ -19,7 +19,7 @@ PHANTOM = 'phantom'
 def get_config(preset: str = '') -> ConfigDict:
   """Stages and their configs; preset 'test' is a run of seconds."""
   if preset not in ('', 'test'):
-    raise ValueError(f"Unknown preset {preset!r}; '' or 'test'.")
+    raise ValueError(f'Unknown preset {preset!r}; test, or none.')
   config = ConfigDict()
   config.task = 'pipeline'
   config.stages = ('pretrain', 'probe', 'sample', 'report')
@@ -36,7 +36,7 @@ def get_config(preset: str = '') -> ConfigDict:
   first.data.path = PHANTOM
   first.steps = 900
   first.model.channels = 32
-  first.model.multipliers = (1, 2, 2)  # on patches: 16, 8, 4 px
+  first.model.multipliers = (1, 2, 2)  # of 16, 8, 4 patches
   first.model.patch = 2
   first.model.groups = 8
   # With the defaults, noise and linear, samples are still noisy at the end.

@@ -1,4 +1,4 @@
-"""Writes one self-contained HTML file from any set of result folders.
+r"""Writes one self-contained HTML file from any set of result folders.
 
 python -m micdiffrep_jax.main --config=configs/report.py \
   --config.runs="('runs/pretrain','runs/probe','runs/sample')" \

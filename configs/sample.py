@@ -1,4 +1,4 @@
-"""Draws images from a pretrained DDPM and checks them against the real ones.
+r"""Draws images from a pretrained DDPM and checks them against the real ones.
 
 python -m micdiffrep_jax.main --config=configs/sample.py \
   --config.checkpoint=RUN --workdir=SAMPLES

@@ -1,4 +1,4 @@
-"""The same probe under four splits, side by side: what each leak is worth.
+r"""The same probe under four splits, side by side: what each leak is worth.
 
 python -m micdiffrep_jax.main --config=configs/splits.py:PRESET \
   --config.checkpoint=RUN --config.probe.data.path=DATASET \
@@ -20,7 +20,7 @@ from configs import probe
 def get_config(preset: str = '') -> ConfigDict:
   """The splits, their encoders, and the probe that all of them get."""
   if preset not in ('', 'test'):
-    raise ValueError(f"Unknown preset {preset!r}; '' or 'test'.")
+    raise ValueError(f'Unknown preset {preset!r}; test, or none.')
   config = ConfigDict()
   config.task = 'splits'
   config.splits = ('leaky', 'paper', 'grouped', 'patient')

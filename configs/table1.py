@@ -25,7 +25,8 @@ def get_config(preset: str = 'paper') -> ConfigDict:
   """The pretraining of each method, and the probe that all of them get."""
   preset = preset or 'paper'
   if preset not in baselines.SIZES:
-    raise ValueError(f'Unknown preset {preset!r}; one of {baselines.SIZES}.')
+    known = ', '.join(baselines.SIZES)
+    raise ValueError(f'Unknown preset {preset!r}; one of {known}.')
   config = ConfigDict()
   config.task = 'table1'
   config.data = ConfigDict()

@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # Runs the units of a config's sweep side by side.
 #
-#   launch/sweep.sh --gpus    --config=... --sweep=NAME --workdir=...  one per GPU
+#   launch/sweep.sh --gpus --config=pretrain:small --sweep=lr --workdir=runs/lr  one
+#     run per GPU; `--config=NAME --help` tells the sweeps of a config
 #   launch/sweep.sh --pool=4  ...  four at a time, on the CPU or sharing a device
 #   launch/sweep.sh --slurm   ...  a job array, one job per unit
 #

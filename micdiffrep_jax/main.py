@@ -15,7 +15,13 @@ from ml_collections import ConfigDict, config_flags
 from micdiffrep_jax.run import command
 
 _CONFIG = config_flags.DEFINE_config_file(
-  'config', None, 'path[:preset] of a config file.', lock_config=True
+  'config',
+  None,
+  'NAME[:PRESET] of a config, or FILE[:PRESET]; with --help: its fields.',
+  lock_config=True,
+)
+_LIST = flags.DEFINE_boolean(
+  'list', False, 'Only name the configs, or the fields of --config.'
 )
 _WORKDIR = flags.DEFINE_string(
   'workdir', None, 'Folder of the run; by default runs/<name of the config>.'

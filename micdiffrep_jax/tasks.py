@@ -23,20 +23,20 @@ def run_task(config: ConfigDict, workdir: str) -> Mapping[str, Any]:
   """
   task = lookup(TASKS, config.task, 'task', '--config.task')
   paths.check_workdir(workdir)
-  if not names_data(config):
+  generated = [path for path in data_paths(config) if is_phantom(path)]
+  if generated and config.task != 'pipeline':  # its stages say what they use
     log.get_logger().warning(
       'NO DATA GIVEN: `%s` works on generated phantoms (%s), not on pictures '
       'of patients. Set --config.data.path=DATASET.',
       config.task,
-      config.data.path,
+      ', '.join(dict.fromkeys(generated)),
     )
   return task(config, workdir)
 
 
-def names_data(config: ConfigDict) -> bool:
-  """False where a task would silently work on generated pictures."""
-  path = config.get('data', {}).get('path', '')
-  return path.partition(':')[0] != 'phantom' or os.path.exists(path)
+def is_phantom(path: str) -> bool:
+  """Whether a data path asks for generated pictures."""
+  return path.partition(':')[0] == 'phantom' and not os.path.exists(path)
 
 
 def _sharing(task: Task) -> Task:

@@ -20,6 +20,10 @@ OPTIONAL = {
   'openjpeg': ('JPEG 2000 in DICOM', "pip install -e '.[medical]'"),
   'jpeg_ls': ('JPEG-LS in DICOM', "pip install -e '.[medical]'"),
   'gdcm': ('lossless JPEG in DICOM', "pip install -e '.[medical]'"),
+  **dict.fromkeys(
+    ('nbclient', 'nbformat', 'ipykernel'),
+    ('notebooks', "pip install -e '.[notebooks]'"),
+  ),
   'nibabel': ('NIfTI files', "pip install -e '.[medical]'"),
 }
 

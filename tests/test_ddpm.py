@@ -120,3 +120,10 @@ def test_the_decoder_of_a_unet_is_what_follows_its_middle(method):
   assert method.output == 'mid'
   middle = method.layers.index('mid')
   assert method.decoder == method.layers[middle + 1 :]
+
+
+@pytest.mark.parametrize('size_px', [8, 64, 112])
+def test_the_preset_test_fits_any_size(size_px):
+  method = ddpm.make(pretrain.get_config('test'), size_px, 1)
+  params, _ = jax.eval_shape(method.init, jax.random.key(0))
+  assert jax.tree.leaves(params)

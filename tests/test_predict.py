@@ -132,10 +132,10 @@ def test_a_blank_picture_is_never_confident(config, tmp_path):
 def test_heatmaps_are_drawn_on_request(config, tmp_path, folder):
   config.source = str(folder / 'p0.png')
   config.heatmaps = True
-  predicted(config, tmp_path / 'out')
-  path = tmp_path / 'out' / 'heatmaps' / '00000_p0.png'
+  (row,) = predicted(config, tmp_path / 'out')
+  path = tmp_path / 'out' / row['heatmap']
   with Image.open(path) as f:
-    assert f.size == (64, 32)
+    assert f.size == (2 * 32 + 96, 32 + 22)
   assert os.listdir(path.parent) == [path.name]
 
 
@@ -149,15 +149,16 @@ def test_occlusion_finds_what_the_class_hangs_on(monkeypatch):
 
   monkeypatch.setattr(occlusion, 'bundle_predict', spot)
   image = np.zeros((16, 16, 1), np.uint8)
+  image[1:12, 4:15] = 120
   image[2:6, 9:13] = 255
   drop = occlusion.drop_map(tiny_bundle.model(), image, 1, 0.25, 0.125)
   assert np.unravel_index(drop.argmax(), drop.shape) in [
     (i, j) for i in range(2, 6) for j in range(9, 13)
   ]
-  np.testing.assert_array_equal(drop[10:], 0)
+  np.testing.assert_array_equal(drop[13:], 0)
   for window in (0, 1.5):
     with pytest.raises(ValueError, match='window'):
-      occlusion.covered(image, window, 0.5)
+      occlusion.cover(image, window, 0.5)
 
 
 def test_probabilities_in_the_table_are_those_of_the_bundle(

@@ -9,6 +9,7 @@ import pytest
 from sklearn.metrics import balanced_accuracy_score
 
 from micdiffrep_jax.draw import page
+from micdiffrep_jax.draw.result import layer_title
 from micdiffrep_jax.scores import bootstrap
 from micdiffrep_jax.studies import report
 
@@ -170,6 +171,54 @@ def test_a_folder_of_runs_stands_for_them(tmp_path, runs):
   found = report.collect([str(tmp_path)])
   names = [r.name.rpartition('/')[2] for r in found]
   assert names == ['broken', 'odd', 'probe', 'sample']
+
+
+def test_runs_are_found_at_any_depth_but_not_within_a_study(tmp_path):
+  for path, task in (
+    ('a/deep/run', 'pretrain'),
+    ('a/deep/run/probe', 'probe'),
+    ('a/table1', 'table1'),
+    ('a/table1/mae/probe', 'probe'),
+    ('a/report', 'report'),
+    ('a/deep/run/checkpoints/x', 'probe'),
+  ):
+    (tmp_path / path).mkdir(parents=True, exist_ok=True)
+    text = json.dumps({'task': task})
+    (tmp_path / path / 'results.json').write_text(text)
+  found = report.collect([str(tmp_path / 'a'), str(tmp_path / 'a/deep')])
+  names = ['a/deep/run', 'a/deep/run/probe', 'a/table1']
+  assert [r.name for r in found] == names
+  # A run that is named stands beside those in it.
+  found = report.collect([str(tmp_path / 'a/deep/run')])
+  assert [r.task for r in found] == ['pretrain', 'probe']
+
+
+def test_the_page_begins_with_the_result_in_a_sentence(tmp_path, runs):
+  html, markdown = written(tmp_path, runs[:1])
+  assert '<p>1 run, ' in html
+  assert '<h1>T, gone</h1>' in html
+  sentence = markdown.partition('## In short\n')[2].partition('##')[0]
+  assert 'MSFA (MLP, all layers) has a balanced accuracy of' in sentence
+  assert '(2 classes, 50 % by chance)' in sentence
+  assert 'the best floor, majority class, has' in sentence
+  # Those of one class, by their untouched pictures, two of each patient.
+  pairs = predictions()[0][::2].reshape(15, 2)
+  whole = int((pairs[:, 0] == pairs[:, 1]).sum())
+  assert f' {whole} patients of the test part' in sentence
+  assert 'timestep' in markdown.partition('## Words')[2]
+
+
+@pytest.mark.parametrize(
+  ('name', 'words'),
+  [
+    ('down0_0', 'encoder, level 1, block 1'),
+    ('up1_2', 'decoder, level 2, block 3'),
+    ('mid', 'middle'),
+    ('block3', 'block3'),
+  ],
+)
+def test_layers_are_named_in_words(name, words):
+  assert layer_title(name) == words
 
 
 def test_runs_must_be_given_as_a_tuple(tmp_path):

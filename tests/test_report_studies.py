@@ -48,7 +48,7 @@ def test_few_labels_are_a_row_a_method_and_a_column_a_share():
     '| MSFA (MLP, all layers) | 45.0 (35.0 to 55.0) | 70.0 (60.0 to 80.0) |'
     in text
   )
-  assert 'unaugmented sources' in text
+  assert 'untouched pictures' in text
   # Ours alone is compared, where it was: at one share.
   assert (
     '| MSFA (MLP, all layers) | floor: 1-NN on HOG | +5.0 (-5.0 to +15.0) | - |'
@@ -61,7 +61,7 @@ def test_a_record_without_sources_or_comparisons_is_shown_too():
   record = label_record(('all',))
   del record['comparisons']
   text = markdown(page_labels.blocks(Run('x', '', record)))
-  assert 'all variants' in text
+  assert 'all images' in text
   assert '25.0 (15.0 to 35.0)' in text
   assert 'minus' not in text
 

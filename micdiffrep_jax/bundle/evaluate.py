@@ -301,7 +301,7 @@ def draw(workdir: str, test: dict[str, Any]) -> None:
   )
   plots.save(
     os.path.join(workdir, 'reliability.png'),
-    plots.reliability({'bundle': scored['reliability']}),
+    plots.reliability({'this bundle': scored['reliability']}),
   )
 
 

@@ -111,12 +111,18 @@ def run(config: ConfigDict, workdir: str) -> dict[str, Any]:
         ignored += item.reason == inputs.NO_PICTURE
         if p is not None and who:
           people.add(who, p)
-        if p is not None and config.heatmaps:
-          save_heatmap(model, item, p, len(rows), workdir, config.occlusion)
-        rows.append(table_row(model.classes, item, p, threshold))
+        row = table_row(model.classes, item, p, threshold)
+        if config.heatmaps:
+          name = heatmap_name(item, len(rows)) if p is not None else ''
+          row.append(name)
+          if p is not None:
+            path = os.path.join(workdir, name)
+            save_heatmap(model, item.image, p, path, config.occlusion)
+        rows.append(row)
     junk = inputs.tell_ignored(source, ignored)
   path = os.path.join(workdir, 'predictions.csv')
-  store.write_table(path, columns(model.classes), rows)
+  header = columns(model.classes) + ['heatmap'] * bool(config.heatmaps)
+  store.write_table(path, header, rows)
   record = {
     'task': 'predict',
     'predictions': path,
@@ -227,23 +233,24 @@ def table_row(
   ]
 
 
-def save_heatmap(
-  model: Classifier,
-  item: Item,
-  probs: np.ndarray | None,
-  number: int,
-  workdir: str,
-  config: ConfigDict,
-) -> None:
-  """Writes heatmaps/<number>_<name>.png: the picture, and what it hangs on."""
-  assert item.image is not None
-  assert probs is not None
-  folder = os.path.join(workdir, 'heatmaps')
-  os.makedirs(folder, exist_ok=True)
-  drop = occlusion.drop_map(
-    model, item.image, int(probs.argmax()), config.window, config.stride
-  )
+def heatmap_name(item: Item, number: int) -> str:
+  """heatmaps/<row>_<name>.png, beside predictions.csv, which names it."""
   stem = identity.stem(os.path.basename(item.file))
   part = f'_{item.part}' if item.part else ''
-  path = os.path.join(folder, f'{number:05d}_{stem}{part}.png')
-  grids.save_png(path, occlusion.overlay(item.image, drop, config.size_px))
+  return os.path.join('heatmaps', f'{number:05d}_{stem}{part}.png')
+
+
+def save_heatmap(
+  model: Classifier,
+  image: np.ndarray | None,
+  probs: np.ndarray,
+  path: str,
+  config: ConfigDict,
+) -> None:
+  """Writes a picture (s, s, c), and what its class hangs on, as one PNG."""
+  assert image is not None
+  os.makedirs(os.path.dirname(path), exist_ok=True)
+  best = int(probs.argmax())
+  drop = occlusion.drop_map(model, image, best, config.window, config.stride)
+  title = f'{model.classes[best]}, {100 * probs[best]:.0f} %'
+  grids.save_png(path, occlusion.overlay(image, drop, config.size_px, title))

@@ -13,6 +13,8 @@ import numpy as np
 from micdiffrep_jax.run import files
 
 _INK, _FAINT, _RANDOM, _FLOOR = '#1f3b63', '#9aa5b1', '#b07d2b', '#8a8f96'
+# Of lines that carry their names; told apart by the colour-blind too.
+_DIRECT = (_INK, '#c4601c', '#3f8f5f', '#8a4f9e')
 
 
 def encode(figure: Figure, kind: str) -> bytes:
@@ -66,25 +68,102 @@ def confusion(
 
 
 def reliability(curves: Mapping[str, Mapping[str, Any]]) -> Figure:
-  """Accuracy against confidence, one line per named curve.
+  """Accuracy against confidence, at most three named curves, told at their end.
 
   A curve is the `reliability` of a summary: edges, rows, confidence, accuracy
-  (None for an empty bin). The lower panel shows the rows of each bin.
+  (None for an empty bin). The lower panel shows the rows of each bin, of the
+  first curve. Dots are as large as their bins are full: few images say little.
   """
-  figure = Figure(figsize=(4.6, 5.6))
+  figure = Figure(figsize=(5.4, 5.6))
   top, bottom = figure.subplots(
     2, 1, sharex=True, gridspec_kw={'height_ratios': [3, 1]}
   )
-  top.plot([0, 1], [0, 1], color=_FAINT, linestyle=':', label='calibrated')
-  for name, curve in curves.items():
+  top.plot([0, 1], [0, 1], color=_FAINT, linestyle=':')
+  top.text(0.14, 0.05, 'as often right as it says', color=_FAINT, fontsize=8)
+  ends = []
+  for (name, curve), color in zip(curves.items(), _DIRECT):
     x = np.array(curve['confidence'], float)
     y = np.array(curve['accuracy'], float)
-    top.plot(x, y, marker='o', markersize=4, label=name)
-    edges = np.asarray(curve['edges'])
-    bottom.stairs(np.asarray(curve['rows']), edges, label=name)
-  top.set(ylabel='accuracy', xlim=(0, 1), ylim=(0, 1))
-  top.legend(fontsize=8)
-  bottom.set(xlabel='confidence', ylabel='images')
+    rows = np.asarray(curve['rows'], float)
+    full = np.isfinite(y) & (rows >= 0.005 * rows.sum())
+    top.plot(x[full], y[full], color=color, linewidth=1.6)
+    top.scatter(x, y, 6 + 120 * rows / max(rows.max(), 1), color=color)
+    if full.any():
+      ends.append((name, float(y[full][-1]), color))
+  _label_ends(top, ends)
+  first = next(iter(curves.values()))
+  bottom.stairs(
+    np.asarray(first['rows']),
+    np.asarray(first['edges']),
+    fill=True,
+    color=_INK,
+    alpha=0.6,
+  )
+  top.set(ylabel='share that is right', xlim=(0, 1), ylim=(0, 1))
+  top.grid(alpha=0.3)
+  bottom.set(xlabel='confidence of the classifier', ylabel='images')
+  return figure
+
+
+def _label_ends(
+  axes: Axes, ends: Sequence[tuple[str, float, str]], gap: float = 0.055
+) -> None:
+  """Writes (name, y, color) right of the axes, at least `gap` of them apart."""
+  low, high = axes.get_ylim()
+  at = -np.inf
+  for name, y, color in sorted(ends, key=lambda end: end[1]):
+    at = max((y - low) / (high - low), at + gap)
+    axes.text(
+      1.02,
+      at,
+      name,
+      transform=axes.transAxes,
+      color=color,
+      fontsize=8,
+      va='center',
+    )
+
+
+def few_labels(
+  series: Mapping[str, Mapping[str, Sequence[float]]],
+  kinds: Mapping[str, str],
+  xlabel: str,
+  ylabel: str,
+  title: str = '',
+) -> Figure:
+  """The best line of each kind, with its band and name; the others faint.
+
+  series: as of `curves`. kinds: of every line what it is; in their order.
+  """
+  figure, axes = _axes(6.4, 4.2)
+  best = {
+    kind: max(
+      (name for name in series if kinds[name] == kind),
+      key=lambda name: float(np.mean(series[name]['y'])),
+    )
+    for kind in dict.fromkeys(kinds[name] for name in series)
+  }
+  colors = dict(zip(best.values(), _DIRECT * len(best)))
+  for name, line in series.items():
+    x, y = line['x'], line['y']
+    if name not in colors:
+      axes.plot(x, y, color=_FAINT, linewidth=0.8, alpha=0.7, zorder=1)
+      continue
+    color = colors[name]
+    axes.plot(x, y, 'o-', color=color, linewidth=2, markersize=4, zorder=3)
+    if 'low' in line:
+      band = line['low'], line['high']
+      axes.fill_between(x, *band, color=color, alpha=0.12, linewidth=0)
+  axes.set(xlabel=xlabel, ylabel=ylabel, title=title, xscale='log')
+  at = sorted({float(x) for line in series.values() for x in line['x']})
+  axes.set_xticks(at, [f'{x:g}' for x in at])
+  axes.minorticks_off()
+  axes.grid(alpha=0.3)
+  ends = [(n, float(series[n]['y'][-1]), color) for n, color in colors.items()]
+  if len(series) > len(colors):
+    low = axes.get_ylim()[0]
+    ends.append(('faint: the others, in the table', low, _FAINT))
+  _label_ends(axes, ends)
   return figure
 
 

@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 import glob
 import os
+import re
 from typing import Any, NamedTuple, NoReturn
 
 from matplotlib.figure import Figure
@@ -52,12 +53,42 @@ NAMES = {
 ORIGINS = {'random': 'random weights', 'floor': 'floor'}
 FLOOR, RANDOM = 'floor/', 'random/'  # what rows of these origins start with
 SUBSETS = {
-  'all': 'all variants',
-  'sources': 'unaugmented sources',
+  'all': 'all images',
+  'sources': 'untouched pictures',
   'patients': 'patients',
-  'all_without_normal': 'all variants, without {}',
-  'sources_without_normal': 'sources, without {}',
+  'all_without_normal': 'all images, without {}',
+  'sources_without_normal': 'untouched pictures, without {}',
   'patients_without_normal': 'patients, without {}',
+}
+
+WORDS = {
+  'balanced accuracy': 'mean over the classes of the share that is named '
+  'rightly: the rare count as much as the frequent',
+  'interval': 'where the value would lie in 95 of 100 repetitions with other '
+  'patients or groups; two values whose intervals overlap may be equal',
+  'floor': 'a classifier without any pretrained network: what any method must '
+  'beat to be worth its cost',
+  'random weights': 'the same network untrained: what its form alone gives',
+  'layers': 'steps of the network whose output is read; level 1 has the finest '
+  'resolution, the middle the coarsest',
+  't': 'timestep, the noise added before the network reads a picture: 0 the '
+  'least',
+  'cells': 'parts of a picture, 4 x 4 or so, over which features are averaged',
+  'MSFA': "multi-scale feature aggregation, the article's head: linear, ReLU, "
+  'linear on all layers (an MLP)',
+  'linear': 'one matrix from features to classes',
+  'kernel classifier': 'regression on similarities to training pictures',
+  '1-NN, nearest neighbours': 'the class of the most similar training pictures',
+  'HOG': 'histograms of oriented gradients: outlines, without learning',
+  'untouched pictures': 'those that are no flipped, turned or brightened copy',
+  'group': 'pictures that must stay in one part: of one patient, or alike',
+  'split': 'patient: patients, near-duplicates and copies stay together; '
+  'grouped: near-duplicates and copies; paper: copies; leaky: nothing',
+  'validation, test': 'pictures on which choices are made, and those that are '
+  'read once at the end',
+  'calibration, temperature': 'whether confidence is the share that is right, '
+  'and the number by which it was corrected',
+  'ECE': 'expected calibration error: the mean distance of the two, 0 at best',
 }
 
 
@@ -111,6 +142,23 @@ def title(row: str) -> str:
   if fused:
     text += ', timesteps fused'
   return f'{ORIGINS.get(origin, origin)}: {text}' if origin else text
+
+
+def layer_title(name: str) -> str:
+  """'up1_0' -> 'decoder, level 2, block 1'; other names as they are.
+
+  Level 1 is the finest. Layers of a UNet: down and up, and mid between them.
+  """
+  found = re.fullmatch(r'(down|up)(\d+)_(\d+)', name)
+  if not found:
+    return {'mid': 'middle'}.get(name, name.replace('_', ' '))
+  side = {'down': 'encoder', 'up': 'decoder'}[found[1]]
+  return f'{side}, level {int(found[2]) + 1}, block {int(found[3]) + 1}'
+
+
+def count(number: int, what: str) -> str:
+  """'1 run', '2 runs'."""
+  return f'{number:,} {what}{"" if number == 1 else "s"}'
 
 
 def patients_in_words(counts: Mapping[str, int]) -> str:

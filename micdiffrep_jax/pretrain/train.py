@@ -236,7 +236,8 @@ class Meter:
     size = self._config.batch_size
     self._bar.update(size)
     if step % self._config.log_every == 0 or step == self._steps:
-      self._bar.set_postfix(loss=f'{metrics["averages"]["loss"]:.4f}')
+      loss = f'{metrics["averages"]["loss"]:.4f}'
+      self._bar.set_postfix(loss=loss, refresh=False)
       self._writer.scalars(
         step,
         {

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Mapping
 import errno
+import io
 import json
 import logging
 import os
@@ -14,6 +15,12 @@ import numpy as np
 from tqdm import tqdm
 
 from micdiffrep_jax.run import files
+
+LINE_EVERY_S = 30.0  # of progress, in a log that is no terminal
+_LINE = (
+  '{desc}: {n_fmt} of {total_fmt} {unit}, {percentage:.0f} %, {elapsed} gone, '
+  '{remaining} left, {rate_fmt}{postfix}'
+)
 
 
 class _Handler(logging.Handler):
@@ -43,13 +50,33 @@ def speak_on_first_process() -> None:
     get_logger().setLevel(logging.ERROR)
 
 
+class _Lines(tqdm):
+  """Says in a line of the log, now and then, what a bar would show."""
+
+  _told = 0
+
+  def display(self, msg: str | None = None, pos: int | None = None) -> None:
+    """Logs where it is; tqdm calls this after mininterval and at the end."""
+    del pos
+    if self.n > max(self._told, self.initial) and msg is None:
+      self._told = self.n
+      get_logger().info('%s', self)
+
+
 def progress(iterable: Iterable | None = None, **kwargs: Any) -> tqdm:
-  """A progress bar on stderr; off on all processes but the first."""
-  return tqdm(
+  """A progress bar on stderr; off on all processes but the first.
+
+  Where stderr is no terminal, lines of the log that grep can read.
+  """
+  kwargs |= {'disable': jax.process_index() != 0}
+  if sys.stderr.isatty():
+    return tqdm(iterable, dynamic_ncols=True, mininterval=0.5, **kwargs)
+  return _Lines(
     iterable,
-    dynamic_ncols=True,
-    mininterval=0.5 if sys.stderr.isatty() else 10.0,
-    disable=jax.process_index() != 0,
+    mininterval=LINE_EVERY_S,
+    maxinterval=LINE_EVERY_S,
+    bar_format=_LINE,
+    file=io.StringIO(),  # where tqdm's line feeds go
     **kwargs,
   )
 

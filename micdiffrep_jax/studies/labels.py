@@ -423,24 +423,30 @@ def write(
   page.write_csv(path, list(lines[0]), lines)
 
 
+def kind_of(method: str) -> str:
+  """MSFA, or what a method is read from; of each the figure shows the best."""
+  origin = method.rpartition('/')[0]
+  return 'MSFA' if method == 'mlp_concat' else origin or 'encoder'
+
+
 def draw_curves(workdir: str, curves: Sequence[Mapping[str, Any]]) -> None:
   """label_efficiency_METRIC_IMAGES.png: a line per method."""
   for images in dict.fromkeys(c['images'] for c in curves):
     for metric in HEADLINE:
       series: dict[str, dict[str, Any]] = {}
+      kinds: dict[str, str] = {}
       for c in (c for c in curves if c['images'] == images):
         line = series.setdefault(title(c['method']), {})
+        kinds[title(c['method'])] = kind_of(c['method'])
         line.setdefault('x', []).append(100 * c['share'])
         for axis, bound in zip(('y', 'low', 'high'), BOUNDS):
           line.setdefault(axis, []).append(100 * c[metric][bound])
-      figure = plots.curves(
+      figure = plots.few_labels(
         series,
+        kinds,
         'labelled training groups, %',
         f'test {metric.replace("_", " ")}, %',
-        {'all': 'All variants', 'sources': 'Untouched sources'}[images],
-        bold=title('mlp_concat'),
-        dotted=[name for name in series if name.startswith('floor')],
-        log_x=True,
+        {'all': 'All images', 'sources': 'Untouched pictures'}[images],
       )
       name = f'label_efficiency_{metric}_{images}.png'
       plots.save(os.path.join(workdir, name), figure)

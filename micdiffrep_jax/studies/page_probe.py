@@ -10,15 +10,20 @@ from micdiffrep_jax.draw.page import (
   Heading,
   Table,
   Text,
+  brackets,
   difference,
   interval,
 )
 from micdiffrep_jax.draw.result import (
+  FLOOR,
+  NAMES,
   ORIGINS,
   SUBSETS,
   Run,
+  count,
   drawn,
   floors_left_out,
+  layer_title,
   main_row,
   no_variants,
   patients_in_words,
@@ -30,6 +35,7 @@ from micdiffrep_jax.scores.bootstrap import SETS
 from micdiffrep_jax.scores.metrics import CRITERIA, HEADLINE, METRICS, PER_CLASS
 
 Record = Mapping[str, Any]
+_HEADS = {'mlp': 'MLP'}
 
 
 def results(run: Run) -> list[Block]:
@@ -42,20 +48,47 @@ def results(run: Run) -> list[Block]:
       for name, row in record['rows'].items()
     ],
     main,
-    'balanced accuracy, all variants, %',
+    'balanced accuracy, all images, %',
   )
   return [
     *_about(record),
     _headline(record),
     drawn(
       figure,
-      'Balanced accuracy on all variants with 95 % intervals; the dotted line '
+      'Balanced accuracy on all images with 95 % intervals; the dotted line '
       f'is {title(main)}.',
     ),
     *_two_by_two(record.get('two_by_two') or {}),
     *_comparisons(record),
     *floors_left_out(record),
   ]
+
+
+def headline(run: Run) -> Text:
+  """One sentence: the result, its interval, of whom, and the best floor."""
+  record = record_of(run)
+  main = main_row(record)
+  test = record['rows'][main]['test']
+  subset = 'patients' if 'patients' in test else 'all'
+  scored = test[subset]
+  floors = [
+    (row['test'][subset]['balanced_accuracy'], name)
+    for name, row in record['rows'].items()
+    if name.startswith(FLOOR) and subset in row['test']
+  ]
+  k = len(test['all']['classes'])
+  whom = count(scored['n'], subset.removesuffix('s').replace('all', 'image'))
+  where = 'the test part' if record['data'].get('split') else 'other places'
+  score = brackets(scored['balanced_accuracy'])
+  said = (
+    f'{title(main)} has a balanced accuracy of {score} % on {whom} of {where} '
+    f'({k} classes, {100 / k:.0f} % by chance)'
+  )
+  if floors:
+    best, name = max(floors, key=lambda floor: floor[0]['value'])
+    floor = NAMES.get(name.removeprefix(FLOOR), name)
+    said += f'; the best floor, {floor}, has {brackets(best)} %'
+  return Text(f'{said[0].upper()}{said[1:]}. In brackets the 95 % interval.')
 
 
 def _about(record: Record) -> list[Text]:
@@ -70,7 +103,7 @@ def _about(record: Record) -> list[Text]:
   found = [
     Text(
       f'{part}: {test["all"]["n"]} images in {test["all"]["groups"]} groups'
-      + (f', {sources["n"]} of them unaugmented sources' if sources else '')
+      + (f', {sources["n"]} of them untouched pictures' if sources else '')
       + f'; {patients_in_words(where.get("patients") or {})}'
       + '. Percent, with 95 % intervals that resample groups. Everything that '
       f'is chosen was chosen on {record.get("chosen_on", "validation images")}.'
@@ -122,9 +155,11 @@ def _chosen(chosen: Record) -> str:
   layers, t = chosen.get('layers'), chosen.get('timestep')
   if not layers:
     return ''
-  what = layers[0] if len(layers) == 1 else f'{len(layers)} layers'
+  what = layer_title(layers[0]) if len(layers) == 1 else f'{len(layers)} layers'
   t = ' + '.join(map(str, t)) if isinstance(t, list) else t
-  return f'{what} (t = {t}, grid {chosen.get("grid")})'
+  side = chosen.get('grid')
+  cells = '' if side is None else f', {side} x {side} cells'
+  return f'{what}, t = {t}{cells}'
 
 
 def _two_by_two(tables: Mapping[str, Record]) -> list[Table]:
@@ -132,11 +167,14 @@ def _two_by_two(tables: Mapping[str, Record]) -> list[Table]:
     Table(
       ['head', 'best single layer', 'all layers'],
       [
-        [kind, *(interval(parts.get(p)) for p in ('single', 'concat'))]
+        [
+          _HEADS.get(kind, kind),
+          *(interval(parts.get(p)) for p in ('single', 'concat')),
+        ]
         for kind, parts in table.items()
       ],
       'Head and layers told apart: accuracy of '
-      f'{ORIGINS.get(encoder, "the pretrained encoder")}, all variants, %.',
+      f'{ORIGINS.get(encoder, "the pretrained encoder")}, all images, %.',
     )
     for encoder, table in tables.items()
   ]
@@ -241,9 +279,15 @@ def trials(run: Run) -> list[Block]:
     return [*own]
   return [
     drawn(
-      plots.layers_by_timestep([t for t in found if t['kind'] == kind]),
-      f'Validation score, {kind} head, {ORIGINS.get(encoder, "pretrained")}: '
-      'best over pooling and learning rates.',
+      plots.layers_by_timestep(
+        [
+          {**t, 'layers': [layer_title(x) for x in t['layers']]}
+          for t in found
+          if t['kind'] == kind
+        ]
+      ),
+      f'Validation score, {_HEADS.get(kind, kind)} head, '
+      f'{ORIGINS.get(encoder, "pretrained")}: best over pooling and rates.',
     )
     for encoder, found in (record_of(run).get('trials') or {}).items()
     for kind in dict.fromkeys(t['kind'] for t in found)

@@ -26,7 +26,7 @@ def blocks(run: Run) -> list[Block]:
     ),
     ['method'],
     {name: name for name in seen},
-    'Test accuracy in percent, all variants, 95 % interval over groups; '
+    'Test accuracy in percent, all images, 95 % interval over groups; '
     f'{patients_in_words(record.get("patients") or {})}.',
   )
   drawn = [

@@ -17,6 +17,7 @@ import pandas as pd
 from micdiffrep_jax.data import dataset as data
 from micdiffrep_jax.data import promises
 from micdiffrep_jax.draw import page, plots
+from micdiffrep_jax.draw import result as words
 from micdiffrep_jax.draw.result import RANDOM, patients_in_words
 from micdiffrep_jax.encoders import features
 from micdiffrep_jax.encoders.cache import Cache
@@ -362,14 +363,16 @@ def draw(workdir: str, results: Mapping[str, Any]) -> None:
   """confusion.png of the bundled head, reliability.png of it and others."""
   rows, name = results['rows'], results['bundle']
   test = rows[name]['test']['all']
-  title = f'{name}, {results["data"]["split"]} split, test'
+  split = results['data']['split']
+  title = f'{words.title(name)}\ntest part, split {split}'
   plots.save(
     os.path.join(workdir, 'confusion.png'),
     plots.confusion(test['confusion'], test['classes'], title),
   )
   shown = [n for n in (name, 'linear_single', 'logistic') if n in rows]
   curves = {
-    n: rows[n]['test']['all']['reliability'] for n in dict.fromkeys(shown)
+    words.title(n): rows[n]['test']['all']['reliability']
+    for n in dict.fromkeys(shown)
   }
   path = os.path.join(workdir, 'reliability.png')
   plots.save(path, plots.reliability(curves))

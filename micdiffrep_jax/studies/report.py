@@ -1,6 +1,6 @@
 """Task `report`: one self-contained page from any set of result folders."""
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 import json
 import os
 import time
@@ -25,10 +25,13 @@ from micdiffrep_jax.draw.page import (
 )
 from micdiffrep_jax.draw.result import (
   RESULTS,
+  WORDS,
   Damaged,
   Record,
   Run,
+  count,
   drawn,
+  patients_in_words,
   pictures,
   record_of,
 )
@@ -42,6 +45,9 @@ from micdiffrep_jax.studies import (
   page_table1,
 )
 
+# Studies that start runs of their own, which they report themselves.
+_OWN_RUNS = ('table1', 'splits')
+_NO_RUNS = ('checkpoints', 'features', 'tensorboard', 'heatmaps')
 _BINS = 'val_loss_t'  # + the first timestep of the bin
 _CIRCUMSTANCES = (
   'config',
@@ -71,11 +77,13 @@ def run(config: ConfigDict, workdir: str) -> dict[str, Any]:
   found = collect(config.runs)
   sections = compose(found, config.look_up_data)
   when = time.strftime('%Y-%m-%d %H:%M')
-  subtitle = f'{sum(r.record is not None for r in found)} runs, written {when}'
+  runs = count(sum(r.record is not None for r in found), 'run')
+  subtitle = f'{runs}, written {when}'
+  title = ', '.join([config.title, *about_data(found)])
   path = os.path.join(workdir, 'report.html')
-  html = page.render(config.title, subtitle, sections)
+  html = page.render(title, subtitle, sections)
   files.write_whole(path, html.encode())
-  markdown = page.markdown(config.title, subtitle, sections)
+  markdown = page.markdown(title, subtitle, sections)
   files.write_whole(os.path.join(workdir, 'report.md'), markdown.encode())
   log.get_logger().info('Report: %s', path)
   return files.write_results(
@@ -91,20 +99,59 @@ def run(config: ConfigDict, workdir: str) -> dict[str, Any]:
 
 
 def collect(folders: Sequence[str]) -> list[Run]:
-  """One run per folder; a pipeline's or a sweep's stands for those in it."""
-  found = []
+  """One run per folder, and those at any depth below it.
+
+  The runs that a study of its own has started belong to that. A pipeline, and a
+  folder without results, stand for what is in them.
+  """
+  found: dict[str, Run] = {}
   for folder in folders:
     path = os.path.abspath(folder)
     one = read(path, os.path.basename(path) or folder)
-    parts = []
-    if os.path.isdir(path) and (one.record is None or one.task == 'pipeline'):
-      parts = [
-        read(os.path.join(path, name), f'{one.name}/{name}')
-        for name in sorted(os.listdir(path))
-        if os.path.exists(os.path.join(path, name, RESULTS))
-      ]
-    found += [p for p in parts if p.task != 'report'] or [one]
-  return found
+    below = [] if one.task in _OWN_RUNS else list(_below(path, one.name))
+    parts = [p for p in below if p.task not in ('report', 'pipeline')]
+    stands_for_others = one.record is None or one.task == 'pipeline'
+    shown = parts if parts and stands_for_others else [one, *parts]
+    found |= {r.folder: r for r in shown if r.folder not in found}
+  return list(found.values())
+
+
+def _below(folder: str, name: str) -> Iterator[Run]:
+  """The runs in the folders of a folder, and in theirs."""
+  for entry in sorted(os.listdir(folder)) if os.path.isdir(folder) else ():
+    path = os.path.join(folder, entry)
+    if entry in _NO_RUNS or not os.path.isdir(path) or os.path.islink(path):
+      continue
+    task = ''
+    if os.path.exists(os.path.join(path, RESULTS)):
+      run = read(path, f'{name}/{entry}')
+      task = run.task
+      yield run
+    if task not in _OWN_RUNS:
+      yield from _below(path, f'{name}/{entry}')
+
+
+def about_data(found: Sequence[Run]) -> list[str]:
+  """What data the runs are of, and of how many patients, in words."""
+  told: dict[str, str] = {}
+  for run in found:
+    where = (run.record or {}).get('data')
+    if isinstance(where, dict) and where.get('path'):
+      path = str(where['path']).rstrip('/')
+      generated = path.partition(':')[0] == 'phantom' or 'phantom-' in path
+      name = 'generated phantoms' if generated else os.path.basename(path)
+      patients = where.get('patients')
+      words = f' ({patients_in_words(patients)})' if patients else ''
+      told[name] = told.get(name) or words
+  return [name + words for name, words in told.items()]
+
+
+def in_short(found: Sequence[Run]) -> Section:
+  """The result in a sentence, before anything else."""
+  probes = [r for r in found if r.task in ('probe', 'evaluate')]
+  section = _section('In short', lambda run: [page_probe.headline(run)], probes)
+  blocks = [b for b in section.blocks if not getattr(b, 'tone', '')]
+  return Section('In short', blocks)
 
 
 def read(folder: str, name: str) -> Run:
@@ -417,8 +464,10 @@ def compose(found: Sequence[Run], look_up: bool) -> list[Section]:
   known = {'pipeline'}.union(*(tasks for tasks, _ in SECTIONS.values()))
   others = [r for r in found if r.record is not None and r.task not in known]
   return [
+    in_short(found),
     *(_section(title, SECTIONS[title][1], shown[title]) for title in SECTIONS),
     _section('Other runs', _other, others),
+    Section('Words', [Facts(list(WORDS.items()))]),
     _section('Provenance', _circumstances, found),
   ]
 

@@ -23,6 +23,7 @@ from micdiffrep_jax.run.checks import lookup
 CLASSES = ('glioma', 'meningioma', 'normal', 'pituitary')
 VERSION = 2  # raise it when a seed draws other pictures or columns change
 _GRID_PX = 96
+_LESION = 0.1  # of the range of grey levels: less is its swelling
 _TWICE = 20  # one patient in so many comes twice
 
 
@@ -123,6 +124,20 @@ def draw(spec: Spec, patient: int, k: int) -> np.ndarray:
   if original != patient:  # the second name was saved a little brighter
     picture = 1.08 * picture + 0.01
   return np.rint(255 * np.clip(picture, 0, 1)).astype(np.uint8)
+
+
+def lesion(spec: Spec, patient: int, k: int) -> np.ndarray:
+  """Where the lesion of a slice is, (g, g) bool; nowhere in a normal one.
+
+  What is drawn otherwise than in the same head without it.
+  """
+  original = _original(spec, patient)
+  depth = (k + 0.5) / spec.slices - 0.5
+  sick, well = (
+    _head(np.random.default_rng([spec.seed, original]), depth, label)
+    for label in (CLASSES[original % len(CLASSES)], 'normal')
+  )
+  return np.abs(sick - well) > _LESION
 
 
 def _head(anatomy: np.random.Generator, depth: float, label: str) -> np.ndarray:
