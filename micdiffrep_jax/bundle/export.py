@@ -135,6 +135,11 @@ def _open(
   place = config.checkpoint or info['checkpoint']
   known = encoders.EncoderInfo.from_dict(info['encoder'])
   encoder = encoders.load_encoder(place, known.step)
+  if encoder.table is not None:
+    raise ValueError(
+      f'{place} is a table of features: it sees no new picture, so it makes no '
+      'bundle. Set --config.probe to the probe of an encoder.'
+    )
   if encoder.info.fingerprint != known.fingerprint:
     raise ValueError(
       f'{place} is not the encoder that {config.probe} probed. Set '
