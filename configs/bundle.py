@@ -29,6 +29,12 @@ def get_config(preset: str = '') -> ConfigDict:
   # Fit the head again, as it was chosen, on all labelled images, test included:
   # better on new pictures; its test scores are those of the head before.
   config.refit = False
+  # Also a folder in the form of the model hubs: safetensors, config.json and
+  # README.md, the model card. predict, evaluate and load read it too.
+  config.hub = ''
+  config.licence = ''  # that the card states, e.g. apache-2.0; '' is not stated
+  config.push_to = ''  # NAME/MODEL: upload it, private (micdiffrep_jax[hub])
+  config.exports = ()  # other forms beside the file: jax (StableHLO) | torch
   config.checkpoint = ''  # '' is the one that the probe names
 
   config.data = ConfigDict()

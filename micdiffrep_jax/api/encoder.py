@@ -9,7 +9,7 @@ import os
 import numpy as np
 
 from micdiffrep_jax.api.pictures import Pictures, to_batch
-from micdiffrep_jax.bundle import classifier
+from micdiffrep_jax.bundle import classifier, portable
 from micdiffrep_jax.bundle.classifier import BATCH, Classifier, Meta
 from micdiffrep_jax.data import dataset as data
 from micdiffrep_jax.data import prepare
@@ -17,9 +17,13 @@ from micdiffrep_jax.diffusion.process import check_timesteps
 from micdiffrep_jax.encoders import encoder as encoders
 from micdiffrep_jax.encoders import features, own_features
 from micdiffrep_jax.heads import matrix
-from micdiffrep_jax.run import devices
+from micdiffrep_jax.run import devices, files
 from micdiffrep_jax.run.checks import in_range, lookup
 
+_NO_HEAD = (
+  'This encoder has no head, so it tells no classes: fit one on its features '
+  '(KernelClassifier, MSFAClassifier), or load a bundle of configs/bundle.py.'
+)
 GROUPS = ('encoder', 'decoder', 'all')  # of layers
 
 
@@ -151,13 +155,35 @@ class Encoder:
     Columns are `classes`. Raises ValueError for an encoder without a head.
     """
     if self._model is None:
-      raise ValueError(
-        'This encoder has no head, so it tells no classes: fit one on its '
-        'features (KernelClassifier, MSFAClassifier), or load a bundle of '
-        'configs/bundle.py.'
-      )
+      raise ValueError(_NO_HEAD)
     batch = to_batch(images, self._meta)
     return classifier.bundle_predict(self._model, batch)
+
+  def export_features(
+    self,
+    path: str | os.PathLike,
+    t: int = 1,
+    layers: str | Sequence[str] = 'encoder',
+    cells: int = 4,
+  ) -> None:
+    """Writes `features` as a file that runs on cpu, cuda and tpu without this.
+
+    jax.export.deserialize(bytearray(content)).call(images) takes squares
+    (n, s, s, c) uint8, of any n, and gives (n, d) float32.
+    """
+    in_range(cells, 1, 1024, 'cells')
+    names, level = self.layers_of(layers), self._level(t)
+    function = portable.features_fn(self._encoder, names, level, cells)
+    shape = self.size_px, self.channels
+    files.write_whole(path, portable.serialise(function, *shape))
+
+  def export_classifier(self, path: str | os.PathLike) -> None:
+    """Writes `predict_proba` as export_features does: (n, k) float32."""
+    if self._model is None:
+      raise ValueError(_NO_HEAD)
+    function = portable.classifier_fn(self._model)
+    shape = self.size_px, self.channels
+    files.write_whole(path, portable.serialise(function, *shape))
 
 
 def load(path: str | os.PathLike) -> Encoder:

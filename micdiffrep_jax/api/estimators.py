@@ -44,7 +44,8 @@ class DiffusionFeatures(TransformerMixin, BaseEstimator):
 
   Nothing is fitted, so no label and no other picture bears on the features.
   Pictures are as Encoder takes them; folds index an array, or a list of
-  pictures of different sizes.
+  pictures of different sizes. scikit-learn's own check_estimator does not
+  apply: it gives tables (n, d), which are no pictures.
 
   Args:
     path: of a bundle, or of a run's folder, as micdiffrep_jax.load takes it.

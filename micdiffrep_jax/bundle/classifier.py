@@ -177,8 +177,10 @@ def needed(
   return dict(zip(archive.leaf_names(encoder.variables), used, strict=True))
 
 
-def write(path: str, model: Classifier, precision: str) -> None:
-  """Writes a classifier; the file is whole or absent."""
+def contents(
+  model: Classifier, precision: str
+) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+  """All arrays of a classifier, rounded, and what else is known of it."""
   encoder, head, meta = model.encoder, model.head, model.meta
   use = needed(encoder, head.info['layers'], meta.size_px, meta.channels)
   leaves = dict(zip(use, jax.device_get(jax.tree.leaves(encoder.variables))))
@@ -199,7 +201,12 @@ def write(path: str, model: Classifier, precision: str) -> None:
     'head': head.info,
     'encoder': {'config': encoder.config, 'info': encoder.info.as_dict()},
   }
-  archive.write(path, arrays, text)
+  return arrays, text
+
+
+def write(path: str, model: Classifier, precision: str) -> None:
+  """Writes a classifier; the file is whole or absent."""
+  archive.write(path, *contents(model, precision))
 
 
 def load_bundle(path: str) -> Classifier:

@@ -10,7 +10,7 @@ import jax
 from ml_collections import ConfigDict
 import numpy as np
 
-from micdiffrep_jax.bundle import classifier, fingerprints
+from micdiffrep_jax.bundle import classifier, fingerprints, hub, portable
 from micdiffrep_jax.bundle.classifier import Classifier, Meta
 from micdiffrep_jax.data import dataset as data
 from micdiffrep_jax.encoders import cache as feature_cache
@@ -30,7 +30,7 @@ class Probe(NamedTuple):
 
   head: that it bundles, with test scores by set of images and metric; config:
   its own; path: of its data set; rows (n,) of the validation images, val
-  (n, k) the head's probabilities of them.
+  (n, k) the head's probabilities of them; results: all that it wrote.
   """
 
   head: head_file.SavedHead
@@ -40,6 +40,7 @@ class Probe(NamedTuple):
   path: str
   rows: np.ndarray
   val: np.ndarray
+  results: dict[str, Any]
 
 
 def run(config: ConfigDict, workdir: str) -> dict[str, Any]:
@@ -53,6 +54,7 @@ def run(config: ConfigDict, workdir: str) -> dict[str, Any]:
     fingerprints.KINDS, config.fingerprints, 'kind', '--config.fingerprints'
   )
   archive.check_precision(config.precision)
+  check_more(config)
   out = config.out or os.path.join(workdir, 'bundle.npz')
   probe = read_probe(config.probe)
   encoder, dataset = _open(config, probe)
@@ -67,6 +69,7 @@ def run(config: ConfigDict, workdir: str) -> dict[str, Any]:
   classifier.write(out, model, config.precision)
   stored = classifier.load_bundle(out)
   compared = _compare(model, stored, dataset, probe, config.refit)
+  more = write_more(config, model, stored, probe.results, workdir)
   size = os.path.getsize(out)
   log.get_logger().info(
     'Bundle %s: %.2f MB, %.1f %% of validation images get the same class as '
@@ -84,6 +87,7 @@ def run(config: ConfigDict, workdir: str) -> dict[str, Any]:
       'precision': config.precision,
       'fingerprints': config.fingerprints,
       **compared,
+      **more,
       'encoder': model.encoder.info.as_dict(),
       'data': {
         'fingerprint': dataset.fingerprint,
@@ -94,6 +98,41 @@ def run(config: ConfigDict, workdir: str) -> dict[str, Any]:
     },
     config,
   )
+
+
+def check_more(config: ConfigDict) -> None:
+  """Raises ValueError for other forms that cannot be written."""
+  for name in config.exports:
+    one_of(portable.FORMS, name, 'form', '--config.exports')
+  if config.push_to and not config.hub:
+    raise ValueError(
+      f'push_to={config.push_to!r} without a folder. Set --config.hub=FOLDER.'
+    )
+  if config.hub:
+    archive.check_safetensors(config.hub)
+
+
+def write_more(
+  config: ConfigDict,
+  model: Classifier,
+  stored: Classifier,
+  results: dict[str, Any],
+  workdir: str,
+) -> dict[str, Any]:
+  """Writes the other forms that the config asks for; what results say of them.
+
+  stored: the classifier with rounded weights, which exports compute with.
+  """
+  told: dict[str, Any] = {}
+  if config.hub:
+    hub.write(config.hub, model, config.precision, results, config.licence)
+    told['hub'] = os.path.abspath(config.hub)
+  if config.push_to:
+    told['pushed'] = hub.push(config.hub, config.push_to)
+  if config.exports:
+    folder = os.path.join(workdir, 'exports')
+    told['exports'] = portable.write(folder, stored, config.exports)
+  return told
 
 
 def read_probe(folder: str) -> Probe:
@@ -119,6 +158,7 @@ def read_probe(folder: str) -> Probe:
       results['data']['path'],
       index,
       val,
+      results,
     )
   except (OSError, KeyError, ValueError) as e:
     raise ValueError(

@@ -125,8 +125,11 @@ def config_from_json(record: dict) -> ConfigDict:
 
 
 def is_bundle(path: str) -> bool:
-  """Whether a path is of one file; pretraining runs are folders."""
-  return os.path.isfile(paths.expand(path))
+  """Whether a path is of one file, or a hub's folder of one model.
+
+  Other folders are pretraining runs.
+  """
+  return os.path.isfile(paths.expand(path)) or archive.is_folder(path)
 
 
 def load_encoder(path: str, step: int | None = None) -> Encoder:
@@ -145,7 +148,7 @@ def load_encoder(path: str, step: int | None = None) -> Encoder:
     return of_table(own_features.read(path, '--config.checkpoint'))
   encoder = of_archive(*archive.read(path), path)
   # Another file may come to lie under this name.
-  with open(paths.expand(path), 'rb') as f:
+  with open(archive.weights_file(path), 'rb') as f:
     digest = hashlib.file_digest(f, 'sha256').hexdigest()
   info = dataclasses.replace(encoder.info, sha256=digest)
   held = info.step
