@@ -1,5 +1,6 @@
 """A classifier in forms that run without this package."""
 
+import importlib.util
 import json
 import subprocess
 import sys
@@ -43,6 +44,7 @@ def test_the_function_gives_the_probabilities_of_the_bundle(kind):
   assert np.ptp(want, axis=0).min() > 1e-3
 
 
+@pytest.mark.needs('flatbuffers')
 def test_another_process_runs_what_was_written(tmp_path):
   model, images = tiny_bundle.model(), tiny_bundle.images(3)
   found = portable.write(str(tmp_path), model, ('jax',))
@@ -62,6 +64,7 @@ def test_another_process_runs_what_was_written(tmp_path):
   np.testing.assert_allclose(np.load(out), want, atol=2e-3)
 
 
+@pytest.mark.needs('flatbuffers')
 def test_features_of_any_number_of_pictures_are_those_of_the_api(tmp_path):
   encoder = mdr.Encoder(tiny_bundle.encoder(), tiny_bundle.model())
   path = tmp_path / 'features'
@@ -91,6 +94,14 @@ def unet_of(channels):
   )
   info = encoders.EncoderInfo(16, channels, path='')
   return encoders.Encoder(method, variables, config, info)
+
+
+def test_a_form_without_its_package_names_it(monkeypatch):
+  monkeypatch.setattr(importlib.util, 'find_spec', lambda name: None)
+  with pytest.raises(ValueError, match=r'flatbuffers: pip install'):
+    portable.serialise(lambda images: images, 16, 1)
+  with pytest.raises(ValueError, match=r"'onx'.*--config\.exports"):
+    portable.check(['onx'])
 
 
 @pytest.mark.needs('torch')

@@ -102,8 +102,7 @@ def run(config: ConfigDict, workdir: str) -> dict[str, Any]:
 
 def check_more(config: ConfigDict) -> None:
   """Raises ValueError for other forms that cannot be written."""
-  for name in config.exports:
-    one_of(portable.FORMS, name, 'form', '--config.exports')
+  portable.check(config.exports)
   if config.push_to and not config.hub:
     raise ValueError(
       f'push_to={config.push_to!r} without a folder. Set --config.hub=FOLDER.'

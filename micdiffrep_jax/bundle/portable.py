@@ -9,6 +9,7 @@ Letters: b pictures, s their side, c channels, d features, k classes, n bytes.
 
 from collections.abc import Callable, Sequence
 import functools
+import importlib.util
 import json
 import math
 import os
@@ -25,14 +26,26 @@ from micdiffrep_jax.encoders import features
 from micdiffrep_jax.encoders.encoder import Encoder
 from micdiffrep_jax.heads import kernel, nets
 from micdiffrep_jax.run import archive, files
+from micdiffrep_jax.run.checks import lookup
 from micdiffrep_jax.run.keys import stream
 
-FORMS = ('jax', 'torch')
+FORMS = {'jax': 'flatbuffers', 'torch': 'safetensors'}  # the package of each
 PLATFORMS = ('cpu', 'cuda', 'tpu')
 _BYTE = 256
 _APPLY = {name: net.apply for name, net in nets.HEADS.items()} | {
   'kernel': kernel.apply
 }
+
+
+def check(forms: Sequence[str]) -> None:
+  """Raises ValueError for a form that is none, or lacks its package."""
+  for name in forms:
+    package = lookup(FORMS, name, 'form', '--config.exports')
+    if importlib.util.find_spec(package) is None:
+      raise ValueError(
+        f'The form {name!r} needs the package {package}: pip install '
+        "'micdiffrep_jax[hub]'."
+      )
 
 
 @functools.cache
@@ -151,8 +164,10 @@ def serialise(
 ) -> bytes:
   """A function of images (b, s, s, c) uint8 as jax.export writes it, for any b.
 
-  jax.export.deserialize(bytearray(...)).call(images) runs it where JAX is.
+  jax.export.deserialize(bytearray(...)).call(images) runs it where JAX and
+  flatbuffers are. Raises ValueError where flatbuffers is not installed.
   """
+  check(('jax',))
   (b,) = export.symbolic_shape('b')
   images = jax.ShapeDtypeStruct((b, size_px, size_px, channels), jnp.uint8)
   made = export.export(jax.jit(function), platforms=tuple(platforms))(images)
@@ -162,7 +177,11 @@ def serialise(
 def write(
   folder: str, model: Classifier, forms: Sequence[str]
 ) -> dict[str, str]:
-  """Writes the forms asked for; returns the paths of the files by name."""
+  """Writes the forms asked for; returns the paths of the files by name.
+
+  Raises ValueError as `check` does.
+  """
+  check(forms)
   info, meta = model.head.info, model.meta
   found: dict[str, str] = {}
 

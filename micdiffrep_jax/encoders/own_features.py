@@ -49,7 +49,7 @@ class Table(NamedTuple):
       raise ValueError(
         f'{self.path!r} lacks {len(absent)} of {len(names)} images that are '
         f'read, e.g. {absent[0]!r}. Its id are those of manifest.csv, e.g. '
-        f'{names[0]!r}; here one is {self.ids[0]!r}. Set {flag}.'
+        f'{names[0]!r}; here one is {str(self.ids[0])!r}. Set {flag}.'
       )
     return at
 
@@ -66,7 +66,7 @@ class Table(NamedTuple):
     wrong = np.flatnonzero((mine != '') & (theirs != '') & (mine != theirs))
     if len(wrong):
       first = wrong[0]
-      name = ds.manifest['id'][known][first]
+      name = str(ds.manifest['id'][known][first])
       raise ValueError(
         f'{len(wrong)} of {known.sum()} labels of {self.path!r} are not those '
         f'of the data set, e.g. {name!r} is {str(mine[first])!r} here and '
@@ -85,7 +85,7 @@ class Table(NamedTuple):
       len(names),
       len(strange),
       len(self.ids),
-      f', e.g. {strange[0]!r}' if len(strange) else '',
+      f', e.g. {str(strange[0])!r}' if len(strange) else '',
     )
     if split:
       say.warning(
@@ -143,7 +143,7 @@ def read(path: str, flag: str) -> Table:
   if (count > 1).any():
     raise ValueError(
       f'{path!r}: {(count > 1).sum()} id stand more than once, e.g. '
-      f'{once[count > 1][0]!r}. Set {flag}.'
+      f'{str(once[count > 1][0])!r}. Set {flag}.'
     )
   return Table(
     path,
