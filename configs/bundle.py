@@ -7,8 +7,8 @@ Writes RUN/bundle/bundle.npz, which configs/predict.py and configs/evaluate.py
 need and nothing else. A minute on 2 CPU cores. --config.hub=FOLDER also writes
 it as model hubs have it, and --config.exports="('jax','torch')" writes
 RUN/bundle/exports: functions that jax.export.deserialize runs on cpu, cuda and
-tpu without this package, and the UNet's way down for benchmarks/torch_encoder.py
-(pip install 'micdiffrep_jax[hub]').
+tpu without this package, and the UNet's way down for
+benchmarks/torch_encoder.py (pip install 'micdiffrep_jax[hub]').
 """
 
 from ml_collections import ConfigDict
