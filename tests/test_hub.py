@@ -33,6 +33,7 @@ RESULTS = {
     'random/mlp_concat': {'test': test_part(0.5)},
     'floor/majority': {'test': test_part(0.3)},
   },
+  'origins': ('crystal_clean',),
   'data': {
     'path': '/home/someone/secret',
     'split': 'patient',
@@ -98,6 +99,7 @@ def test_its_card_tells_data_numbers_floors_and_limits(folder):
   assert card.startswith('---\nlicense: apache-2.0\n')
   for words in (
     'Research use only',
+    '* Sources: crystal_clean.',
     '1,200 train, 20 val, 30 test',
     '77 patients, all known',
     'no two parts share patients',

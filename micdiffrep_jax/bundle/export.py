@@ -69,7 +69,8 @@ def run(config: ConfigDict, workdir: str) -> dict[str, Any]:
   classifier.write(out, model, config.precision)
   stored = classifier.load_bundle(out)
   compared = _compare(model, stored, dataset, probe, config.refit)
-  more = write_more(config, model, stored, probe.results, workdir)
+  results = {**probe.results, 'origins': dataset.info.origins}
+  more = write_more(config, model, stored, results, workdir)
   size = os.path.getsize(out)
   log.get_logger().info(
     'Bundle %s: %.2f MB, %.1f %% of validation images get the same class as '
@@ -120,7 +121,8 @@ def write_more(
 ) -> dict[str, Any]:
   """Writes the other forms that the config asks for; what results say of them.
 
-  stored: the classifier with rounded weights, which exports compute with.
+  stored: the classifier with rounded weights, which exports compute with;
+  results: of the probe, and the origins of its data.
   """
   told: dict[str, Any] = {}
   if config.hub:

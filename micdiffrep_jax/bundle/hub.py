@@ -45,7 +45,8 @@ def write(
   results: Mapping[str, Any],
   licence: str,
 ) -> None:
-  """Writes the folder; results: of the probe that the head is from.
+  """Writes the folder; results: of the probe that the head is from, with
+  `origins` of its data.
 
   licence: an identifier of SPDX, '' where it is not stated. Raises ValueError
   where the package safetensors is not installed.
@@ -145,6 +146,8 @@ def _data(meta: Meta, results: Mapping[str, Any]) -> Iterator[str]:
   told = results['data']
   images = ', '.join(f'{n:,} {part}' for part, n in told['images'].items())
   split = told['split']
+  if results.get('origins'):
+    yield f'* Sources: {", ".join(results["origins"])}.'
   yield f'* Images: {images}.'
   yield f'* Patients: {patients_in_words(told.get("patients", {}))}.'
   yield f'* Split `{split}`: no two parts share {_KEPT_APART[split]}.'
