@@ -4,7 +4,11 @@ python -m micdiffrep_jax.main --config=configs/bundle.py \
   --config.probe=RUN/probe --workdir=RUN/bundle
 
 Writes RUN/bundle/bundle.npz, which configs/predict.py and configs/evaluate.py
-need and nothing else. A minute on 2 CPU cores.
+need and nothing else. A minute on 2 CPU cores. --config.hub=FOLDER also writes
+it as model hubs have it, and --config.exports="('jax','torch')" writes
+RUN/bundle/exports: functions that jax.export.deserialize runs on cpu, cuda and
+tpu without this package, and the UNet's way down for
+benchmarks/torch_encoder.py (pip install 'micdiffrep_jax[hub]').
 """
 
 from ml_collections import ConfigDict
@@ -32,6 +36,12 @@ def get_config(preset: str = '') -> ConfigDict:
   # Fit the head again, as it was chosen, on all labelled images, test included:
   # better on new pictures; its test scores are those of the head before.
   config.refit = False
+  # Also a folder in the form of the model hubs: safetensors, config.json and
+  # README.md, the model card. predict, evaluate and load read it too.
+  config.hub = ''
+  config.licence = ''  # that the card states, e.g. apache-2.0; '' is not stated
+  config.push_to = ''  # NAME/MODEL: upload it, private (micdiffrep_jax[hub])
+  config.exports = ()  # other forms beside the file: jax (StableHLO) | torch
   config.checkpoint = ''  # '' is the one that the probe names
 
   config.data = ConfigDict()

@@ -15,7 +15,7 @@ FILES = sorted(PACKAGE.rglob('*.py'))
 # tasks.TASKS, which names modules and imports them on use.
 ORDER = (
   'run scores draw data heads diffusion models methods encoders bundle '
-  'generate pretrain tasks studies sweep main'
+  'api generate pretrain tasks studies sweep main'
 ).split()
 
 # Of the picture, in pixels.

@@ -16,6 +16,8 @@ OPTIONAL = {
   ),
   'faiss': ('near-duplicates of large sets', "pip install -e '.[large]'"),
   'safetensors': ('.safetensors files', "pip install -e '.[clip]'"),
+  'flatbuffers': ('functions that jax.export wrote', "pip install -e '.[hub]'"),
+  'pyarrow': ('.parquet files', 'pip install pyarrow'),
   'pydicom': ('DICOM files', "pip install -e '.[medical]'"),
   'openjpeg': ('JPEG 2000 in DICOM', "pip install -e '.[medical]'"),
   'jpeg_ls': ('JPEG-LS in DICOM', "pip install -e '.[medical]'"),

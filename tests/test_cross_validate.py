@@ -235,7 +235,7 @@ def test_an_encoder_that_had_labels_is_refused(ds, monkeypatch):
     encoders, 'load_encoder', lambda *_: taught._replace(method=method)
   )
   with pytest.raises(ValueError, match=r"'sees' was trained with labels"):
-    folds.candidates(get_config(), ds)
+    folds.candidates(get_config(), ds, np.arange(3))
 
 
 def test_only_what_pretraining_is_known_to_have_drawn_is_counted(ds):

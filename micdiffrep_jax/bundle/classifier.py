@@ -219,8 +219,10 @@ def _pack(
   }
 
 
-def write(path: str, model: Classifier, precision: str) -> None:
-  """Writes a classifier; the file is whole or absent."""
+def contents(
+  model: Classifier, precision: str
+) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+  """All arrays of a classifier, rounded, and what else is known of it."""
   packed = [_pack(one, precision) for one in model.members]
   arrays, text = packed[0]
   if model.others:
@@ -233,7 +235,12 @@ def write(path: str, model: Classifier, precision: str) -> None:
     }
   arrays |= model.fingerprints.arrays()
   more = {'precision': precision, 'meta': model.meta.as_dict()}
-  archive.write(path, arrays, text | more)
+  return arrays, text | more
+
+
+def write(path: str, model: Classifier, precision: str) -> None:
+  """Writes a classifier; the file is whole or absent."""
+  archive.write(path, *contents(model, precision))
 
 
 def _unpack(

@@ -15,7 +15,7 @@ import jax
 from ml_collections import ConfigDict
 import numpy as np
 
-from micdiffrep_jax.bundle import classifier, fingerprints
+from micdiffrep_jax.bundle import classifier, fingerprints, hub, portable
 from micdiffrep_jax.bundle.classifier import Classifier, Meta
 from micdiffrep_jax.data import dataset as data
 from micdiffrep_jax.encoders import cache as feature_cache
@@ -38,7 +38,7 @@ class Probe(NamedTuple):
   head: that it bundles, with test scores by set of images and metric; config:
   its own; path: of its data set; rows (n,) of the validation images, val
   (n, k) the head's probabilities of them; said: those of the test images, with
-  their labels, groups and variants.
+  their labels, groups and variants; results: all that it wrote.
   """
 
   head: head_file.SavedHead
@@ -49,6 +49,7 @@ class Probe(NamedTuple):
   rows: np.ndarray
   val: np.ndarray
   said: dict[str, np.ndarray]
+  results: dict[str, Any]
 
 
 def run(config: ConfigDict, workdir: str) -> dict[str, Any]:
@@ -62,6 +63,7 @@ def run(config: ConfigDict, workdir: str) -> dict[str, Any]:
     fingerprints.KINDS, config.fingerprints, 'kind', '--config.fingerprints'
   )
   archive.check_precision(config.precision)
+  check_more(config)
   out = config.out or os.path.join(workdir, 'bundle.npz')
   folders = (config.probe, *config.others)
   probes = [read_probe(folder) for folder in folders]
@@ -88,6 +90,8 @@ def run(config: ConfigDict, workdir: str) -> dict[str, Any]:
   classifier.write(out, model, config.precision)
   stored = classifier.load_bundle(out)
   compared = _compare(model, stored, dataset, probe, config.refit)
+  results = {**probe.results, 'origins': dataset.info.origins}
+  more = write_more(config, model, stored, results, workdir)
   size = os.path.getsize(out)
   log.get_logger().info(
     'Bundle %s: %.2f MB, %.1f %% of validation images get the same class as '
@@ -105,6 +109,7 @@ def run(config: ConfigDict, workdir: str) -> dict[str, Any]:
       'precision': config.precision,
       'fingerprints': config.fingerprints,
       **compared,
+      **more,
       'encoder': model.encoder.info.as_dict(),
       'others': [one.encoder.info.as_dict() for one in others],
       'data': {
@@ -116,6 +121,46 @@ def run(config: ConfigDict, workdir: str) -> dict[str, Any]:
     },
     config,
   )
+
+
+def check_more(config: ConfigDict) -> None:
+  """Raises ValueError for other forms that cannot be written."""
+  portable.check(config.exports)
+  if config.others and (config.hub or 'torch' in config.exports):
+    raise ValueError(
+      'A folder for a hub, and the form torch, are of one encoder: leave out '
+      '--config.others, or --config.hub and torch.'
+    )
+  if config.push_to and not config.hub:
+    raise ValueError(
+      f'push_to={config.push_to!r} without a folder. Set --config.hub=FOLDER.'
+    )
+  if config.hub:
+    archive.check_safetensors(config.hub)
+
+
+def write_more(
+  config: ConfigDict,
+  model: Classifier,
+  stored: Classifier,
+  results: dict[str, Any],
+  workdir: str,
+) -> dict[str, Any]:
+  """Writes the other forms that the config asks for; what results say of them.
+
+  stored: the classifier with rounded weights, which exports compute with;
+  results: of the probe, and the origins of its data.
+  """
+  told: dict[str, Any] = {}
+  if config.hub:
+    hub.write(config.hub, model, config.precision, results, config.licence)
+    told['hub'] = os.path.abspath(config.hub)
+  if config.push_to:
+    told['pushed'] = hub.push(config.hub, config.push_to)
+  if config.exports:
+    folder = os.path.join(workdir, 'exports')
+    told['exports'] = portable.write(folder, stored, config.exports)
+  return told
 
 
 def read_probe(folder: str) -> Probe:
@@ -144,6 +189,7 @@ def read_probe(folder: str) -> Probe:
       index,
       val,
       said,
+      results,
     )
   except (OSError, KeyError, ValueError) as e:
     raise ValueError(
@@ -206,6 +252,11 @@ def _open(
   place = checkpoint or info['checkpoint']
   known = encoders.EncoderInfo.from_dict(info['encoder'])
   encoder = encoders.load_encoder(place, known.step)
+  if encoder.table is not None:
+    raise ValueError(
+      f'{place} is a table of features: it sees no new picture, so it makes no '
+      'bundle. Set --config.probe to the probe of an encoder.'
+    )
   if encoder.info.fingerprint != known.fingerprint:
     raise ValueError(
       f'{place} is not the encoder that {folder} probed. Set '

@@ -236,9 +236,8 @@ def _read_pillow(image: Image.Image, data: bytes) -> Picture:
     rules.append('cmyk')
   if image.has_transparency_data:
     rules.append('alpha')
-    rgba = np.asarray(image.convert('RGBA')).astype(np.uint16)
-    solid = (rgba[..., :3] * rgba[..., 3:] + 127) // 255
-    return Picture(solid.astype(np.uint8), tuple(rules))
+    solid = _over_black(np.asarray(image.convert('RGBA')))
+    return Picture(solid, tuple(rules))
   if image.mode not in ('L', 'RGB'):
     image = image.convert('L' if image.mode == '1' else 'RGB')
   return Picture(np.asarray(image), tuple(rules))
@@ -259,6 +258,51 @@ def _deep_colour(image: Image.Image, data: bytes) -> np.ndarray | None:
   if pixels is None:
     raise ValueError('16-bit colour that cannot be decoded')
   if pixels.shape[-1] == 4:
-    alpha = pixels[..., 3:].astype(np.float64)
-    pixels = pixels[..., :3] * (alpha / 65535)
+    pixels = _over_black(pixels)
   return scale_range(pixels[..., ::-1])
+
+
+def _over_black(pixels: np.ndarray) -> np.ndarray:
+  """Colour and alpha (h, w, 4) of 8 or 16 bits -> colour (h, w, 3).
+
+  Of 8 bits rounded to uint8, of 16 bits float64: its range is scaled next.
+  """
+  colour, alpha = pixels[..., :3], pixels[..., 3:]
+  if pixels.dtype == np.uint8:
+    solid = (colour.astype(np.uint16) * alpha + 127) // 255
+    return solid.astype(np.uint8)
+  return colour * (alpha.astype(np.float64) / 65535)
+
+
+def read_array(pixels: np.ndarray) -> Picture:
+  """A picture that is an array already, by the rules for files.
+
+  pixels (h, w) or (h, w, c), c = 1, 3, or 4 with alpha, channels last. uint8
+  stays, bool is black and white, and the range of every other number type is
+  scaled as that of a file of 16 bits or floats. Raises ValueError for other
+  shapes, no pixels, nan or inf, and alpha that is neither uint8 nor uint16.
+  """
+  pixels = np.asarray(pixels)
+  shape, kind = pixels.shape, pixels.dtype
+  if kind.kind not in 'biuf':
+    raise ValueError(f'type {kind}: pixels are numbers')
+  if pixels.ndim not in (2, 3) or shape[2:] not in ((), (1,), (3,), (4,)):
+    raise ValueError(
+      f'shape {shape}: give (height, width) or (height, width, channels) with '
+      '1, 3 or, with alpha, 4 channels'
+    )
+  _check_size(shape[1], shape[0])
+  if shape[2:] == (1,):
+    pixels = pixels[..., 0]
+  rules = []
+  if shape[2:] == (4,):
+    if kind not in (np.uint8, np.uint16):
+      raise ValueError(f'alpha of type {kind}: give uint8, uint16 or no alpha')
+    pixels = _over_black(pixels)
+    rules.append('alpha')
+  if kind.kind == 'b':
+    pixels = 255 * pixels.astype(np.uint8)
+  if pixels.dtype != np.uint8:
+    pixels = scale_range(pixels)
+    rules.append('range_scaled')
+  return Picture(pixels, tuple(rules))

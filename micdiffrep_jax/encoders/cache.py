@@ -201,6 +201,11 @@ def fill(
   ValueError where the disk or float16 cannot hold them.
   """
   rows = np.asarray(rows, np.int64)
+  if views and encoder.table is not None:
+    raise ValueError(
+      f'{encoder.info.path!r} is a table of features: images cannot be shown '
+      'to it anew. Set --config.online.views=0.'
+    )
   inside = _SHARED.get()
   store = inside.folder if inside else folder
   key = {

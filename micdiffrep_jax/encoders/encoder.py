@@ -1,4 +1,8 @@
-"""Frozen encoders: of a pretraining run, of a bundle, or of random weights."""
+"""Frozen encoders: of a pretraining run, a bundle, or of random weights.
+
+A table of features that others computed stands among them: it has no weights,
+and its rows are shown to heads in place of images.
+"""
 
 from collections.abc import Mapping
 import dataclasses
@@ -8,10 +12,14 @@ import os
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 from ml_collections import ConfigDict
 import numpy as np
 
+from micdiffrep_jax.encoders import own_features
+from micdiffrep_jax.encoders.own_features import Table
 from micdiffrep_jax.methods import METHODS, Reader
+from micdiffrep_jax.methods.base import noiseless
 from micdiffrep_jax.methods.recipe import Recipe
 from micdiffrep_jax.run import archive, checkpoint, devices, paths
 from micdiffrep_jax.run.checks import lookup
@@ -73,12 +81,16 @@ class EncoderInfo:
 
 
 class Encoder(NamedTuple):
-  """Frozen weights, how features are read from them, and their config."""
+  """Frozen weights, how features are read from them, and their config.
+
+  table: features that others computed, None where images are shown to weights.
+  """
 
   method: Reader
   variables: Any
   config: ConfigDict
   info: EncoderInfo
+  table: Table | None = None
 
 
 def make_method(config: ConfigDict, size_px: int, channels: int) -> Reader:
@@ -113,22 +125,30 @@ def config_from_json(record: dict) -> ConfigDict:
 
 
 def is_bundle(path: str) -> bool:
-  """Whether a path is of one file; pretraining runs are folders."""
-  return os.path.isfile(paths.expand(path))
+  """Whether a path is of one file, or a hub's folder of one model.
+
+  Other folders are pretraining runs.
+  """
+  return os.path.isfile(paths.expand(path)) or archive.is_folder(path)
 
 
 def load_encoder(path: str, step: int | None = None) -> Encoder:
   """Loads frozen weights: of a pretraining run's folder, or of a bundle.
 
   Of a run the newest sound step, or `step`. A bundle knows the layers that its
-  head reads, and generates nothing. Raises ValueError where there is none, or
-  where it lacks what it should have.
+  head reads, and generates nothing. A table of features, own_features.read, is
+  an encoder of one layer. Raises ValueError where there is none, or where it
+  lacks what it should have.
   """
   if not is_bundle(path):
     return _of_run(path, step)
+  if own_features.is_table(path):
+    if step:
+      raise ValueError(f'{path!r} is a table of features. Leave out the step.')
+    return of_table(own_features.read(path, '--config.checkpoint'))
   encoder = of_archive(*archive.read(path), path)
   # Another file may come to lie under this name.
-  with open(paths.expand(path), 'rb') as f:
+  with open(archive.weights_file(path), 'rb') as f:
     digest = hashlib.file_digest(f, 'sha256').hexdigest()
   info = dataclasses.replace(encoder.info, sha256=digest)
   held = info.step
@@ -206,8 +226,39 @@ def of_archive(
   return Encoder(reader, variables, config, info)
 
 
+def of_table(table: Table) -> Encoder:
+  """A table as an encoder, whose `images` are its own maps (b, h, h, d)."""
+  _, h, _, d = table.features.shape
+
+  def taps(variables: Any, images: jax.Array) -> dict[str, jax.Array]:
+    del variables
+    return {own_features.LAYER: images.astype(jnp.float32)}
+
+  reader = Reader(
+    init=lambda key: ({}, {}),
+    frozen=lambda params, extra: params,
+    features=noiseless(taps),
+    layers=(own_features.LAYER,),
+    facts={'external': True},
+  )
+  name = os.path.basename(table.path)
+  info = EncoderInfo(h, d, path=table.path, step=0, name=name)
+  info = dataclasses.replace(info, sha256=table.sha256)
+  # The features of a data set are kept by what makes them: here the file.
+  config = {'method': 'own_features', 'sha256': table.sha256}
+  return Encoder(reader, {}, ConfigDict(config).lock(), info, table)
+
+
 def random_encoder(encoder: Encoder, seed: int = 0) -> Encoder:
-  """The same network with weights as initialised: a control for every table."""
+  """The same network with weights as initialised: a control for every table.
+
+  Raises ValueError for a table of features, which has no weights.
+  """
+  if encoder.table is not None:
+    raise ValueError(
+      f'{encoder.info.path!r} is a table of features: there are no weights to '
+      'draw at random. Set --config.random_encoder=False.'
+    )
   mesh = devices.make_mesh()
 
   @functools.partial(jax.jit, out_shardings=devices.replicated(mesh))
@@ -220,8 +271,11 @@ def random_encoder(encoder: Encoder, seed: int = 0) -> Encoder:
 
 
 def with_twin(encoder: Encoder, twin: bool, seed: int) -> dict[str, Encoder]:
-  """Encoders by the prefix of their rows; if `twin`, random weights too."""
+  """Encoders by the prefix of their rows; if `twin`, random weights too.
+
+  A table of features has no twin.
+  """
   by_prefix = {'': encoder}
-  if twin:
+  if twin and encoder.table is None:
     by_prefix['random/'] = random_encoder(encoder, seed)
   return by_prefix

@@ -9,6 +9,7 @@ Letters: b batch, n images, h w pixels, g grid cells per side, d features.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
+import dataclasses
 import functools
 from typing import Any, NamedTuple
 import zlib
@@ -20,6 +21,7 @@ import numpy as np
 from micdiffrep_jax.data.batches import eval_batches
 from micdiffrep_jax.data.dataset import Dataset, Records
 from micdiffrep_jax.diffusion.process import check_timesteps
+from micdiffrep_jax.encoders import own_features
 from micdiffrep_jax.encoders.encoder import Encoder
 from micdiffrep_jax.methods import Reader
 from micdiffrep_jax.run import devices, log
@@ -216,7 +218,11 @@ def extract(
   devices.check_batch_size(batch_size, mesh, '--config.batch_size')
   feature_fn = feature_fn or make_feature_fn(encoder.method, names, grid)
   keys = noise_keys(seed, draws, mesh, first_draw)
-  shown = batches(dataset.images, rows, batch_size, mesh)
+  images, at = dataset.images, rows
+  if encoder.table is not None:
+    images = own_features.shown(encoder.table, dataset, rows)
+    at = np.arange(len(rows))
+  shown = batches(images, at, batch_size, mesh)
   found: dict[str, np.ndarray] = {}
   start = 0
   with log.progress(total=len(rows) * draws, desc=desc, unit='img') as bar:
@@ -233,7 +239,12 @@ def extract(
 
 
 def check_images(encoder: Encoder, dataset: Dataset) -> None:
-  """Raises ValueError where images are not of the encoder's format."""
+  """Raises ValueError where images are not of the encoder's format.
+
+  A table of features has no format: `meet` compares its ids.
+  """
+  if encoder.table is not None:
+    return
   want = (encoder.info.size_px, encoder.info.channels)
   have = (dataset.info.size_px, dataset.info.channels)
   if want != have:
@@ -243,3 +254,21 @@ def check_images(encoder: Encoder, dataset: Dataset) -> None:
       'with '
       f'--config.data.size_px={want[0]} --config.data.channels={want[1]}.'
     )
+
+
+def meet(encoder: Encoder, dataset: Dataset, rows: np.ndarray) -> Encoder:
+  """The encoder, checked against a data set of which `rows` will be read.
+
+  A table of features is compared with it, id by id, and its info then tells
+  what did not match. Raises ValueError as check_images does, and for a table
+  that lacks one of the rows.
+  """
+  check_images(encoder, dataset)
+  table = encoder.table
+  if table is None:
+    return encoder
+  names = dataset.manifest['id'][rows].tolist()
+  told = table.compare(dataset)
+  table.rows_of(names, '--config.checkpoint or --config.checkpoints')
+  facts = {**encoder.info.facts, **told}
+  return encoder._replace(info=dataclasses.replace(encoder.info, facts=facts))

@@ -61,7 +61,8 @@ class Head(NamedTuple):
   `calibrated` by a temperature. fit(problem, **settings) -> Fitted, where each
   setting is a tuple of what to try; None for a head that trained.fit trains.
   chooses: the names of its settings; kind: what its file says, '' for a head
-  that has none; exact: its parameters that no file may round to a byte.
+  that has none; exact: its parameters that no file may round to a byte; apply:
+  the JAX function behind predict, None where there is none.
   """
 
   predict: Callable[[Params, Features], np.ndarray]
@@ -70,6 +71,7 @@ class Head(NamedTuple):
   kind: str = ''
   calibrated: bool = True
   exact: tuple[str, ...] = ()
+  apply: Apply | None = None
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
@@ -97,6 +99,16 @@ def apply_all(apply: Apply, params: Params, features: Features) -> np.ndarray:
   return np.concatenate(blocks, axis=1)[:, :n]
 
 
-def predict_with(apply: Apply) -> Callable[[Params, Features], np.ndarray]:
-  """The `predict` of a head whose logits a JAX function gives."""
-  return lambda params, features: apply_all(apply, params, features)[0]
+def head_of(
+  apply: Apply,
+  fit: Callable[..., Fitted] | None,
+  chooses: tuple[str, ...] = (),
+  kind: str = '',
+  exact: tuple[str, ...] = (),
+) -> Head:
+  """A head whose logits a JAX function gives."""
+
+  def predict(params: Params, features: Features) -> np.ndarray:
+    return apply_all(apply, params, features)[0]
+
+  return Head(predict, fit, chooses, kind, exact=exact, apply=apply)

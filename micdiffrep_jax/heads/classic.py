@@ -21,7 +21,7 @@ from micdiffrep_jax.heads.base import (
   Head,
   Params,
   Problem,
-  predict_with,
+  head_of,
 )
 from micdiffrep_jax.heads.matrix import Features, Maps, as_float32, unit
 
@@ -184,14 +184,14 @@ def _similarity(params: Params, x: Array, maps: Maps = ()) -> Array:
 
 
 HEADS: dict[str, Head] = {
-  'logistic': Head(
-    predict_with(nets.HEADS['linear'].apply),
+  'logistic': head_of(
+    nets.HEADS['linear'].apply,
     logistic,
     ('strength',),
     kind='linear',
   ),
   'knn': Head(knn_predict, knn, ('neighbours',), calibrated=False),
-  'prototypes': Head(predict_with(_similarity), prototypes, kind='prototypes'),
+  'prototypes': head_of(_similarity, prototypes, kind='prototypes'),
   'kernel': kernel.HEAD,
   'kernel_layers': kernel.LAYERS,
 }

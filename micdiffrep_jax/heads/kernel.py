@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from scipy import linalg
 
-from micdiffrep_jax.heads.base import Fitted, Head, Problem, predict_with
+from micdiffrep_jax.heads.base import Fitted, Problem, head_of
 from micdiffrep_jax.heads.matrix import (
   Features,
   Maps,
@@ -201,13 +201,8 @@ def _fit(
 
 
 # M: sums over thousands of training images cancel.
-HEAD = Head(
-  predict_with(apply),
-  fit,
-  ('gamma', 'strength'),
-  kind='kernel',
-  exact=('M',),
-)
-LAYERS = HEAD._replace(
-  predict=predict_with(apply_layers), fit=fit_layers, kind='kernel_layers'
+_CHOOSES = ('gamma', 'strength')
+HEAD = head_of(apply, fit, _CHOOSES, 'kernel', exact=('M',))
+LAYERS = head_of(
+  apply_layers, fit_layers, _CHOOSES, 'kernel_layers', exact=('M',)
 )

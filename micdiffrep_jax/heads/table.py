@@ -10,10 +10,10 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from micdiffrep_jax.heads import classic, nets, trained
-from micdiffrep_jax.heads.base import Fitted, Head, Problem, predict_with
+from micdiffrep_jax.heads.base import Fitted, Head, Problem, head_of
 
 HEADS: dict[str, Head] = {
-  name: Head(predict_with(net.apply), None, ('setting',), name)
+  name: head_of(net.apply, None, ('setting',), name)
   for name, net in nets.HEADS.items()
 } | classic.HEADS
 

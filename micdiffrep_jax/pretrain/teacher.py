@@ -4,15 +4,14 @@ A teacher is any encoder that the program loads (a run, a bundle, weights of
 others that were converted) or a table of features that a user brings. Its maps
 lie beside the images as a float16 memory map with a row for every image of the
 data set, and travel with them; no other part of a run knows the teacher.
-Letters: N images of the data set, n rows of a table, h w pixels, g cells per
-side, d features.
+Letters: N images of the data set, n rows of a table, g cells per side, d
+features.
 """
 
 from collections.abc import Callable, Sequence
 import hashlib
 import os
 from typing import NamedTuple
-import zipfile
 
 import jax
 from jax.experimental import multihost_utils
@@ -22,7 +21,7 @@ import numpy as np
 
 from micdiffrep_jax.data import dataset as data
 from micdiffrep_jax.diffusion.process import check_timesteps
-from micdiffrep_jax.encoders import cache, features
+from micdiffrep_jax.encoders import cache, features, own_features
 from micdiffrep_jax.encoders import encoder as encoders
 from micdiffrep_jax.run import devices, files
 from micdiffrep_jax.run.checks import in_range, lookup
@@ -156,68 +155,19 @@ def refuse_seen(
 
 
 def _of_table(fields: ConfigDict, dataset: data.Dataset) -> Teacher:
-  path = fields.features
-  try:
-    with np.load(path, allow_pickle=False) as z:
-      ids, table = z['id'], z['features']
-  except (OSError, KeyError, ValueError, zipfile.BadZipFile) as e:
-    raise ValueError(
-      f'{fields.features!r} is no .npz with the arrays id (n,) and features '
-      f'(n, d) or (n, h, h, d): {e}. Set {_FLAG}features.'
-    ) from None
-  table = as_maps(table, len(ids), fields.grid)
-  _, g, _, d = table.shape
-  number = {str(name): i for i, name in enumerate(ids.tolist())}
+  flag = f'{_FLAG}features'
+  table = own_features.read(fields.features, flag)
+  maps = own_features.pool(table.features, fields.grid, f'{_FLAG}grid')
+  table.compare(dataset)
+  _, g, _, d = maps.shape
 
   def read(rows: np.ndarray, folder: str) -> np.ndarray:
-    names = dataset.manifest['id'][rows].tolist()
-    absent = [name for name in names if name not in number]
-    if absent:
-      raise ValueError(
-        f'{fields.features!r} lacks {len(absent)} of {len(names)} training '
-        f'images, e.g. {absent[0]!r}. Its id are those of manifest.csv. Set '
-        f'{_FLAG}features.'
-      )
-    at = np.array([number[name] for name in names])
-    return _write_table(table, at, rows, len(dataset.images), path, folder)
-
-  return Teacher(os.path.basename(path), (), (g, g, d), read)
-
-
-def as_maps(table: np.ndarray, n: int, grid: int) -> np.ndarray:
-  """Features (n, d) or (n, h, h, d) -> (n, g, g, d) float16, g at most `grid`.
-
-  Raises ValueError for other shapes and for what float16 cannot hold.
-  """
-  shape = table.shape
-  if table.ndim == 2:
-    table = table[:, None, None]
-  if (
-    table.ndim != 4
-    or len(table) != n
-    or table.shape[1] != table.shape[2]
-    or not np.issubdtype(table.dtype, np.floating)
-  ):
-    raise ValueError(
-      f'{n} id have features of shape {shape} and type {table.dtype}; give '
-      f'floats (n, d) or (n, h, h, d). Set {_FLAG}features.'
+    at = table.rows_of(dataset.manifest['id'][rows].tolist(), flag)
+    return _write_table(
+      maps, at, rows, len(dataset.images), table.sha256, folder
     )
-  h = table.shape[1]
-  g = min(grid, h)
-  if h % g:
-    raise ValueError(
-      f'Maps of {h} x {h} do not make {g} x {g} cells. Set {_FLAG}grid to a '
-      f'divisor of {h}.'
-    )
-  cells = table.reshape(n, g, h // g, g, h // g, -1)
-  with np.errstate(over='ignore'):  # told of below
-    maps = cells.mean(axis=(2, 4), dtype=np.float32).astype(np.float16)
-  if not np.isfinite(maps).all():
-    raise ValueError(
-      f'Some features are not finite or beyond what float16 can hold. Set '
-      f'{_FLAG}features.'
-    )
-  return maps
+
+  return Teacher(os.path.basename(table.path), (), (g, g, d), read)
 
 
 def _write_table(
@@ -225,13 +175,15 @@ def _write_table(
   at: np.ndarray,
   rows: np.ndarray,
   size: int,
-  path: str,
+  sha256: str,
   folder: str,
 ) -> np.ndarray:
-  """Lays rows `at` of the table where the images `rows` of `size` are."""
-  with open(path, 'rb') as f:
-    digest = hashlib.file_digest(f, 'sha256')
-  digest.update(f'{table.shape} {size}'.encode() + rows.tobytes())
+  """Lays rows `at` of the table where the images `rows` of `size` are.
+
+  sha256: of the file that the table was read from.
+  """
+  who = f'{sha256} {table.shape} {size}'.encode()
+  digest = hashlib.sha256(who + rows.tobytes())
   own = os.path.join(folder, digest.hexdigest()[:20])
   maps, done = os.path.join(own, 'maps.npy'), os.path.join(own, 'done.json')
   if jax.process_index() == 0 and not os.path.exists(done):

@@ -1,8 +1,11 @@
-"""Arrays and a JSON text in one npz file, without pickle.
+"""Arrays and a JSON text in one npz file, or in a folder as hubs have it.
 
-Encoder and head of a classifier travel in it, rounded to some precision.
+Encoder and head of a classifier travel in it, rounded to some precision and
+without pickle. The folder holds model.safetensors, config.json and, for what is
+done to pictures before, preprocessor_config.json.
 """
 
+import hashlib
 import json
 import math
 import os
@@ -40,6 +43,10 @@ DAMAGE = (
 _UNPACKED = 2**30  # bytes that a file may hold whatever its own size
 _RATIO = 100  # by which arrays are compressed at most
 _SMALL = 1024  # arrays below this size are never rounded to int8
+WEIGHTS = 'model.safetensors'
+CONFIG = 'config.json'
+PREPROCESSING = 'preprocessor_config.json'
+_OF_PICTURES = ('size_px', 'channels', 'preparation')  # of text['meta']
 
 
 def leaf_names(tree: Any) -> list[str]:
@@ -120,13 +127,94 @@ def _check_sizes(path: str) -> None:
           raise ValueError(f'{member.filename} is cut short')
 
 
-def read(path: str) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
-  """The arrays and the text; ValueError for a file that is none or damaged."""
+def is_folder(path: str) -> bool:
+  """Whether a path is of a folder that write_folder made."""
+  folder = paths.expand(path)
+  return all(
+    os.path.isfile(os.path.join(folder, name)) for name in (WEIGHTS, CONFIG)
+  )
+
+
+def weights_file(path: str) -> str:
+  """The file that holds the weights: the archive itself, or in its folder."""
+  name = paths.expand(path)
+  return os.path.join(name, WEIGHTS) if os.path.isdir(name) else name
+
+
+def write_folder(
+  folder: str, arrays: dict[str, np.ndarray], text: dict[str, Any]
+) -> None:
+  """Writes what `write` does as a folder; config.json last: it makes it one.
+
+  config.json tells the sha256 of the weights, as safetensors has no checksum.
+  Raises ValueError where the package safetensors is not installed.
+  """
+  safetensors = check_safetensors(folder)
+  raw = safetensors.save(
+    # It stores memory as it lies, whatever the strides say.
+    {name: np.ascontiguousarray(x) for name, x in arrays.items()},
+    metadata={'format': 'np'},
+  )
+  meta = dict(text['meta'])
+  pictures = {k: meta.pop(k) for k in _OF_PICTURES if k in meta}
+  whole = {
+    'library_name': 'micdiffrep_jax',
+    'version': VERSION,
+    **text,
+    'meta': meta,
+    'weights_sha256': hashlib.sha256(raw).hexdigest(),
+  }
+  files.write_whole(os.path.join(folder, WEIGHTS), raw)
+  files.write_json(os.path.join(folder, PREPROCESSING), pictures)
+  files.write_json(os.path.join(folder, CONFIG), whole)
+
+
+def check_safetensors(path: str) -> Any:
+  """The package; ValueError, of the path that needs it, where it is not."""
   try:
-    _check_sizes(paths.expand(path))
-    with np.load(paths.expand(path), allow_pickle=False) as z:
-      arrays = {name: z[name] for name in z.files}
-    text = json.loads(arrays['json'].tobytes())
+    from safetensors import numpy as safetensors
+  except ImportError as e:
+    raise ValueError(
+      f'{path!r} needs the package safetensors: pip install '
+      "'micdiffrep_jax[hub]'."
+    ) from e
+  return safetensors
+
+
+def _read_file(path: str) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+  _check_sizes(path)
+  with np.load(path, allow_pickle=False) as z:
+    arrays = {name: z[name] for name in z.files}
+  return arrays, json.loads(arrays['json'].tobytes())
+
+
+def _read_folder(folder: str) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+  """Raises ValueError also where weights and config.json are of two models."""
+  safetensors = check_safetensors(folder)
+  with open(os.path.join(folder, CONFIG)) as f:
+    text = json.load(f)
+  with open(os.path.join(folder, PREPROCESSING)) as f:
+    text['meta'] |= json.load(f)
+  with open(os.path.join(folder, WEIGHTS), 'rb') as f:
+    raw = f.read()
+  if hashlib.sha256(raw).hexdigest() != text['weights_sha256']:
+    raise ValueError(f'{WEIGHTS} has not the sha256 that {CONFIG} tells')
+  try:
+    return safetensors.load(raw), text
+  except Exception as e:  # its own error is no ValueError
+    raise ValueError(f'{WEIGHTS}: {e}') from e
+
+
+def read(path: str) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+  """The arrays and the text of a file or a folder.
+
+  Raises ValueError for what is none, or damaged.
+  """
+  name, whole = paths.expand(path), is_folder(path)
+  if whole:
+    check_safetensors(path)  # not damage, if it is missing
+  try:
+    arrays, text = _read_folder(name) if whole else _read_file(name)
     version = text['version']
   except FileNotFoundError:
     raise ValueError(

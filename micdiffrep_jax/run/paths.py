@@ -13,7 +13,7 @@ from ml_collections import ConfigDict
 # What else they may hold (phantom, tfds:NAME, gs://...) begins with no ~.
 FIELDS = frozenset(
   'path source unlabelled data_dir out group_csv csv checkpoint checkpoints '
-  'bundle probe runs others columns features'.split()
+  'bundle probe runs others columns features hub'.split()
 )
 
 CACHE_VARIABLE = 'MICDIFFREP_CACHE'

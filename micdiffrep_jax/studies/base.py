@@ -165,6 +165,7 @@ def open_study(
   split = config.data.split
   seen = seen_in_pretraining(encoder.info, ds, split, config.allow_seen_test)
   parts = labelled_parts(ds, split)
+  encoder = features.meet(encoder, ds, parts.rows)
   return Study(encoder, ds, parts, layers, seen, started_s)
 
 

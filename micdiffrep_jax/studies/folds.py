@@ -131,8 +131,10 @@ def rotations(
   return found
 
 
-def candidates(config: ConfigDict, ds: data.Dataset) -> list[Candidate]:
-  """All encoders at all timesteps, loaded and checked against the dataset.
+def candidates(
+  config: ConfigDict, ds: data.Dataset, rows: np.ndarray
+) -> list[Candidate]:
+  """All encoders at all timesteps, loaded and checked against rows of the data.
 
   Raises ValueError for an encoder that had labels: it may have read those of
   the images that it is to be judged on.
@@ -151,7 +153,7 @@ def candidates(config: ConfigDict, ds: data.Dataset) -> list[Candidate]:
         'images that would judge it. Leave it out of --config.checkpoints, and '
         'compare it on test with configs/table1.py.'
       )
-    features.check_images(encoder, ds)
+    encoder = features.meet(encoder, ds, rows)
     noisy = encoder.method.timesteps > 1
     timesteps = config.timesteps if noisy else (0,)
     layers = features.check_request(
@@ -307,7 +309,7 @@ def run(config: ConfigDict, workdir: str) -> dict[str, Any]:
   told: dict[Key, dict[str, Any]] = {}
   named: dict[str, str] = {}  # the first row of each checkpoint
   training = grid.Training(config.training, (config.seed,), True, 'accuracy')
-  for number, one in enumerate(candidates(config, ds)):
+  for number, one in enumerate(candidates(config, ds, rows)):
     folder = os.path.join(features_folder, str(number))
     read = _features(one, ds, rows, config, folder)
     chosen = {
@@ -324,6 +326,7 @@ def run(config: ConfigDict, workdir: str) -> dict[str, Any]:
         'chosen': choices[head],
         'images_seen': one.encoder.info.images_seen,
         'drawn_in_pretraining': drawn(one, ds, rows),
+        **one.encoder.info.facts,
       }
   probs |= predict_floors(
     ds, rotated, config.floors, config.seed, features_folder

@@ -86,6 +86,7 @@ def _costs(costs: Mapping[str, Mapping[str, Any]]) -> Table:
   rows = []
   for name, cost in costs.items():
     seconds, flops = cost['training_s'], cost['flops_per_image']
+    weights = cost['parameters']
     rows.append(
       [
         name,
@@ -93,7 +94,7 @@ def _costs(costs: Mapping[str, Mapping[str, Any]]) -> Table:
         f'{cost["images_drawn"]:,}',
         '-' if seconds is None else f'{seconds:,.0f}',
         '-' if flops is None else f'{flops / 1e9:.2f}',
-        f'{cost["parameters"] / 1e6:.2f}',
+        '-' if weights is None else f'{weights / 1e6:.2f}',  # of a table
       ]
     )
   return Table(

@@ -146,7 +146,7 @@ def cost(encoder: encoders.Encoder) -> dict[str, Any]:
     'images_drawn': drawn,
     'training_s': trained_s,
     'flops_per_image': flops_per_image(encoder),
-    'parameters': sum(x.size for x in weights),
+    'parameters': sum(x.size for x in weights) or None,  # of a table
     'flags': flags(method.facts),
     'checkpoint': info.path,
   }
@@ -174,6 +174,9 @@ def run(config: ConfigDict, workdir: str) -> dict[str, Any]:
     for split in config.splits:
       path, steps = encoder.info.path or '', encoder.method.timesteps
       unit = probe_config(config, name, path, split, steps)
+      if encoder.table is not None:  # no network, so none of its layers
+        with unit.unlocked():
+          unit.layers, unit.random_encoder = (), False
       folder = os.path.join(workdir, name, f'probe_{split}')
       log.get_logger().info('%s: probing in %s.', name, folder)
       found = finished(unit, folder, probe.run)

@@ -1,0 +1,212 @@
+"""A classifier as a folder of the model hubs, with its model card.
+
+Weights, config and preprocessing are those of run/archive.py; README.md says
+what a reader must know before the model is used on anything.
+"""
+
+from collections.abc import Iterator, Mapping
+import os
+from typing import Any
+
+from micdiffrep_jax.bundle import classifier
+from micdiffrep_jax.bundle.classifier import Classifier, Meta
+from micdiffrep_jax.draw.page import DISCLAIMER, brackets
+from micdiffrep_jax.draw.result import (
+  FLOOR,
+  RANDOM,
+  SUBSETS,
+  patients_in_words,
+  title,
+)
+from micdiffrep_jax.run import archive, files, log
+from micdiffrep_jax.scores.bootstrap import SETS
+from micdiffrep_jax.scores.metrics import HEADLINE
+
+_KEPT_APART = {
+  'patient': 'patients, near-duplicates and copies',
+  'grouped': 'near-duplicates and copies, but not other slices of a patient',
+  'paper': 'copies, but neither near-duplicates nor patients',
+  'leaky': 'nothing: its numbers are too good',
+  'given': 'what the folders of the source keep apart',
+}
+_USE = """```python
+import micdiffrep_jax as mdr
+model = mdr.load('FOLDER')  # this one, once it was downloaded
+model.predict_proba(images)  # arrays of any size and type, or paths
+model.features(images, t=1, layers='encoder', cells=4)
+```
+"""
+
+
+def write(
+  folder: str,
+  model: Classifier,
+  precision: str,
+  results: Mapping[str, Any],
+  licence: str,
+) -> None:
+  """Writes the folder; results: of the probe that the head is from, with
+  `origins` of its data.
+
+  licence: an identifier of SPDX, '' where it is not stated. Raises ValueError
+  where the package safetensors is not installed.
+  """
+  text = card(model, results, licence)
+  archive.write_folder(folder, *classifier.contents(model, precision))
+  files.write_whole(os.path.join(folder, 'README.md'), text.encode())
+
+
+def push(folder: str, repo: str, private: bool = True) -> str:
+  """Uploads a folder of `write` by huggingface_hub; returns its address.
+
+  repo: 'name/model', made where it is not there. The account is the one that
+  `hf auth login` knows. Raises ValueError for a folder that is none, or
+  without the package.
+  """
+  if not archive.is_folder(folder):
+    raise ValueError(
+      f'{folder!r} is no model folder. Write one with configs/bundle.py, '
+      '--config.hub=FOLDER.'
+    )
+  try:
+    from huggingface_hub import HfApi
+  except ImportError as e:
+    raise ValueError(
+      'Pushing needs the package huggingface_hub: pip install '
+      "'micdiffrep_jax[hub]'."
+    ) from e
+  known = classifier.load_bundle(folder).fingerprints
+  if len(known.small) or len(known.crops):
+    log.get_logger().warning(
+      '%s holds small copies of training pictures. Where they are private, '
+      'make it again with --config.fingerprints=hashes.',
+      folder,
+    )
+  api = HfApi()
+  api.create_repo(repo_id=repo, private=private, exist_ok=True)
+  done = api.upload_folder(folder_path=folder, repo_id=repo)
+  log.get_logger().info('Pushed %s to %s.', folder, repo)
+  return str(done)
+
+
+def card(model: Classifier, results: Mapping[str, Any], licence: str) -> str:
+  """The model card, Markdown with the head that hubs read."""
+  meta = model.meta
+  of = '' if licence else ' (not stated: ask whoever published it)'
+  lines = [
+    '---',
+    f'license: {licence or "unknown"}',
+    'library_name: micdiffrep_jax',
+    'pipeline_tag: image-classification',
+    'tags: [medical-imaging, diffusion, self-supervised, jax]',
+    '---',
+    f'# {", ".join(meta.classes)}: a classifier on diffusion features',
+    '',
+    f'**{DISCLAIMER}**',
+    '',
+    *_what(model),
+    '## Use',
+    '',
+    _USE,
+    '## Data and split',
+    '',
+    *_data(meta, results),
+    '## Numbers',
+    '',
+    *_numbers(meta, results),
+    '## Limits',
+    '',
+    *_limits(model),
+    '## Licence',
+    '',
+    f'{licence or "Unknown"}{of}. The pictures that it was trained on have '
+    'licences of their own.',
+    '',
+  ]
+  return '\n'.join(lines)
+
+
+def _what(model: Classifier) -> Iterator[str]:
+  info, meta = model.head.info, model.meta
+  drawn = model.encoder.info.images_seen
+  yield (
+    f'A frozen encoder ({model.encoder.config.method}'
+    + (
+      f', pretrained without labels on {drawn:,} drawn images' if drawn else ''
+    )
+    + f') reads {", ".join(info["layers"])} at noise level {info["timestep"]}, '
+    f'{info["grid"]} x {info["grid"]} cells each; a head of the kind '
+    f'`{info["kind"]}` tells the class. Pictures are padded to a square and '
+    f'resized to {meta.size_px} px with {meta.channels} channel(s).'
+  )
+  yield ''
+
+
+def _data(meta: Meta, results: Mapping[str, Any]) -> Iterator[str]:
+  told = results['data']
+  images = ', '.join(f'{n:,} {part}' for part, n in told['images'].items())
+  split = told['split']
+  if results.get('origins'):
+    yield f'* Sources: {", ".join(results["origins"])}.'
+  yield f'* Images: {images}.'
+  yield f'* Patients: {patients_in_words(told.get("patients", {}))}.'
+  yield f'* Split `{split}`: no two parts share {_KEPT_APART[split]}.'
+  yield f'* Fingerprint of the data: `{meta.dataset}`, of the split: '
+  yield f'  `{meta.split_hash}`.'
+  same = {
+    True: 'the training part of the same data, without labels',
+    False: 'other data',
+    None: 'unknown data',
+  }
+  yield f'* Pretraining: {same[meta.same_data_in_pretraining]}.'
+  if meta.fitted_on_test_images:
+    yield (
+      f'* The head was fitted again on all {meta.training_images:,} labelled '
+      'images, test included. The numbers are those of the head before that, '
+      'which had not seen test.'
+    )
+  yield ''
+
+
+def _numbers(meta: Meta, results: Mapping[str, Any]) -> Iterator[str]:
+  """Tables of the head, its random twin and the floors, by set of images."""
+  name, rows = results['bundle'], results['rows']
+  shown = [name, *(r for r in rows if r == RANDOM + name)]
+  shown += [r for r in rows if r.startswith(FLOOR)]
+  yield 'Test part, percent with 95 % intervals over groups of images.'
+  yield ''
+  for part in SETS:
+    if part not in rows[name]['test']:
+      continue
+    words = SUBSETS[part]
+    yield f'| {words} | {" | ".join(x.replace("_", " ") for x in HEADLINE)} |'
+    yield '|---' * (1 + len(HEADLINE)) + '|'
+    for row in shown:
+      scored = rows[row]['test'].get(part)
+      if scored:
+        cells = ' | '.join(brackets(scored[x]) for x in HEADLINE)
+        mark = '**' if row == name else ''
+        yield f'| {mark}{title(row)}{mark} | {cells} |'
+    yield ''
+  if not any(row.startswith(FLOOR) for row in shown):
+    yield 'No floor was computed: what the images alone give is not known.'
+    yield ''
+
+
+def _limits(model: Classifier) -> Iterator[str]:
+  meta = model.meta
+  yield (
+    f'* It knows {len(meta.classes)} classes and answers one of them for any '
+    f'picture. Below a probability of {meta.low_confidence:.2f} it is unsure, '
+    'as of a tenth of its validation images.'
+  )
+  yield (
+    '* Measured on the data above alone. Other scanners, protocols and '
+    'populations are not in these numbers: score it on pictures of your own '
+    'with configs/evaluate.py, which finds training images again.'
+  )
+  kept = model.fingerprints.recognises or 'nothing'
+  yield f'* What it recognises of its training images: {kept}.'
+  if len(model.fingerprints.small) or len(model.fingerprints.crops):
+    yield '* **It holds small copies of training pictures.**'
+  yield ''
