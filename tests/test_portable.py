@@ -35,9 +35,11 @@ def test_seeds_on_the_device_are_the_crc_of_the_pixels():
   assert jax.jit(portable.image_seeds)(images).tolist() == want
 
 
-@pytest.mark.parametrize('kind', ['mlp', 'kernel'])
-def test_the_function_gives_the_probabilities_of_the_bundle(kind):
-  model, images = tiny_bundle.model(kind=kind), tiny_bundle.images(3)
+@pytest.mark.parametrize('kinds', [['mlp'], ['kernel'], ['mlp', 'kernel']])
+def test_the_function_gives_the_probabilities_of_the_bundle(kinds):
+  first, *others = (tiny_bundle.model(kind=kind) for kind in kinds)
+  model = first._replace(others=tuple(others))
+  images = tiny_bundle.images(3)
   found = jax.jit(portable.classifier_fn(model))(images)
   want = classifier.bundle_predict(model, images)
   np.testing.assert_allclose(found, want, atol=2e-3)  # roundings to float16
