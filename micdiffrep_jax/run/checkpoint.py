@@ -22,6 +22,9 @@ from micdiffrep_jax.run import files, log, paths
 
 Tree = Any
 SEALS = 'seals'  # folder of the seals, beside the steps
+# An array that every device holds is written in parts, one by each. To cut a
+# small one takes longer than to write it.
+_PART_BYTES = 2**20
 
 
 class Metadata(NamedTuple):
@@ -209,13 +212,17 @@ class Checkpoints:
     Raises OSError where that one failed, for example on a full disk.
     """
     self.wait()
-    response = self._checkpointer.save_checkpointables_async(
-      step,
-      {'state': state},
-      force=True,
-      metrics=metrics,
-      custom_metadata=metadata._asdict(),
-    )
+    context = ocp.Context()
+    saving = context.array_options.saving
+    saving.min_slice_bytes_for_replica_parallel = _PART_BYTES
+    with context:
+      response = self._checkpointer.save_checkpointables_async(
+        step,
+        {'state': state},
+        force=True,
+        metrics=metrics,
+        custom_metadata=metadata._asdict(),
+      )
 
     def finish() -> None:
       try:
