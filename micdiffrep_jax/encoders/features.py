@@ -62,7 +62,14 @@ def pool_map(x: jax.Array, grid: int) -> jax.Array:
     x = x[:, None, None, :]
   rows = _cells(x.shape[1], min(grid, x.shape[1]))
   columns = _cells(x.shape[2], min(grid, x.shape[2]))
-  return jnp.einsum('bhwd,gh,kw->bgkd', x.astype(jnp.float32), rows, columns)
+  # A GPU or TPU would round what it averages to TF32 or bfloat16.
+  return jnp.einsum(
+    'bhwd,gh,kw->bgkd',
+    x.astype(jnp.float32),
+    rows,
+    columns,
+    precision='highest',
+  )
 
 
 def image_seeds(images: np.ndarray) -> np.ndarray:

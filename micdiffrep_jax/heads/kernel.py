@@ -9,6 +9,7 @@ Letters: n rows, d features, p components, m rows kept, k classes, b batch.
 
 from collections.abc import Sequence
 
+import jax
 from jax import Array
 import jax.numpy as jnp
 import numpy as np
@@ -29,11 +30,14 @@ _HALF = 0.5  # power of the deviations that components are divided by
 def apply(params: Params, x: Array) -> Array:
   """M exp(-|W x / |x| - centre|^2), a term per centre; centres (m, p)."""
   norm = jnp.linalg.norm(x, axis=1, keepdims=True)
-  w = dense(params, 'W', x / jnp.maximum(norm, 1e-12))
   centres = params['centres']
-  apart = jnp.square(w).sum(1)[:, None] + jnp.square(centres).sum(1)[None, :]
-  distance = apart - 2 * jnp.einsum('bm,nm->bn', w, centres)
-  return dense(params, 'M', jnp.exp(-jnp.maximum(distance, 0)))
+  # A distance is the small difference of large numbers, which the TF32 of a GPU
+  # and the bfloat16 of a TPU do not keep.
+  with jax.default_matmul_precision('highest'):
+    w = dense(params, 'W', x / jnp.maximum(norm, 1e-12))
+    apart = jnp.square(w).sum(1)[:, None] + jnp.square(centres).sum(1)[None, :]
+    distance = apart - 2 * jnp.einsum('bm,nm->bn', w, centres)
+    return dense(params, 'M', jnp.exp(-jnp.maximum(distance, 0)))
 
 
 def _components(
