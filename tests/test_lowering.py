@@ -4,6 +4,8 @@ import jax
 import numpy as np
 import pytest
 
+from benchmarks import functions
+from configs import baselines
 from micdiffrep_jax.encoders import features
 from micdiffrep_jax.heads import kernel
 
@@ -38,3 +40,32 @@ def test_pooling_and_the_kernel_head_ask_for_all_of_float32(platform):
     lines = [x for x in program.as_text().splitlines() if 'dot_general' in x]
     assert len(lines) == products
     assert all('precision = [HIGHEST, HIGHEST]' in x for x in lines), lines
+
+
+def mesh():
+  return jax.sharding.Mesh(np.array(jax.devices()[:2]), ('data',))
+
+
+def assert_lowers(function, method):
+  config = functions.config_of(method, 'test')
+  config.batch_size = 16
+  fn, shapes = functions.FUNCTIONS[function](config, 16, mesh())
+  traced = fn.trace(*shapes)
+  for platform in PLATFORMS:
+    traced.lower(lowering_platforms=(platform,))
+
+
+def test_the_heads_lower():
+  assert_lowers('head', 'ddpm')
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('method', ['ddpm', *baselines.METHODS])
+def test_every_method_trains_and_is_read_on_any_platform(method):
+  assert_lowers('step', method)
+  assert_lowers('features', method)
+
+
+@pytest.mark.slow
+def test_samples_are_drawn_on_any_platform():
+  assert_lowers('sampler', 'ddpm')
