@@ -46,7 +46,7 @@ def test_a_run_in_a_bucket_is_killed_and_goes_on_bit_for_bit(tmp_path, bucket):
   local = start(tmp_path / 'run', 'local')
   killed = start(WORKDIR, 'killed')
   seal = epath.Path(WORKDIR) / 'checkpoints/seals/4.json'
-  spawner().wait_for(seal, killed)
+  spawner().wait_for(seal, killed, timeout_s=1200)
   spawner().kill(killed)
   again = start(WORKDIR, 'again')
   for run, name in ((local, 'local'), (again, 'again')):
