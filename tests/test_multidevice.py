@@ -106,10 +106,11 @@ def test_eight_devices_train_as_one_does(
 
 
 @pytest.mark.slow
-def test_sums_of_bfloat16_lose_less_than_bfloat16_does():
-  """Eight GPUs or TPUs sum a model's bfloat16 gradients as such.
+def test_sums_of_bfloat16_cost_about_what_bfloat16_does():
+  """GPUs and TPUs sum gradients of weights in a model's bfloat16.
 
-  A CPU sums in float32, so the sum of eight is taken here as they take it.
+  A CPU sums in float32, so the sum of eight is taken here as they take it. Each
+  rounding is independent: two of equal size are apart by root two.
   """
   key, images = jax.random.key(0), np.random.default_rng(0)
   images = images.integers(0, 256, (8, 2, 16, 16, 1)).astype(np.uint8)
@@ -130,10 +131,8 @@ def test_sums_of_bfloat16_lose_less_than_bfloat16_does():
 
   def add(trees, dtype):
     def whole(*leaves):
-      total = leaves[0].astype(dtype)
-      for leaf in leaves[1:]:
-        total = total + leaf.astype(dtype)
-      return total.astype(jnp.float32)
+      kind = dtype if leaves[0].ndim > 1 else jnp.float32  # as on v5e
+      return sum(leaf.astype(kind) for leaf in leaves).astype(jnp.float32)
 
     return jax.tree.map(whole, *trees)
 
@@ -142,10 +141,10 @@ def test_sums_of_bfloat16_lose_less_than_bfloat16_does():
 
   exact = add(gradients('float32'), jnp.float32)
   parts = gradients('bfloat16')
-  summed = add(parts, jnp.float32)
-  rounded = add(parts, jnp.bfloat16)
-  size = optax.global_norm(exact)
-  assert 0 < apart(rounded, summed) < apart(summed, exact) < 0.1 * size
+  one = apart(add(parts, jnp.float32), exact)
+  eight = apart(add(parts, jnp.bfloat16), exact)
+  assert one < eight < 1.6 * one
+  assert eight < 0.01 * optax.global_norm(exact)
 
 
 def test_fsdp_splits_what_it_can():
