@@ -1,6 +1,6 @@
 """Compiles for a GPU or a TPU that is not there, and says what will happen.
 
-JAX_PLATFORMS=cpu python -m benchmarks.ahead --target=cuda:rtx4070 \
+python -m benchmarks.ahead --target=cuda:rtx4070 \
   [--preset=paper] [--dtype=float32] [--batch=32] [--fsdp] [--method=ddpm] \
   [--function=step] [--option=xla_gpu_force_conv_nhwc] [--out=FILE]
 
@@ -21,6 +21,8 @@ import argparse
 import json
 import time
 from typing import Any
+
+import jax
 
 from benchmarks import common, flops, functions, program, targets
 
@@ -69,9 +71,8 @@ def compile_for(args: argparse.Namespace, target: targets.Target) -> Any:
   return compiled, flops.of(traced.jaxpr), seconds
 
 
-def measure(args: argparse.Namespace) -> dict[str, Any]:
+def measure(args: argparse.Namespace, target: targets.Target) -> dict[str, Any]:
   """What the program of one device needs, in bytes, and its least time."""
-  target = targets.find(args.target)
   chip, count = target.chip, target.mesh.size
   compiled, products, seconds = compile_for(args, target)
   text = compiled.as_text()
@@ -139,7 +140,12 @@ def table(args: argparse.Namespace, found: dict[str, Any]) -> str:
 
 def main() -> None:
   args = arguments()
-  found = measure(args)
+  jax.config.update('jax_platforms', 'cpu')  # the chip is not there
+  try:
+    target = targets.find(args.target)
+  except ValueError as e:
+    raise SystemExit(f'ahead: {e}') from e
+  found = measure(args, target)
   print(table(args, found))
   given = (args.target, args.method, args.function, args.preset, args.dtype)
   flags = ['fsdp'] * args.fsdp + args.option
