@@ -139,12 +139,17 @@ def emit(name: str, record: dict, out: str = '') -> None:
     print(f'{side:<28}{found["median_s"]:>12}{found["per_s"]:>12}{ratio:>14}')
   print(json.dumps({'benchmark': name, **record}), flush=True)
   if out:
-    results: dict[str, Any] = {}
-    with contextlib.suppress(FileNotFoundError), open(out) as f:
-      results = json.load(f)
-    results[name] = record
-    part = f'{out}.part'
-    with open(part, 'w') as f:
-      json.dump(results, f, indent=1, sort_keys=True)
-      f.write('\n')
-    os.replace(part, out)
+    add(name, record, out)
+
+
+def add(name: str, record: dict, out: str) -> None:
+  """Puts a record under its name into a JSON file."""
+  results: dict[str, Any] = {}
+  with contextlib.suppress(FileNotFoundError), open(out) as f:
+    results = json.load(f)
+  results[name] = short(record)
+  part = f'{out}.part'
+  with open(part, 'w') as f:
+    json.dump(results, f, indent=1, sort_keys=True)
+    f.write('\n')
+  os.replace(part, out)

@@ -6,6 +6,7 @@
 # OUT (default bench_out) gets results.json and a log of each part. A part that
 # has finished is skipped, so the same command goes on after an interruption;
 # one that fails does not stop the others. No part begins after 8 minutes.
+# Without --small a broken driver is an error: it would be timed as a CPU.
 set -u
 cd "$(dirname "$0")/.." || exit 1
 small=0
@@ -17,6 +18,13 @@ export JAX_COMPILATION_CACHE_DIR="${JAX_COMPILATION_CACHE_DIR:-$out/xla}"
 # torch shares the card: JAX must not take most of it beforehand.
 export XLA_PYTHON_CLIENT_PREALLOCATE=false
 failed=0
+if [ "$small" = 0 ]; then
+  export JAX_PLATFORMS=cuda,cpu
+  python -c 'import jax; assert jax.default_backend() == "gpu"' || {
+    echo 'gpu.sh: jax sees no GPU; --small runs on a CPU.' >&2
+    exit 2
+  }
+fi
 
 part() {
   local name=$1
@@ -60,7 +68,5 @@ else
   part memory memory --preset=paper --variants=bfloat16,bfloat16\ remat\ norms
   part reading prepare_and_stream --files=1000
   part grid ablation --rows=1024
-  part compiled train_step --preset=paper --dtype=bfloat16 --batch_size=128 \
-    --compile --rounds=5
 fi
 exit $failed

@@ -67,6 +67,8 @@ def main() -> None:
   net = net.to(torch_unet.device()).eval()
   parameters = sum(x.size for x in jax.tree.leaves(variables))
   assert torch_unet.count(net) == parameters
+  if torch.cuda.is_available():
+    net = torch.compile(net)
   keys = samplers.image_keys(0, range(n))
   for name in args.samplers.split(','):
     steps = {'ddim': 50, 'ddpm': args.ddpm_steps}[name]

@@ -1,9 +1,18 @@
 #!/usr/bin/env bash
 # Runs a task on all NVIDIA GPUs of this machine; CUDA_VISIBLE_DEVICES limits them.
 #
-#   launch/gpu.sh [--dry_run] --config=configs/pretrain.py:paper --workdir=runs/paper
+#   launch/gpu.sh [--dry_run] [--deterministic] --config=configs/pretrain.py:paper \
+#     --workdir=runs/paper
+#
+# --deterministic: a run that was stopped goes on bit for bit, as on a CPU. Sums are
+# then taken in one order, and XLA chooses its kernels without timing them, which
+# is slower; without it two runs differ in the last digits.
 # shellcheck source=launch/common.sh
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
+if [[ ${ARGS[0]:-} == --deterministic ]]; then
+  ARGS=("${ARGS[@]:1}")
+  export XLA_FLAGS="${XLA_FLAGS:-} --xla_gpu_deterministic_ops=true"
+fi
 ((${#ARGS[@]})) || die 'give the arguments of micdiffrep_jax.main, --config=... first.'
 cd "$ROOT"
 
@@ -13,14 +22,8 @@ export JAX_PLATFORMS=cuda,cpu
 export XLA_PYTHON_CLIENT_MEM_FRACTION=${XLA_PYTHON_CLIENT_MEM_FRACTION:-0.92}
 export TF_CPP_MIN_LOG_LEVEL=${TF_CPP_MIN_LOG_LEVEL:-1}
 
-if ! $DRY_RUN; then
-  nvidia-smi -L >/dev/null 2>&1 ||
-    die 'nvidia-smi finds no GPU: install the NVIDIA driver, or run' \
-      "$PYTHON -m micdiffrep_jax.main without this script for the CPU."
-  "$PYTHON" -c 'import jax; assert jax.default_backend() == "gpu"' 2>/dev/null ||
-    die "jax sees no GPU. Install it for the CUDA that nvidia-smi names:" \
-      "pip install -r requirements-cuda12.txt, or requirements-cuda13.txt."
-fi
+if ! $DRY_RUN; then check_gpu; fi
 run env JAX_PLATFORMS="$JAX_PLATFORMS" \
   XLA_PYTHON_CLIENT_MEM_FRACTION="$XLA_PYTHON_CLIENT_MEM_FRACTION" \
+  ${XLA_FLAGS:+"XLA_FLAGS=$XLA_FLAGS"} \
   "$PYTHON" -m micdiffrep_jax.main "${ARGS[@]}"

@@ -27,6 +27,9 @@ case $where in
   --pool=[1-9]*)
     workers=${where#--pool=}
     gpus=()
+    # By default each would reserve three quarters of the GPU that they share.
+    printf -v share '0.%03d' $((900 / workers))
+    export XLA_PYTHON_CLIENT_MEM_FRACTION=${XLA_PYTHON_CLIENT_MEM_FRACTION:-$share}
     ;;
   --gpus)
     if [[ -n ${CUDA_VISIBLE_DEVICES:-} ]]; then
@@ -36,6 +39,8 @@ case $where in
     fi
     workers=${#gpus[@]}
     ((workers > 0)) || die 'nvidia-smi finds no GPU; use --pool=N for the CPU.'
+    if ! $DRY_RUN; then check_gpu; fi
+    export JAX_PLATFORMS=cuda,cpu
     ;;
   *) die 'the first argument is --gpus, --pool=N or --slurm.' ;;
 esac

@@ -26,13 +26,29 @@ OPTIONAL = {
     ('nbclient', 'nbformat', 'ipykernel'),
     ('notebooks', "pip install -e '.[notebooks]'"),
   ),
+  'gcsfs': ('files in a bucket', "pip install -e '.[gcs]'"),
+  'google.cloud.storage': ('events in a bucket', "pip install -e '.[gcs]'"),
+  'gcp_storage_emulator': ('a bucket on this machine', _PEERS),
+  'jax_cuda12_plugin': (
+    'compiling for a GPU',
+    'pip install --no-deps jax-cuda12-plugin jax-cuda12-pjrt, of the version '
+    'of jax',
+  ),
+  'libtpu': ('compiling for a TPU', "pip install 'jax[tpu]'"),
   'nibabel': ('NIfTI files', "pip install -e '.[medical]'"),
 }
+
+
+def installed(name):
+  try:
+    return importlib.util.find_spec(name) is not None
+  except ModuleNotFoundError:  # of what stands before a dot
+    return False
 
 
 def require(*packages):
   """Skips the running test where one of the OPTIONAL packages is missing."""
   for name in packages:
     purpose, how = OPTIONAL[name]
-    if importlib.util.find_spec(name) is None:
+    if not installed(name):
       pytest.skip(f'{name} is not installed ({purpose}): {how}')

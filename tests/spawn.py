@@ -17,6 +17,8 @@ import subprocess
 import sys
 import time
 
+from etils import epath
+
 PR_SET_PDEATHSIG = 1  # of <linux/prctl.h>
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 
@@ -86,7 +88,7 @@ class Spawner:
   def wait_for(self, path, *pids, timeout_s=400):
     """Returns once a file exists; fails if a run ends before."""
     end = time.monotonic() + timeout_s
-    while not os.path.exists(path):
+    while not epath.Path(path).exists():
       for pid in pids:
         status = self.poll(pid)
         if status is not None:

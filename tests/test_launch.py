@@ -2,11 +2,14 @@
 
 import os
 import pathlib
+import re
 import shutil
 import signal
 import subprocess
 import time
+import tomllib
 
+import jax
 import pytest
 
 ROOT = pathlib.Path(__file__).parent.parent
@@ -16,6 +19,7 @@ SCRIPTS = sorted([*LAUNCH.glob('*.sh'), *LAUNCH.glob('*.sbatch')])
 RECORDER = """#!/usr/bin/env bash
 printf -v line ' %q' "$@"
 echo "$(basename "$0")$line [$JAX_PLATFORMS|$CUDA_VISIBLE_DEVICES]" >>"$RECORD"
+echo "$XLA_FLAGS|$XLA_PYTHON_CLIENT_MEM_FRACTION" >>"$RECORD.xla"
 """
 # Three units, of which the second fails and the third is killed.
 PYTHON = """
@@ -47,7 +51,12 @@ def fakes(tmp_path):
 
 def environment(fakes, **more):
   kept = {k: v for k, v in os.environ.items() if not k.startswith('SLURM')}
-  for name in ('JAX_PLATFORMS', 'CUDA_VISIBLE_DEVICES', 'XLA_FLAGS'):
+  for name in (
+    'JAX_PLATFORMS',
+    'CUDA_VISIBLE_DEVICES',
+    'XLA_FLAGS',
+    'XLA_PYTHON_CLIENT_MEM_FRACTION',
+  ):
     kept.pop(name, None)
   return {
     **kept,
@@ -67,11 +76,17 @@ def launch(fakes, script, *arguments, **env):
   )
 
 
+def xla_settings(fakes):
+  """XLA_FLAGS|XLA_PYTHON_CLIENT_MEM_FRACTION of the commands that ran."""
+  return set((fakes / 'record.xla').read_text().splitlines())
+
+
 def record(fakes):
   path = fakes / 'record'
   return path.read_text().splitlines() if path.exists() else []
 
 
+SRUN_IS = 'srun --kill-on-bad-exit=1 --cpus-per-task=8'
 MAIN = 'python -m micdiffrep_jax.main'
 TASK = ('--config=configs/pretrain.py', '--config.model.multipliers=(1, 2)')
 QUOTED = r'--config=configs/pretrain.py --config.model.multipliers=\(1\,\ 2\)'
@@ -92,10 +107,11 @@ def test_scripts_are_clean(script):
   ('script', 'arguments', 'shown'),
   [
     ('gpu.sh', TASK, f'{MAIN} {QUOTED}'),
-    ('slurm.sbatch', TASK, f'srun --kill-on-bad-exit=1 {MAIN} {QUOTED}'),
+    ('slurm.sbatch', TASK, f'{SRUN_IS} {MAIN} {QUOTED}'),
     ('tpu_vm_create.sh', ('n', 'z', 'v6e-8'), 'create n --zone=z'),
     ('tpu_vm_setup.sh', ('n', 'z'), 'tpu-vm scp'),
-    ('tpu_pod.sh', ('n', 'z', *TASK), '--distributed=on'),
+    ('tpu_pod.sh', ('n', 'z', *TASK), 'launch/tpu_worker.sh'),
+    ('tpu_worker.sh', TASK, f'{MAIN} --distributed=on {QUOTED}'),
     ('sweep.sh', ('--pool=2', *TASK), f'{MAIN} {QUOTED} --sweep_index=2'),
     ('sweep.sh', ('--slurm', *TASK), 'sbatch --array=0-2 launch/slurm.sbatch'),
   ],
@@ -115,6 +131,20 @@ def test_gpu_runs_the_task_on_gpus_only(fakes):
   *checks, task = record(fakes)
   assert task == f'{MAIN} {QUOTED} [cuda,cpu|]'
   assert any('nvidia-smi' in c for c in checks)
+
+
+def test_deterministic_sums_are_asked_of_xla(fakes):
+  done = launch(fakes, 'gpu.sh', '--deterministic', *TASK, XLA_FLAGS='--a=1')
+  assert done.returncode == 0
+  assert record(fakes)[-1] == f'{MAIN} {QUOTED} [cuda,cpu|]'
+  flag = '--xla_gpu_deterministic_ops=true'
+  assert xla_settings(fakes) == {f'--a=1 {flag}|0.92'}
+
+
+def test_xla_knows_the_options_that_scripts_set():
+  for name in ('deterministic_ops', 'enable_triton_gemm'):
+    options = {f'xla_gpu_{name}': True}
+    jax.jit(lambda: 0.0, compiler_options=options).lower().compile()
 
 
 @pytest.mark.parametrize(
@@ -138,13 +168,36 @@ def test_a_job_runs_srun_and_passes_its_status_on(fakes):
     fakes, 'slurm.sbatch', *TASK, SLURM_JOB_ID='5', SLURM_SUBMIT_DIR=str(ROOT)
   )
   assert done.returncode == 7
-  assert record(fakes) == [f'srun --kill-on-bad-exit=1 {MAIN} {QUOTED} [|]']
+  assert record(fakes) == [f'{SRUN_IS} {MAIN} {QUOTED} [|]']
 
 
 def test_a_job_of_an_array_runs_its_unit(fakes):
   env = {'SLURM_JOB_ID': '5', 'SLURM_ARRAY_TASK_ID': '4'}
   assert launch(fakes, 'slurm.sbatch', *TASK, **env).returncode == 0
   assert record(fakes)[0].endswith('--sweep_index=4 [|]')
+
+
+@pytest.mark.parametrize(
+  ('nodes', 'gpus', 'tasks', 'runs'),
+  [(1, 4, 1, True), (1, 4, 2, False), (2, 4, 1, False), (2, 4, 4, True)],
+)
+def test_a_job_with_idle_gpus_is_refused(fakes, nodes, gpus, tasks, runs):
+  env = {
+    'SLURM_JOB_ID': '5',
+    'SLURM_JOB_NUM_NODES': str(nodes),
+    'SLURM_GPUS_ON_NODE': str(gpus),
+    'SLURM_NTASKS_PER_NODE': str(tasks),
+    'SLURM_CPUS_PER_TASK': '3',
+  }
+  done = launch(fakes, 'slurm.sbatch', *TASK, **env)
+  if runs:
+    (line,) = record(fakes)
+    assert '--cpus-per-task=3' in line
+    assert line.endswith('[cuda,cpu|]')
+  else:
+    assert done.returncode == 2
+    assert f'--ntasks-per-node={gpus}' in done.stderr
+    assert record(fakes) == []
 
 
 @pytest.mark.parametrize(
@@ -203,6 +256,85 @@ def test_a_tpu_gets_the_committed_code_on_every_worker(fakes):
   assert 'requirements-tpu.txt' in install
 
 
+def test_a_tpu_gets_the_python_and_so_the_jax_of_the_tests(fakes):
+  done = launch(fakes, 'tpu_vm_setup.sh', '--dry_run', 'mri', 'zone-a')
+  project = tomllib.loads((ROOT / 'pyproject.toml').read_text())
+  oldest = project['project']['requires-python'].removeprefix('>=')
+  assert re.search(r'--python\W+(3\.\d+)', done.stdout).group(1) == oldest
+
+
+WORKER = """
+case " $* " in
+  *micdiffrep_jax.main*)
+    trap 'echo saved; exit 143' TERM
+    echo started
+    for _ in {1..200}; do sleep 0.05; done
+    ;;
+esac
+"""
+
+
+def wait_for(condition):
+  end = time.monotonic() + 30
+  while not condition():
+    assert time.monotonic() < end
+    time.sleep(0.02)
+
+
+def test_a_task_on_a_tpu_outlives_its_connection(fakes):
+  shutil.copytree(LAUNCH, fakes / 'launch')
+  (fakes / 'python').write_text(RECORDER + WORKER)
+
+  def command(*arguments):
+    return ['bash', str(fakes / 'launch/tpu_worker.sh'), *arguments]
+
+  def call(*arguments):
+    return subprocess.run(
+      command(*arguments),
+      env=environment(fakes),
+      capture_output=True,
+      text=True,
+      timeout=60,
+    )
+
+  first = subprocess.Popen(
+    command(*TASK),
+    env=environment(fakes),
+    stdout=subprocess.DEVNULL,
+    start_new_session=True,
+  )
+  log = fakes / 'runs/tpu_worker/log'
+  wait_for(lambda: log.exists() and 'started' in log.read_text())
+  os.killpg(first.pid, signal.SIGKILL)
+  assert first.wait(30) != 0
+  assert 'another task runs here' in call('--config=other.py').stderr
+  second = subprocess.Popen(
+    command(*TASK), env=environment(fakes), stdout=subprocess.PIPE, text=True
+  )
+  assert second.stdout.readline() == 'started\n'
+  assert call('--stop').returncode == 0
+  assert second.communicate(timeout=30)[0] == 'saved\n'
+  assert second.returncode == 143
+  assert [x for x in record(fakes) if 'main' in x] == [
+    f'{MAIN} --distributed=on {QUOTED} [tpu,cpu|]'
+  ]
+  assert call('--stop').returncode == 2  # nothing is left
+
+
+def test_a_task_does_not_start_where_there_is_no_tpu(fakes):
+  shutil.copytree(LAUNCH, fakes / 'launch')
+  (fakes / 'python').write_text(RECORDER + 'exit 1\n')
+  done = subprocess.run(
+    ['bash', str(fakes / 'launch/tpu_worker.sh'), *TASK],
+    env=environment(fakes),
+    capture_output=True,
+    text=True,
+  )
+  assert done.returncode == 2
+  assert 'jax sees no TPU' in done.stderr
+  assert not any('micdiffrep_jax.main' in x for x in record(fakes))
+
+
 def test_a_pod_runs_one_program_with_its_arguments_whole(fakes):
   done = launch(fakes, 'tpu_pod.sh', 'mri', 'zone-a', *TASK)
   assert done.returncode == 0
@@ -218,11 +350,11 @@ def test_a_pod_runs_one_program_with_its_arguments_whole(fakes):
     ).stdout.split('\n--')
     if x.startswith('command=')
   ]
-  tail = remote.partition('micdiffrep_jax.main ')[2]
+  tail = remote.partition('tpu_worker.sh ')[2]
   seen = subprocess.run(
     ['bash', '-c', f'printf "%s\\n" {tail}'], capture_output=True, text=True
   )
-  assert seen.stdout.splitlines() == ['--distributed=on', *TASK]
+  assert seen.stdout.splitlines() == [*TASK]
 
 
 @pytest.mark.parametrize('where', ['--pool=2', '--gpus'])
@@ -232,6 +364,11 @@ def test_a_sweep_runs_every_unit_and_lists_the_failed_ones(fakes, where):
   assert sorted(x.partition(' [')[0] for x in lines) == [
     f'{MAIN} {QUOTED} --sweep=x --sweep_index={i}' for i in range(3)
   ]
+  chosen = {x.partition(' [')[2].partition('|')[0] for x in lines}
+  assert chosen == ({'cuda,cpu'} if where == '--gpus' else {''})
+  # Two that share a device take less than half of its memory each.
+  units = xla_settings(fakes) - {'|'}
+  assert units == (set() if where == '--gpus' else {'|0.450'})
   devices = {x.partition('|')[2] for x in lines}
   assert devices <= ({'0]', '1]'} if where == '--gpus' else {']'})
   assert done.returncode == 1

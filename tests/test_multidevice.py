@@ -105,6 +105,48 @@ def test_eight_devices_train_as_one_does(
   assert_close(tmp_path, on_one, 2e-5)
 
 
+@pytest.mark.slow
+def test_sums_of_bfloat16_cost_about_what_bfloat16_does():
+  """GPUs and TPUs sum gradients of weights in a model's bfloat16.
+
+  A CPU sums in float32, so the sum of eight is taken here as they take it. Each
+  rounding is independent: two of equal size are apart by root two.
+  """
+  key, images = jax.random.key(0), np.random.default_rng(0)
+  images = images.integers(0, 256, (8, 2, 16, 16, 1)).astype(np.uint8)
+
+  def gradients(dtype):
+    """One tree a device."""
+    config = make_config(**{'model.dtype': dtype, 'model.channels': 16})
+    method = encoders.make_method(config, 16, 1)
+    params, extra = method.init(key)
+    one = jax.jit(
+      jax.grad(
+        lambda params, image, i: method.loss(
+          params, extra, {'image': image}, jax.random.fold_in(key, i)
+        )[0]
+      )
+    )
+    return [one(params, image, i) for i, image in enumerate(images)]
+
+  def add(trees, dtype):
+    def whole(*leaves):
+      kind = dtype if leaves[0].ndim > 1 else jnp.float32  # as on v5e
+      return sum(leaf.astype(kind) for leaf in leaves).astype(jnp.float32)
+
+    return jax.tree.map(whole, *trees)
+
+  def apart(a, b):
+    return optax.global_norm(jax.tree.map(jnp.subtract, a, b))
+
+  exact = add(gradients('float32'), jnp.float32)
+  parts = gradients('bfloat16')
+  one = apart(add(parts, jnp.float32), exact)
+  eight = apart(add(parts, jnp.bfloat16), exact)
+  assert one < eight < 1.6 * one
+  assert eight < 0.01 * optax.global_norm(exact)
+
+
 def test_fsdp_splits_what_it_can():
   shapes = {
     'kernel': jax.ShapeDtypeStruct((3, 16, 8), jnp.float32),

@@ -14,18 +14,21 @@ from micdiffrep_jax.run import checkpoint, distributed
 STEPS = 16
 # Sums over devices and processes are taken in another order.
 TOLERANCE = 2e-5
+# Kernels of 3 x 3 x 176 x 176 are large enough to be split, and a save of each
+# step takes longer than a step: a signal comes while one is under way.
+SPLIT = {'fsdp': True, 'model__channels': 176, 'batch_size': 8, 'save_every': 1}
 # It gives a slow peer 30 s: on a busy machine a start may take another.
 GLOO_GAVE_UP = 'Gloo context initialization failed'
 
 
-def start_two(workdir, tmp_path, name):
+def start_two(workdir, tmp_path, name, devices=2, **overrides):
   port = free_port()
   return [
     spawner().start(
-      *pretrain(workdir, steps=STEPS),
+      *pretrain(workdir, **{'steps': STEPS, **overrides}),
       f'--distributed=127.0.0.1:{port},2,{i}',
       output=tmp_path / f'{name}{i}',
-      devices=2,
+      devices=devices,
     )
     for i in range(2)
   ]
@@ -49,11 +52,11 @@ def start_two_as_slurm_does(workdir, tmp_path, name):
   ]
 
 
-def start_two_and_save(workdir, tmp_path):
+def start_two_and_save(workdir, tmp_path, **settings):
   """Two processes that have saved step 4."""
   outputs = tmp_path / 'two0', tmp_path / 'two1'
   for _ in range(3):
-    runs = start_two(workdir, tmp_path, 'two')
+    runs = start_two(workdir, tmp_path, 'two', **settings)
     with contextlib.suppress(Ended):
       spawner().wait_for(workdir / 'checkpoints/seals/4.json', *runs)
       return runs
@@ -66,10 +69,9 @@ def start_two_and_save(workdir, tmp_path):
   raise AssertionError(f'Three times: {GLOO_GAVE_UP}\n{said}')
 
 
-def start_one(workdir, output):
-  return spawner().start(
-    *pretrain(workdir, steps=STEPS), output=output, devices=4
-  )
+def start_one(workdir, output, devices=4, **overrides):
+  arguments = pretrain(workdir, **{'steps': STEPS, **overrides})
+  return spawner().start(*arguments, output=output, devices=devices)
 
 
 @pytest.fixture(scope='module')
@@ -128,6 +130,23 @@ def test_when_one_process_dies_all_end_and_a_restart_goes_on(tmp_path, alone):
       break
   assert ends == [0, 0], said
   assert '4 device(s)' in said
+  assert_close(workdir, alone)
+
+
+@pytest.mark.slow
+def test_a_split_state_that_is_being_saved_goes_on_in_one_process(tmp_path):
+  workdir, alone, steps = tmp_path / 'run', tmp_path / 'alone', 10
+  more = {**SPLIT, 'steps': steps}
+  runs = start_two_and_save(workdir, tmp_path, devices=4, **more)
+  os.kill(runs[0], signal.SIGTERM)
+  said = text(tmp_path / 'two0')
+  assert [spawner().wait(r) for r in runs] == [143, 143], said
+  _, step = checkpoint.find(str(workdir))
+  assert 4 <= step < steps
+  for folder in (workdir, alone):
+    run = start_one(folder, tmp_path / 'one', devices=8, **more)
+    assert spawner().wait(run) == 0, text(tmp_path / 'one')
+  assert f'Goes on from step {step}.' in text(tmp_path / 'one')
   assert_close(workdir, alone)
 
 

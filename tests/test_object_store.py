@@ -44,8 +44,10 @@ def bucket(tmp_path, monkeypatch):
     text = os.fspath(path)
     return text.replace('gs://', f'{tmp_path}/store/')
 
-  def move(_, old, new):
-    os.replace(local(old), local(new))
+  def open_object(_, path, mode, **kwargs):
+    # A bucket has no folders: an object is written whatever its name.
+    os.makedirs(os.path.dirname(local(path)), exist_ok=True)
+    return open(local(path), mode)
 
   with contextlib.ExitStack() as stack:
     stack.enter_context(
@@ -53,10 +55,8 @@ def bucket(tmp_path, monkeypatch):
         exists=lambda _, p: os.path.exists(local(p)),
         makedirs=lambda _, p, *a, **k: os.makedirs(local(p), exist_ok=True),
         mkdir=lambda _, p, *a, **k: os.makedirs(local(p), exist_ok=True),
-        open=lambda _, p, mode, **k: open(local(p), mode),  # noqa: SIM115
+        open=open_object,
         remove=lambda _, p: os.remove(local(p)),
-        replace=move,
-        rename=move,
       )
     )
     yield tmp_path / 'store' / 'bucket' / 'run'

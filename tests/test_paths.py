@@ -29,6 +29,7 @@ _NO_PATHS = set(
 
 
 def test_home_is_spelt_out_and_all_else_is_left(monkeypatch):
+  monkeypatch.setattr(paths, 'BUCKET_PACKAGES', ('json',))
   monkeypatch.setenv('HOME', '/home/someone')
   for given, meant in {
     '~': '/home/someone',
@@ -44,6 +45,16 @@ def test_home_is_spelt_out_and_all_else_is_left(monkeypatch):
     '': '',
   }.items():
     assert paths.expand(given) == meant
+
+
+def test_a_bucket_without_its_packages_says_which_to_install(monkeypatch):
+  monkeypatch.setattr(paths, 'BUCKET_PACKAGES', ('json', 'no_such.package'))
+  config = ConfigDict({'checkpoint': 'gs://bucket/run'})
+  with pytest.raises(ValueError, match=r'--config.checkpoint=.gs://') as said:
+    paths.expand_config(config)
+  assert 'no_such.package' in str(said.value)
+  assert 'json' not in str(said.value)
+  assert '[gcs]' in str(said.value)
 
 
 def test_a_user_who_is_not_known_makes_no_folder():

@@ -67,11 +67,15 @@ def pool_map(x: jax.Array, grid: int, deviation: bool = False) -> jax.Array:
     x = x[:, None, None, :]
   rows = _cells(x.shape[1], min(grid, x.shape[1]))
   columns = _cells(x.shape[2], min(grid, x.shape[2]))
+  # A GPU or TPU would round what it averages to TF32 or bfloat16.
+  average = functools.partial(
+    jnp.einsum, 'bhwd,gh,kw->bgkd', precision='highest'
+  )
   x = x.astype(jnp.float32)
-  mean = jnp.einsum('bhwd,gh,kw->bgkd', x, rows, columns)
+  mean = average(x, rows, columns)
   if not deviation:
     return mean
-  square = jnp.einsum('bhwd,gh,kw->bgkd', jnp.square(x), rows, columns)
+  square = average(jnp.square(x), rows, columns)
   spread = jnp.sqrt(jnp.maximum(square - jnp.square(mean), 0))
   return jnp.concatenate([mean, spread], axis=-1)
 

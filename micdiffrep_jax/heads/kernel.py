@@ -11,6 +11,7 @@ Letters: n rows, d features, p components, m rows kept, k classes, b batch.
 from collections.abc import Sequence
 from typing import NamedTuple
 
+import jax
 from jax import Array
 import jax.numpy as jnp
 import numpy as np
@@ -38,17 +39,26 @@ _HALF = 0.5  # power of the deviations that components are divided by
 def _closeness(params: Params, x: Array) -> Array:
   """exp(-|W x / |x| - centre|^2) of every centre (b, m); centres (m, p)."""
   norm = jnp.linalg.norm(x, axis=1, keepdims=True)
-  w = dense(params, 'W', x / jnp.maximum(norm, 1e-12))
   centres = params['centres']
-  apart = jnp.square(w).sum(1)[:, None] + jnp.square(centres).sum(1)[None, :]
-  distance = apart - 2 * jnp.einsum('bm,nm->bn', w, centres)
+  # A distance is the small difference of large numbers, which the TF32 of a GPU
+  # and the bfloat16 of a TPU do not keep.
+  with jax.default_matmul_precision('highest'):
+    w = dense(params, 'W', x / jnp.maximum(norm, 1e-12))
+    apart = jnp.square(w).sum(1)[:, None] + jnp.square(centres).sum(1)[None, :]
+    distance = apart - 2 * jnp.einsum('bm,nm->bn', w, centres)
   return jnp.exp(-jnp.maximum(distance, 0))
+
+
+def _vote(params: Params, closeness: Array) -> Array:
+  """M times closeness: sums over thousands of centres cancel."""
+  with jax.default_matmul_precision('highest'):
+    return dense(params, 'M', closeness)
 
 
 def apply(params: Params, x: Array, maps: Maps = ()) -> Array:
   """M times the closeness to every centre (b, k)."""
   del maps
-  return dense(params, 'M', _closeness(params, x))
+  return _vote(params, _closeness(params, x))
 
 
 def apply_layers(params: Params, x: Array, maps: Maps = ()) -> Array:
@@ -56,7 +66,7 @@ def apply_layers(params: Params, x: Array, maps: Maps = ()) -> Array:
   each = [
     _closeness(member(params, i), x[:, at]) for i, at in enumerate(spans(maps))
   ]
-  return dense(params, 'M', jnp.stack(each).mean(0))
+  return _vote(params, jnp.stack(each).mean(0))
 
 
 def _components(

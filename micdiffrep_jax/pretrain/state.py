@@ -109,9 +109,12 @@ class Program(NamedTuple):
 
 
 @functools.cache
-def compiler_options() -> dict[str, str]:
-  """Under which a step is faster; empty where this XLA does not know them."""
-  if jax.default_backend() != 'cpu':
+def compiler_options(platform: str = '') -> dict[str, str]:
+  """Under which a step is faster; empty where this XLA does not know them.
+
+  platform: of the devices that a program is for, '' for those at hand.
+  """
+  if (platform or jax.default_backend()) != 'cpu':
     return {}
   try:
     jax.jit(lambda: 0.0, compiler_options=_CPU).lower().compile()
@@ -133,7 +136,7 @@ def compile_program(
     # What was donated cannot be run again in search of a NaN.
     donate_argnums=() if config.debug else 0,
     out_shardings=(shardings, devices.replicated(mesh)),
-    compiler_options=compiler_options(),
+    compiler_options=compiler_options(mesh.devices.flat[0].platform),
   )
   abstract = jax.tree.map(
     lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s),

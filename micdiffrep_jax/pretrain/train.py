@@ -1,7 +1,9 @@
 """The pretraining loop, one for all methods.
 
 A resumed run computes exactly what the uninterrupted one would have: all
-randomness comes from the seed and the step, the data order from the step.
+randomness comes from the seed and the step, the data order from the step. On a
+GPU sums are taken in any order, unless XLA is told otherwise:
+launch/gpu.sh --deterministic.
 """
 
 from collections.abc import Callable, Iterator, Mapping

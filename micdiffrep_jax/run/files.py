@@ -77,6 +77,9 @@ def in_bytes(n: int) -> str:
 def write_whole(path: str | os.PathLike, content: bytes) -> None:
   """Writes a file that is either whole or absent, whoever else writes it."""
   whole = epath.Path(path)
+  if '://' in os.fspath(whole):  # an object appears once it is all there
+    whole.write_bytes(content)
+    return
   whole.parent.mkdir(parents=True, exist_ok=True)
   partial = whole.parent / f'.{whole.name}.{os.getpid()}.partial'
   try:

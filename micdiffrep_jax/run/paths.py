@@ -4,6 +4,7 @@ Relative paths stay as they are: they mean the folder that a command was started
 in, and records that hold them can be moved with it.
 """
 
+import importlib.util
 import os
 import tempfile
 
@@ -16,6 +17,9 @@ FIELDS = frozenset(
   'bundle probe runs others columns features hub'.split()
 )
 
+# What a path in a bucket needs: the first reads and writes files, the other
+# TensorBoard's events.
+BUCKET_PACKAGES = ('gcsfs', 'google.cloud.storage')
 CACHE_VARIABLE = 'MICDIFFREP_CACHE'
 
 
@@ -25,8 +29,11 @@ def expand(path: str, flag: str = '') -> str:
   So it does behind the @ of a list.
 
   Raises ValueError for a user that is not known: a folder named ~ is never
-  meant. flag: that gave the path.
+  meant; and for a path in a bucket where what reads those is not installed.
+  flag: that gave the path.
   """
+  if path.startswith('gs://'):
+    check_bucket(path, flag)
   sign, name = ('@', path[1:]) if path.startswith('@~') else ('', path)
   if not name.startswith('~'):
     return path
@@ -39,6 +46,25 @@ def expand(path: str, flag: str = '') -> str:
       'path in full, or ./~... for a name that begins with ~.'
     )
   return sign + spelt
+
+
+def check_bucket(path: str, flag: str = '') -> None:
+  """Raises ValueError that names the packages a gs:// path lacks."""
+  lacking = [name for name in BUCKET_PACKAGES if not _installed(name)]
+  if lacking:
+    given = f'{flag}={path!r}' if flag else f'{path!r}'
+    raise ValueError(
+      f'{given} lies in a bucket, and {" and ".join(lacking)} of the packages '
+      "that read one are not installed: pip install 'micdiffrep_jax[gcs]', or "
+      'in a checkout -e .[gcs].'
+    )
+
+
+def _installed(name: str) -> bool:
+  try:
+    return importlib.util.find_spec(name) is not None
+  except ModuleNotFoundError:  # of what stands before the dot
+    return False
 
 
 def expand_config(config: ConfigDict, place: str = '--config') -> ConfigDict:

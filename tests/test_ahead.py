@@ -1,0 +1,155 @@
+"""What is read from programs for devices that are not there."""
+
+import json
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from spawn import ROOT
+
+from benchmarks import flops, program, targets
+
+# As XLA 0.10.2 writes them: two GPUs, and a loop that runs five times.
+TEXT = """HloModule jit_f, is_scheduled=true, num_partitions=2
+
+%fused_maximum (param_0: f32[8,4]) -> f32[8,4] {
+  %param_0 = f32[8,4]{1,0} parameter(0)
+  %constant = f32[] constant(0)
+  %broadcast = f32[8,4]{1,0} broadcast(%constant), dimensions={}
+  ROOT %maximum = f32[8,4]{1,0} maximum(%param_0, %broadcast)
+}
+
+%body (arg: (s32[], f32[8,4])) -> (s32[], f32[8,4]) {
+  %arg = (s32[], f32[8,4]{1,0}) parameter(0)
+  %one = s32[] get-tuple-element(%arg), index=0
+  %x = f32[8,4]{1,0} get-tuple-element(%arg), index=1
+  %y = f32[8,4]{1,0} fusion(%x), kind=kLoop, calls=%fused_maximum
+  ROOT %tuple = (s32[], f32[8,4]{1,0}) tuple(%one, %y)
+}
+
+%add (a: f32[], b: f32[]) -> f32[] {
+  %a = f32[] parameter(0)
+  %b = f32[] parameter(1)
+  ROOT %sum = f32[] add(%a, %b)
+}
+
+ENTRY %main (p: f32[8,4], w: bf16[4,6]) -> f32[8,4] {
+  %p = f32[8,4]{1,0} parameter(0), metadata={op_name="p"}
+  %w = bf16[4,6]{1,0} parameter(1)
+  %start = (s32[], f32[8,4]{1,0}) tuple(%p, %p)
+  %while = (s32[], f32[8,4]{1,0}) while(%start), condition=%no, body=%body, \
+backend_config={"known_trip_count":{"n":"5"}}
+  %got = f32[8,4]{1,0} get-tuple-element(%while), index=1
+  %product = (f32[8,6]{1,0}, s8[4096]{0}) custom-call(%got, %w), \
+custom_call_target="__cublas$lt$matmul"
+  %conv = (f32[8,4,2,2]{3,2,1,0}, u8[0]{0}) custom-call(%p, %w), \
+dim_labels=bf01_oi01->bf01, custom_call_target="__cudnn$convForward"
+  %part = f32[4,4]{1,0} bitcast(%w)
+  %near = f32[8,4]{1,0:T(8,128)S(1)} copy(%p)
+  %whole = (f32[4,4]{1,0}, f32[8,4]{1,0}) all-gather-start(%part)
+  %done = f32[8,4]{1,0} all-gather-done(%whole)
+  ROOT %all = f32[8,4]{1,0} all-reduce(%done), to_apply=%add
+}
+"""
+
+
+def test_traffic_is_what_operations_read_and_write():
+  done = program.operations(TEXT)
+  assert program.kinds(done) == {
+    # 8 x 4 floats in and out, five times over.
+    'fusion': (5, 5 * 2 * 128),
+    # The image, the weights and the result; no scratch.
+    'cudnn$convForward': (1, 128 + 48 + 512),
+    'cublas$lt$matmul': (1, 128 + 48 + 192),
+    'all-gather-start': (1, 64 + 128),
+    'all-reduce': (1, 256),
+    'copy': (1, 128),  # to the chip's own memory
+  }
+  assert program.traffic(done) == 1280 + 688 + 368 + 192 + 256 + 128
+
+
+def test_collectives_and_layouts_are_counted():
+  assert program.collectives(TEXT) == {
+    'all-gather f32': (1, 128),
+    'all-reduce f32': (1, 128),
+  }
+  assert program.convolutions(TEXT) == {'bf01_oi01->bf01': 1}
+
+
+def test_flops_are_those_of_products_and_convolutions():
+  def fn(x, w, kernel, image):
+    def body(carry, _):
+      return jnp.tanh(carry @ w), None
+
+    x, _ = jax.lax.scan(body, x, None, length=3)
+    numbers = ('NHWC', 'HWIO', 'NHWC')
+    y = jax.lax.conv_general_dilated(
+      image, kernel, (2, 2), 'SAME', dimension_numbers=numbers
+    )
+    return x.sum() + y.sum()
+
+  shapes = [(5, 4), (4, 4), (3, 3, 6, 7), (2, 8, 8, 6)]
+  arrays = [jax.ShapeDtypeStruct(s, np.float32) for s in shapes]
+  forward = 3 * 2 * 5 * 4 * 4 + 2 * (2 * 4 * 4 * 7) * (3 * 3 * 6)
+  assert flops.of(jax.make_jaxpr(jax.jit(fn))(*arrays)) == forward
+  # Backwards the same again for the weights, and for what came in.
+  backward = jax.make_jaxpr(jax.grad(fn, argnums=(0, 1, 2, 3)))(*arrays)
+  assert flops.of(backward) == 3 * forward
+
+
+@pytest.mark.parametrize(
+  ('given', 'meant'),
+  [
+    ('cuda:rtx4070', ('cuda', 'rtx4070', 1)),
+    ('cuda:a100:8', ('cuda', 'a100', 8)),
+    ('tpu:v5e:4x4', ('tpu', 'v5e', 16)),
+    ('tpu:v5e:1', ('tpu', 'v5e', 1)),
+  ],
+)
+def test_a_target_is_a_chip_and_how_many(given, meant):
+  assert targets.parse(given)[:3] == meant
+
+
+@pytest.mark.parametrize(
+  'given', ['cuda:k80', 'tpu:v5e', 'rocm:x', 'cuda:a100:0']
+)
+def test_an_unknown_target_says_which_there_are(given):
+  with pytest.raises(ValueError, match='rtx4070'):
+    targets.parse(given)
+
+
+def compiled(tmp_path, *arguments):
+  """The record of one run of the command."""
+  out = tmp_path / 'found.json'
+  command = [sys.executable, '-m', 'benchmarks.ahead', f'--out={out}']
+  subprocess.run([*command, *arguments], cwd=ROOT, check=True, timeout=3000)
+  (record,) = json.loads(out.read_text()).values()
+  return record
+
+
+@pytest.mark.slow
+@pytest.mark.needs('jax_cuda12_plugin')
+def test_a_step_compiles_for_a_gpu(tmp_path):
+  found = compiled(
+    tmp_path, '--target=cuda:rtx4070', '--preset=test', '--batch=8'
+  )
+  assert 0 < found['arguments'] < found['peak'] < 2**30
+  assert found['collectives'] == {}
+  # Forward, and backward for the weights and for what came in.
+  assert sum(found['convolutions'].values()) > 20
+
+
+@pytest.mark.slow
+@pytest.mark.needs('libtpu')
+def test_a_step_compiles_for_tpus_that_sum_their_gradients(tmp_path):
+  found = compiled(
+    tmp_path, '--target=tpu:v5e:2x2', '--preset=test', '--batch=8'
+  )
+  assert found['chips'] == 4
+  assert found['peak'] < 2**30
+  count, moved = found['collectives']['all-reduce f32']
+  assert count >= 1
+  assert moved > 0

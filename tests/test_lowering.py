@@ -1,0 +1,71 @@
+"""Programs for a GPU and a TPU, made without either."""
+
+import jax
+import numpy as np
+import pytest
+
+from benchmarks import functions
+from configs import baselines
+from micdiffrep_jax.encoders import features
+from micdiffrep_jax.heads import kernel
+
+PLATFORMS = ('cuda', 'tpu')
+
+
+def lowered(fn, *shapes, platform):
+  """The program of a function for a platform, before it is optimised."""
+  return jax.jit(fn).trace(*shapes).lower(lowering_platforms=(platform,))
+
+
+def shape(*axes, dtype=np.float32):
+  return jax.ShapeDtypeStruct(axes, dtype)
+
+
+@pytest.mark.parametrize('platform', PLATFORMS)
+def test_pooling_and_the_kernel_head_ask_for_all_of_float32(platform):
+  head = {
+    'W': shape(4, 6),
+    'W_bias': shape(4),
+    'centres': shape(5, 4),
+    'M': shape(3, 5),
+    'M_bias': shape(3),
+  }
+  programs = (
+    lowered(
+      lambda x: features.pool_map(x, 2), shape(2, 8, 8, 3), platform=platform
+    ),
+    lowered(kernel.apply, head, shape(2, 6), platform=platform),
+  )
+  for program, products in zip(programs, (2, 3)):
+    lines = [x for x in program.as_text().splitlines() if 'dot_general' in x]
+    assert len(lines) == products
+    assert all('precision = [HIGHEST, HIGHEST]' in x for x in lines), lines
+
+
+def mesh():
+  return jax.sharding.Mesh(np.array(jax.devices()[:2]), ('data',))
+
+
+def assert_lowers(function, method):
+  config = functions.config_of(method, 'test')
+  config.batch_size = 16
+  fn, shapes = functions.FUNCTIONS[function](config, 16, mesh())
+  traced = fn.trace(*shapes)
+  for platform in PLATFORMS:
+    traced.lower(lowering_platforms=(platform,))
+
+
+def test_the_heads_lower():
+  assert_lowers('head', 'ddpm')
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('method', ['ddpm', *baselines.METHODS])
+def test_every_method_trains_and_is_read_on_any_platform(method):
+  assert_lowers('step', method)
+  assert_lowers('features', method)
+
+
+@pytest.mark.slow
+def test_samples_are_drawn_on_any_platform():
+  assert_lowers('sampler', 'ddpm')
