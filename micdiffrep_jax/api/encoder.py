@@ -119,8 +119,14 @@ class Encoder:
   def layers_of(self, layers: str | Sequence[str]) -> tuple[str, ...]:
     """The names that `layers` of `features` stands for.
 
-    Raises ValueError for a name that is not known, or for none at all.
+    Raises ValueError for a name that is not known, for none at all, and for a
+    committee, whose encoders have layers of the same names.
     """
+    if self._model is not None and self._model.others:
+      raise ValueError(
+        f'This is a committee of {len(self._model.members)} encoders: it tells '
+        'probabilities, and features only in a bundle of each encoder.'
+      )
     method = self._encoder.method
     if isinstance(layers, str) and layers in GROUPS:
       wanted = layers == 'decoder'
