@@ -91,9 +91,10 @@ def test_the_first_is_compared_with_all_of_its_kind_and_the_floors(finished):
     (r['encoder'], r['head']): r['all']['accuracy']['value']
     for r in results['rows']
   }
-  for (*_, encoder, head), c in found.items():  # committees among them
-    want = values[first] if 'knn' not in head else values[first[0], 'knn']
-    assert c['value'] == pytest.approx(want - values[encoder, head])
+  for (one, its, other, head), c in found.items():  # committees among them
+    assert its == head or other in (one, '')
+    want = values[one, its] - values[other, head]
+    assert c['value'] == pytest.approx(want)
 
 
 def test_what_is_written_says_the_same(finished, ds):
