@@ -7,6 +7,7 @@ import pickle
 import numpy as np
 from PIL import Image
 import pytest
+import sklearn
 from sklearn.base import clone
 from sklearn.exceptions import NotFittedError
 from sklearn.model_selection import GridSearchCV, GroupKFold
@@ -195,6 +196,23 @@ def test_a_pipeline_of_pictures_is_searched_over_folds_of_patients(path):
   squares = list(images)
   squares[0] = np.pad(images[0], 2)  # of another size, so a list
   assert pipe.fit(squares, y).predict(squares).shape == (24,)
+
+
+def test_groups_reach_the_folds_of_a_head_within_a_search(monkeypatch):
+  """As the docstring of fit says: by metadata routing."""
+  x, y, who = blobs()
+  seen, folds = [], mdr.KernelClassifier._folds
+
+  def listen(self, labels, groups):
+    seen.append(groups)
+    return folds(self, labels, groups)
+
+  monkeypatch.setattr(mdr.KernelClassifier, '_folds', listen)
+  with sklearn.config_context(enable_metadata_routing=True):
+    head = mdr.KernelClassifier(2.0, 0.1).set_fit_request(groups=True)
+    search = GridSearchCV(head, {'strength': [0.1]}, cv=GroupKFold(3))
+    search.fit(x, y, groups=who)
+  assert sorted(len(set(groups)) for groups in seen) == [8, 8, 8, 12]
 
 
 def test_settings_are_chosen_on_groups_that_the_head_did_not_see():
