@@ -153,6 +153,24 @@ def test_weights_of_another_model_are_refused(folder):
     classifier.load_bundle(folder)
 
 
+@pytest.mark.parametrize(
+  ('name', 'part', 'field', 'value'),
+  [
+    ('config.json', 'head', 'timestep', 4),
+    ('config.json', 'meta', 'low_confidence', 0.9),
+    ('preprocessor_config.json', '', 'size_px', 32),
+  ],
+)
+def test_a_text_that_was_changed_is_refused(folder, name, part, field, value):
+  with open(f'{folder}/{name}') as f:
+    text = json.load(f)
+  (text[part] if part else text)[field] = value
+  with open(f'{folder}/{name}', 'w') as f:
+    json.dump(text, f)
+  with pytest.raises(ValueError, match='was changed'):
+    classifier.load_bundle(folder)
+
+
 def test_pushing_is_one_call_of_the_hubs_package(
   folder, tmp_path, monkeypatch, caplog
 ):
