@@ -10,8 +10,9 @@ Every labelled image of train and validation is predicted once, by a head that
 saw none of its group, so that encoders, layers and timesteps can be chosen on
 several times the groups that validation has. The first of `checkpoints` at the
 first timestep is what the others are compared with, pairwise; without any, the
-first of `floors`. An encoder that was trained with labels is refused: it may
-have read those of the images.
+first of `floors`. So is the first of `heads` with its others, in each encoder.
+An encoder that was trained with labels is refused: it may have read those of
+the images.
 """
 
 from ml_collections import ConfigDict

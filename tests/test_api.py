@@ -7,6 +7,7 @@ import pickle
 import numpy as np
 from PIL import Image
 import pytest
+import sklearn
 from sklearn.base import clone
 from sklearn.exceptions import NotFittedError
 from sklearn.model_selection import GridSearchCV, GroupKFold
@@ -71,12 +72,21 @@ def test_layers_are_given_by_name_or_by_group(bundle):
     ('decoder', 'is of the decoder'),
     ('up0_0', "Unknown layer 'up0_0'"),
     ((), r'layers=\(\)'),
+    (3, 'layers=3: give names'),
+    (['down0_0', 'down0_0'], 'each once'),
     (('encoder', 'down0_0'), 'alone'),
   ):
     with pytest.raises(ValueError, match=said):
       bundle.layers_of(layers)
-  with pytest.raises(ValueError, match=r'\[99\] are outside \[0, 50\)'):
-    bundle.features(tiny_bundle.images(1), t=99)
+  for setting, said in (
+    ({'t': 99}, r't=99 is outside \[0, 49\]'),
+    ({'t': 1.5}, 't=1.5 is not whole'),
+    ({'t': (1, 2)}, r't=\(1, 2\) is not a number'),
+    ({'cells': '4'}, "cells='4' is not a number"),
+    ({'seed': -1}, 'seed=-1 is outside'),
+  ):
+    with pytest.raises(ValueError, match=said):
+      bundle.features(tiny_bundle.images(1), **setting)
 
 
 @pytest.mark.parametrize('mode', ['L', 'I;16', 'RGB', 'RGBA'])
@@ -128,6 +138,9 @@ def test_probabilities_are_those_of_the_command(path, bundle, tmp_path):
     ([np.zeros((0, 4), np.uint8)], 'Picture 0: .*0'),
     ([np.zeros((4, 4, 4))], 'Picture 0: alpha'),
     ('x.png', 'give a list'),
+    (None, 'NoneType: give an array'),
+    ((x for x in 'ab'), 'generator: give an array'),
+    (np.ma.masked_array(np.zeros((1, 8, 8), np.uint8)), 'mask'),
     (['absent.png'], 'absent.png: No such file'),
   ],
 )
@@ -141,8 +154,25 @@ def test_an_encoder_without_a_head_tells_no_classes(bundle):
   assert bare.classes == ()
   with pytest.raises(ValueError, match='no head'):
     bare.predict_proba(tiny_bundle.images(1))
-  with pytest.raises(ValueError, match='No path'):
-    mdr.load('')
+
+
+@pytest.mark.parametrize(
+  ('path', 'said'),
+  [
+    ('', '^No path given:'),
+    (None, '^No path given:'),
+    (3, '^No path given, but 3:'),
+    ('absent', "^'absent' does not exist. Give a bundle"),
+    ('ftp://host/run', "^'ftp://host/run' cannot be opened"),
+  ],
+)
+def test_a_path_of_nothing_is_told_in_a_line_without_flags(path, said):
+  with pytest.raises(ValueError, match=said) as told:
+    mdr.load(path)
+  assert '--config' not in str(told.value)
+  if not path:
+    with pytest.raises(ValueError, match='^No path given'):
+      mdr.open_dataset(path)
 
 
 def test_a_pipeline_of_pictures_is_searched_over_folds_of_patients(path):
@@ -166,6 +196,23 @@ def test_a_pipeline_of_pictures_is_searched_over_folds_of_patients(path):
   squares = list(images)
   squares[0] = np.pad(images[0], 2)  # of another size, so a list
   assert pipe.fit(squares, y).predict(squares).shape == (24,)
+
+
+def test_groups_reach_the_folds_of_a_head_within_a_search(monkeypatch):
+  """As the docstring of fit says: by metadata routing."""
+  x, y, who = blobs()
+  seen, folds = [], mdr.KernelClassifier._folds
+
+  def listen(self, labels, groups):
+    seen.append(groups)
+    return folds(self, labels, groups)
+
+  monkeypatch.setattr(mdr.KernelClassifier, '_folds', listen)
+  with sklearn.config_context(enable_metadata_routing=True):
+    head = mdr.KernelClassifier(2.0, 0.1).set_fit_request(groups=True)
+    search = GridSearchCV(head, {'strength': [0.1]}, cv=GroupKFold(3))
+    search.fit(x, y, groups=who)
+  assert sorted(len(set(groups)) for groups in seen) == [8, 8, 8, 12]
 
 
 def test_settings_are_chosen_on_groups_that_the_head_did_not_see():
@@ -198,6 +245,17 @@ def test_bad_settings_and_lone_groups_are_told():
   x, y, _ = blobs()
   with pytest.raises(ValueError, match='gamma.*empty'):
     mdr.KernelClassifier(gamma=()).fit(x, y)
+  who = [None, *range(1, len(x))]
+  for head, said in (
+    (mdr.KernelClassifier(strength=(0.1, -1.0)), 'strength=-1.0 is outside'),
+    (mdr.KernelClassifier(folds='a'), "folds='a' is not a number"),
+    (mdr.MSFAClassifier(random_state=None), 'random_state=None'),
+    (mdr.MSFAClassifier(batch_size=0), 'batch_size=0 is outside'),
+    (mdr.MSFAClassifier(dropout=1.0), 'dropout=1.0 is outside'),
+    (mdr.KernelClassifier(), '1 of 48 groups are missing'),
+  ):
+    with pytest.raises(ValueError, match=said):
+      head.fit(x, y, groups=who)
   with pytest.raises(ValueError, match='single class'):
     mdr.KernelClassifier().fit(x, np.zeros(len(x)))
   with pytest.warns(UserWarning, match='fewer than two groups'):

@@ -6,6 +6,7 @@ import pytest
 from scipy import special
 import tiny_bundle
 
+import micdiffrep_jax as mdr
 from micdiffrep_jax.bundle import classifier, fingerprints
 from micdiffrep_jax.data import duplicates
 from micdiffrep_jax.encoders import encoder as encoders
@@ -55,6 +56,16 @@ def test_a_committee_says_the_mean_and_survives_its_file(tmp_path):
   np.testing.assert_array_equal(classifier.bundle_predict(stored, images), want)
   with pytest.raises(ValueError, match='committee of 2 encoders'):
     encoders.load_encoder(path)
+  loaded = mdr.load(path)
+  with pytest.raises(ValueError, match='committee of 2 encoders'):
+    loaded.features(images)
+  np.testing.assert_array_equal(loaded.predict_proba(images), want)
+
+
+def test_every_member_of_a_committee_is_named():
+  assert tiny_bundle.model().chosen['layers'] == ('down0_0',)
+  named = [one['layers'] for one in committee().chosen['members']]
+  assert named == [('down0_0',), ('down1_0',)]
 
 
 @pytest.mark.parametrize('layer', ['down0_0', 'mid', 'up1_0'])

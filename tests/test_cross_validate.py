@@ -85,15 +85,16 @@ def test_the_first_is_compared_with_all_of_its_kind_and_the_floors(finished):
   assert (*first, '', 'floor/majority') in found
   assert (*first, 'sees image, t = 1', 'random/kernel') in found
   assert ('sees image, t = 1', 'knn', '', 'floor/majority') not in found
-  assert all(key[0] == first[0] for key in found)
+  assert all(first[0] in key or key[0] == key[2] for key in found)
   assert not any('random' in key[1] for key in found)
   values = {
     (r['encoder'], r['head']): r['all']['accuracy']['value']
     for r in results['rows']
   }
-  for (*_, encoder, head), c in found.items():  # committees among them
-    want = values[first] if 'knn' not in head else values[first[0], 'knn']
-    assert c['value'] == pytest.approx(want - values[encoder, head])
+  for (one, its, other, head), c in found.items():  # committees among them
+    assert its == head or other in (one, '')
+    want = values[one, its] - values[other, head]
+    assert c['value'] == pytest.approx(want)
 
 
 def test_what_is_written_says_the_same(finished, ds):
@@ -279,3 +280,11 @@ def test_a_twin_stands_beside_its_own_encoder_only():
     Key('b', 'random/kernel'), Key('', 'floor/majority'),
   ]  # fmt: skip
   assert [b for _, b in folds.pairs(keys)] == [keys[1], keys[2], keys[4]]
+
+
+def test_the_heads_of_one_encoder_stand_against_its_first():
+  a, b, c = (Key('a', x) for x in ('kernel', 'kernel_layers', 'random/kernel'))
+  d, e = Key('b', 'kernel'), Key('b', 'kernel_layers')
+  found = folds.pairs([a, b, c, d, e])
+  assert {(a, b), (d, e)} < set(found)
+  assert len(found) == len(set(found)) == 5  # (a, c), (a, d), (b, e) as before

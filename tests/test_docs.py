@@ -1,10 +1,14 @@
 """The pages of documentation: what they link to and what they tell to type."""
 
+import importlib.util
 import pathlib
 import re
+import sys
+import types
 
 import pytest
 
+import micdiffrep_jax as mdr
 from micdiffrep_jax.run import command
 
 ROOT = pathlib.Path(__file__).parent.parent
@@ -32,3 +36,28 @@ def test_commands_name_configs_and_fields_that_exist(path, monkeypatch):
     fields = command.describe(at)
     for field in re.findall(r'--config\.([\w.]+)=', flags):
       assert f'--config.{field}=' in fields
+
+
+@pytest.fixture
+def hooks(monkeypatch):
+  """docs/hooks.py, whether or not mkdocs is installed."""
+  files = types.ModuleType('mkdocs.structure.files')
+  files.File = files.Files = object
+  for name in ('mkdocs', 'mkdocs.structure'):
+    monkeypatch.setitem(sys.modules, name, types.ModuleType(name))
+  monkeypatch.setitem(sys.modules, files.__name__, files)
+  spec = importlib.util.spec_from_file_location('hooks', ROOT / 'docs/hooks.py')
+  found = importlib.util.module_from_spec(spec)
+  spec.loader.exec_module(found)
+  return found
+
+
+def test_the_page_of_the_api_has_each_public_name_with_its_docstring(hooks):
+  page = hooks.api_page()
+  titles = re.findall('^#+ (.*)$', page, re.MULTILINE)
+  assert set(mdr.__all__) < set(titles)
+  assert {'Encoder.features', 'KernelClassifier.fit'} < set(titles)
+  # What scikit-learn wrote is told there, and what is private nowhere.
+  assert not any('set_params' in x or '._' in x for x in titles)
+  assert "layers: str | collections.abc.Sequence[str] = 'encoder'" in page
+  assert 'rounded to float16' in page

@@ -1,5 +1,6 @@
 """A classifier as a folder of the model hubs."""
 
+import dataclasses
 import json
 import sys
 import types
@@ -102,7 +103,7 @@ def test_its_card_tells_data_numbers_floors_and_limits(folder):
     '* Sources: crystal_clean.',
     '1,200 train, 20 val, 30 test',
     '77 patients, all known',
-    'no two parts share patients',
+    'no two parts share a known patient, near-duplicates or copies',
     '| **MSFA (MLP, all layers)** | 81.2 [71.2, 91.2] |',
     '| random weights: MSFA (MLP, all layers) | 50.0 [40.0, 60.0] |',
     '| floor: majority class | 30.0 [20.0, 40.0] |',
@@ -110,7 +111,31 @@ def test_its_card_tells_data_numbers_floors_and_limits(folder):
   ):
     assert words in card
   assert 'nearest neighbours' not in card
+  assert 'Not better' not in card
+  assert 'Phantoms' not in card
   assert 'secret' not in card
+
+
+def test_its_card_hides_neither_labels_nor_phantoms_nor_a_better_floor(model):
+  info = dataclasses.replace(
+    model.encoder.info, images_seen=320, facts={'supervised': True}
+  )
+  rows = {**RESULTS['rows'], 'floor/majority': {'test': test_part(0.812)}}
+  results = {**RESULTS, 'rows': rows, 'origins': ('phantom',)}
+  seen = model._replace(encoder=model.encoder._replace(info=info))
+  card = hub.card(seen, results, '')
+  for words in (
+    'pretrained with labels on 320 images',
+    'Phantoms are generated pictures',
+    'Not better, by accuracy on all images, than floor: majority class.',
+  ):
+    assert words in card
+
+
+def test_the_call_that_a_card_shows_has_features_of_the_head(model):
+  card, info = hub.card(model, RESULTS, ''), model.head.info
+  said = f"t={info['timestep']}, layers='all', cells={info['grid']})"
+  assert said in card
 
 
 def test_a_licence_that_is_not_stated_is_called_so(model):
@@ -125,6 +150,24 @@ def test_weights_of_another_model_are_refused(folder):
   with open(path, 'wb') as f:
     f.write(raw)
   with pytest.raises(ValueError, match='sha256'):
+    classifier.load_bundle(folder)
+
+
+@pytest.mark.parametrize(
+  ('name', 'part', 'field', 'value'),
+  [
+    ('config.json', 'head', 'timestep', 4),
+    ('config.json', 'meta', 'low_confidence', 0.9),
+    ('preprocessor_config.json', '', 'size_px', 32),
+  ],
+)
+def test_a_text_that_was_changed_is_refused(folder, name, part, field, value):
+  with open(f'{folder}/{name}') as f:
+    text = json.load(f)
+  (text[part] if part else text)[field] = value
+  with open(f'{folder}/{name}', 'w') as f:
+    json.dump(text, f)
+  with pytest.raises(ValueError, match='was changed'):
     classifier.load_bundle(folder)
 
 

@@ -47,6 +47,18 @@ def test_the_function_gives_the_probabilities_of_the_bundle(kinds):
 
 
 @pytest.mark.needs('flatbuffers')
+def test_a_committee_has_no_features_of_its_first_encoder(
+  tmp_path, monkeypatch
+):
+  monkeypatch.setattr(portable, 'serialise', lambda *_: b'')
+  model = tiny_bundle.model()
+  both = model._replace(others=(model,))
+  assert set(portable.write(str(tmp_path), both, ('jax',))) == {
+    'classifier.jax_export'
+  }
+
+
+@pytest.mark.needs('flatbuffers')
 def test_another_process_runs_what_was_written(tmp_path):
   model, images = tiny_bundle.model(), tiny_bundle.images(3)
   found = portable.write(str(tmp_path), model, ('jax',))

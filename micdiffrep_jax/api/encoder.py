@@ -13,12 +13,11 @@ from micdiffrep_jax.bundle import classifier, portable
 from micdiffrep_jax.bundle.classifier import BATCH, Classifier, Meta
 from micdiffrep_jax.data import dataset as data
 from micdiffrep_jax.data import prepare
-from micdiffrep_jax.diffusion.process import check_timesteps
 from micdiffrep_jax.encoders import encoder as encoders
 from micdiffrep_jax.encoders import features, own_features
 from micdiffrep_jax.heads import matrix
-from micdiffrep_jax.run import devices, files
-from micdiffrep_jax.run.checks import in_range, lookup
+from micdiffrep_jax.run import devices, files, paths
+from micdiffrep_jax.run.checks import lookup, whole_number
 
 _NO_HEAD = (
   'This encoder has no head, so it tells no classes: fit one on its features '
@@ -91,8 +90,9 @@ class Encoder:
     draws: of noise, averaged; seed: of the noise. Raises ValueError for a
     layer, level or picture that cannot be had.
     """
-    in_range(cells, 1, 1024, 'cells')
-    in_range(draws, 1, 1024, 'draws')
+    whole_number(cells, 1, 1024, 'cells')
+    whole_number(draws, 1, 1024, 'draws')
+    whole_number(seed, 0, 2**32 - 1, 'seed')
     names, level = self.layers_of(layers), self._level(t)
     batch = to_batch(images, self._meta)
     mesh = devices.make_mesh()
@@ -119,8 +119,14 @@ class Encoder:
   def layers_of(self, layers: str | Sequence[str]) -> tuple[str, ...]:
     """The names that `layers` of `features` stands for.
 
-    Raises ValueError for a name that is not known, or for none at all.
+    Raises ValueError for a name that is not known, for none at all, and for a
+    committee, whose encoders have layers of the same names.
     """
+    if self._model is not None and self._model.others:
+      raise ValueError(
+        f'This is a committee of {len(self._model.members)} encoders: it tells '
+        'probabilities, and features only in a bundle of each encoder.'
+      )
     method = self._encoder.method
     if isinstance(layers, str) and layers in GROUPS:
       wanted = layers == 'decoder'
@@ -132,22 +138,25 @@ class Encoder:
       if not names:
         raise ValueError(f'No layer of {method.layers} is of the {layers}.')
       return names
-    names = (layers,) if isinstance(layers, str) else tuple(layers)
+    try:
+      names = (layers,) if isinstance(layers, str) else tuple(layers)
+    except TypeError:
+      names = ()
     known = dict.fromkeys((*method.layers, *GROUPS), '')
     for name in names:
       lookup(known, name, 'layer')
-    if not names or set(names) & set(GROUPS):
+    if not names or set(names) & set(GROUPS) or len(set(names)) < len(names):
       raise ValueError(
-        f'layers={layers!r}: give names of {method.layers}, or one of '
-        f'{GROUPS} alone.'
+        f'layers={layers!r}: give names of {method.layers}, each once, or one '
+        f'of {GROUPS} alone.'
       )
     return names
 
   def _level(self, t: int) -> int:
     if self.timesteps == 1:
       return 0
-    check_timesteps(t, self.timesteps, 't')
-    return t
+    whole_number(t, 0, self.timesteps - 1, 't', '0 is the least noise.')
+    return int(t)
 
   def predict_proba(self, images: Pictures) -> np.ndarray:
     """Calibrated probabilities (n, k) float64, those of configs/predict.py.
@@ -171,7 +180,7 @@ class Encoder:
     jax.export.deserialize(bytearray(content)).call(images) takes squares
     (n, s, s, c) uint8, of any n, and gives (n, d) float32.
     """
-    in_range(cells, 1, 1024, 'cells')
+    whole_number(cells, 1, 1024, 'cells')
     names, level = self.layers_of(layers), self._level(t)
     function = portable.features_fn(self._encoder, names, level, cells)
     shape = self.size_px, self.channels
@@ -186,15 +195,26 @@ class Encoder:
     files.write_whole(path, portable.serialise(function, *shape))
 
 
+def _text(path: str | os.PathLike, example: str) -> str:
+  """A path as text; ValueError, with an example, for what is none."""
+  if not isinstance(path, str | os.PathLike) or not os.fspath(path):
+    given = f', but {path!r}' if path else ''
+    raise ValueError(f'No path given{given}: {example}.')
+  return os.fspath(path)
+
+
 def load(path: str | os.PathLike) -> Encoder:
   """Opens a bundle (a file or a hub's folder), or a pretraining run's folder.
 
   Nothing is fetched. Raises ValueError where there is neither, or it is
   damaged.
   """
-  name = os.fspath(path)
-  if not name:
-    raise ValueError("No path given: load('bundle.npz'), or a run's folder.")
+  name = _text(path, "load('bundle.npz'), or a run's folder")
+  if not os.path.exists(paths.expand(name)) and '://' not in name:
+    raise ValueError(
+      f"{name!r} does not exist. Give a bundle, a hub's folder of one, or the "
+      'folder of a pretraining run.'
+    )
   if encoders.is_bundle(name):
     if own_features.is_table(name):
       raise ValueError(
@@ -203,7 +223,10 @@ def load(path: str | os.PathLike) -> Encoder:
       )
     model = classifier.load_bundle(name)
     return Encoder(model.encoder, model)
-  return Encoder(encoders.load_encoder(name))
+  try:
+    return Encoder(encoders.load_encoder(name))
+  except (KeyError, ImportError) as e:  # a store that epath does not know
+    raise ValueError(f'{name!r} cannot be opened: {e}.') from e
 
 
 def open_dataset(path: str | os.PathLike) -> data.Dataset:
@@ -214,4 +237,5 @@ def open_dataset(path: str | os.PathLike) -> data.Dataset:
   patients(ds), rows(ds, split, part). Raises ValueError for a folder that is
   no data set, or has changed since.
   """
-  return data.open_dataset(prepare.resolve(os.fspath(path)))
+  name = _text(path, "open_dataset('datasets/mine'), or 'phantom'")
+  return data.open_dataset(prepare.resolve(name))

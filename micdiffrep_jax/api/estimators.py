@@ -26,7 +26,7 @@ from micdiffrep_jax.api.pictures import Pictures
 from micdiffrep_jax.heads import kernel, matrix, table, trained
 from micdiffrep_jax.heads.base import Problem
 from micdiffrep_jax.heads.matrix import Features
-from micdiffrep_jax.run.checks import in_range
+from micdiffrep_jax.run.checks import in_range, whole_number
 from micdiffrep_jax.scores import calibration
 
 Setting = dict[str, float]
@@ -112,20 +112,36 @@ class _Head(ClassifierMixin, BaseEstimator):
     """Fits on features X (n, d), labels y (n,), groups (n,) such as patients.
 
     Without groups every row is its own: give them where several rows are of
-    one patient. Raises ValueError for a single class.
+    one patient. Raises ValueError for a single class, a group that is missing
+    and a setting out of range.
+
+    `GridSearchCV(head, ..., cv=GroupKFold()).fit(x, y, groups=groups)` keeps
+    groups whole in its own folds, but scikit-learn hands them to no head
+    unless it is told to, so that the folds in here would part them:
+
+        sklearn.set_config(enable_metadata_routing=True)
+        head = KernelClassifier().set_fit_request(groups=True)
+        GridSearchCV(head, ..., cv=GroupKFold()).fit(x, y, groups=groups)
+
+    So it is in a Pipeline, and with cross_val_score(..., params={'groups':
+    groups}). Without a search a Pipeline takes them by the name of its step:
+    pipe.fit(images, y, kernelclassifier__groups=groups).
     """
     x, y = validate_data(
       self, X, y, dtype=[np.float32, np.float64], ensure_min_samples=2
     )
     check_classification_targets(y)
     check_consistent_length(x, groups)
-    in_range(self.folds, 2, 100, 'folds')
+    whole_number(self.folds, 2, 100, 'folds')
+    whole_number(self.random_state, 0, 2**32 - 1, 'random_state')
+    self._check()
+    settings = self._settings()
+    groups = _known(groups)
     self.classes_, labels = np.unique(y, return_inverse=True)
     k = len(self.classes_)
     if k < 2:
       raise ValueError('The labels y hold a single class; give two or more.')
     x = x.astype(np.float32)
-    settings = self._settings()
     folds = list(self._folds(labels, groups))
     if not folds:
       warnings.warn(
@@ -213,6 +229,10 @@ class _Head(ClassifierMixin, BaseEstimator):
       np.concatenate(said), np.concatenate(true)
     )
 
+  def _check(self) -> None:
+    """Raises ValueError for a setting of this head that is out of range."""
+    raise NotImplementedError
+
   def _settings(self) -> list[Setting]:
     """All combinations that are tried."""
     raise NotImplementedError
@@ -241,6 +261,24 @@ class _Head(ClassifierMixin, BaseEstimator):
     raise NotImplementedError
 
 
+def _known(groups: Any) -> Any:
+  """The groups; ValueError where one is None or nan, which are no group."""
+  if groups is not None:
+    absent = [i for i, x in enumerate(groups) if x is None or x != x]
+    if absent:
+      raise ValueError(
+        f'{len(absent)} of {len(groups)} groups are missing, the first in row '
+        f'{absent[0]}: give a row of an unknown patient a group of its own.'
+      )
+  return groups
+
+
+def _in_range(values: Any, low: float, name: str) -> None:
+  """As `in_range` below 1e6, of a number or of several."""
+  for value in np.atleast_1d(values).tolist():
+    in_range(value, low, 1e6, name)
+
+
 def _combinations(**values: Any) -> list[Setting]:
   """[{name: value}] of names that have a number or several to try."""
   tried = {k: tuple(np.atleast_1d(v).tolist()) for k, v in values.items()}
@@ -261,7 +299,7 @@ class KernelClassifier(_Head):
       which folds choose.
     strength: of the ridge; a number, or several.
     folds: of groups, to choose and to calibrate on.
-    random_state: of folds, components, and of the rows kept.
+    random_state: of folds, components, and of the rows kept; a number.
 
   Attributes:
     classes_: labels, in the order of the probabilities.
@@ -282,6 +320,10 @@ class KernelClassifier(_Head):
     self.strength = strength
     self.folds = folds
     self.random_state = random_state
+
+  def _check(self) -> None:
+    _in_range(self.gamma, 1e-6, 'gamma')
+    _in_range(self.strength, 1e-6, 'strength')
 
   def _settings(self) -> list[Setting]:
     return _combinations(gamma=self.gamma, strength=self.strength)
@@ -329,9 +371,9 @@ class MSFAClassifier(_Head):
     epochs: passes over the rows, at least.
     min_updates: passes go on until so many updates were made.
     batch_size: rows of an update.
-    dropout: of features, in [0, 1).
+    dropout: of features, in [0, 0.99].
     folds: of groups, to choose and to calibrate on.
-    random_state: of folds, initial weights and the order of rows.
+    random_state: of folds, initial weights, the order of rows; a number.
 
   Attributes:
     classes_: labels, in the order of the probabilities.
@@ -362,6 +404,18 @@ class MSFAClassifier(_Head):
     self.dropout = dropout
     self.folds = folds
     self.random_state = random_state
+
+  def _check(self) -> None:
+    for name, least in (
+      ('hidden', 1),
+      ('epochs', 1),
+      ('min_updates', 0),
+      ('batch_size', 1),
+    ):
+      whole_number(getattr(self, name), least, 1e6, name)
+    _in_range(self.learning_rate, 1e-9, 'learning_rate')
+    _in_range(self.weight_decay, 0, 'weight_decay')
+    in_range(self.dropout, 0, 0.99, 'dropout')
 
   def _settings(self) -> list[Setting]:
     return _combinations(

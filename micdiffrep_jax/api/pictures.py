@@ -29,6 +29,16 @@ def to_batch(images: Pictures, meta: Meta) -> np.ndarray:
   """
   if isinstance(images, str | os.PathLike):
     raise ValueError(f'{images!r} is one path: give a list, [{images!r}].')
+  if not isinstance(images, Sequence) and not hasattr(images, '__array__'):
+    raise ValueError(
+      f'Pictures as {type(images).__name__}: give an array (n, height, width) '
+      'or (n, height, width, channels), or a list of pictures or of paths.'
+    )
+  if isinstance(images, np.ma.MaskedArray):
+    raise ValueError(
+      'Pictures with a mask, which would be read as if there were none: give '
+      'images.filled(0).'
+    )
   if isinstance(images, np.ndarray) and images.ndim not in (1, 3, 4):
     raise ValueError(
       f'Pictures of shape {images.shape}: give (n, height, width) or (n, '

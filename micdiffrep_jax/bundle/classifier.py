@@ -95,6 +95,15 @@ class Classifier(NamedTuple):
     return (self, *self.others)
 
   @property
+  def chosen(self) -> dict[str, Any]:
+    """How the head is fed, as results tell it; of a committee each head."""
+    each = [
+      {'method': one.encoder.config.method, **one.head.info}
+      for one in self.members
+    ]
+    return {'members': each} if self.others else each[0]
+
+  @property
   def classes(self) -> tuple[str, ...]:
     """Class names in the order of the probabilities."""
     return self.meta.classes

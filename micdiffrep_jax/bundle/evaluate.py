@@ -95,7 +95,7 @@ def run(config: ConfigDict, workdir: str) -> dict[str, Any]:
     workdir,
     {
       'task': 'evaluate',
-      'rows': {'bundle': {'chosen': model.head.info, 'test': test}},
+      'rows': {'bundle': {'chosen': model.chosen, 'test': test}},
       'bundle': 'bundle',
       'normal_class': normal,
       'classes': presence(model.classes, [labels[i] for i in at]),

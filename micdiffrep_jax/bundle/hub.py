@@ -15,6 +15,7 @@ from micdiffrep_jax.draw.result import (
   FLOOR,
   RANDOM,
   SUBSETS,
+  no_variants,
   patients_in_words,
   title,
 )
@@ -23,17 +24,25 @@ from micdiffrep_jax.scores.bootstrap import SETS
 from micdiffrep_jax.scores.metrics import HEADLINE
 
 _KEPT_APART = {
-  'patient': 'patients, near-duplicates and copies',
-  'grouped': 'near-duplicates and copies, but not other slices of a patient',
-  'paper': 'copies, but neither near-duplicates nor patients',
-  'leaky': 'nothing: its numbers are too good',
-  'given': 'what the folders of the source keep apart',
+  'patient': 'no two parts share a known patient, near-duplicates or copies',
+  'grouped': 'no two parts share near-duplicates or copies; other slices of '
+  'a test patient may be in training',
+  'paper': 'no two parts share copies, but near-duplicates and other slices of '
+  'a test patient may be in training',
+  'leaky': 'nothing is kept apart: its numbers are too good',
+  'given': 'the parts are those of the folders that the pictures came in',
+}
+# Facts of an encoder that had more than pictures.
+_HAD = {
+  'supervised': 'labels',
+  'supervised_text': 'captions made of labels',
+  'teacher': 'a teacher',
 }
 _USE = """```python
 import micdiffrep_jax as mdr
 model = mdr.load('FOLDER')  # this one, once it was downloaded
-model.predict_proba(images)  # arrays of any size and type, or paths
-model.features(images, t=1, layers='encoder', cells=4)
+model.predict_proba(images)  # arrays of any size, or paths
+model.features(images, t={t}, layers='all', cells={cells})
 ```
 """
 
@@ -107,7 +116,7 @@ def card(model: Classifier, results: Mapping[str, Any], licence: str) -> str:
     *_what(model),
     '## Use',
     '',
-    _USE,
+    _USE.format(t=model.head.info['timestep'], cells=model.head.info['grid']),
     '## Data and split',
     '',
     *_data(meta, results),
@@ -128,11 +137,15 @@ def card(model: Classifier, results: Mapping[str, Any], licence: str) -> str:
 
 def _what(model: Classifier) -> Iterator[str]:
   info, meta = model.head.info, model.meta
-  drawn = model.encoder.info.images_seen
+  drawn, facts = model.encoder.info.images_seen, model.encoder.info.facts
+  had = [words for name, words in _HAD.items() if facts.get(name)]
+  means = f'with {" and ".join(had)}' if had else 'without labels'
   yield (
     f'A frozen encoder ({model.encoder.config.method}'
     + (
-      f', pretrained without labels on {drawn:,} drawn images' if drawn else ''
+      f', pretrained {means} on {drawn:,} images, repeats counted'
+      if drawn
+      else ''
     )
     + f') reads {", ".join(info["layers"])} at noise level {info["timestep"]}, '
     f'{info["grid"]} x {info["grid"]} cells each; a head of the kind '
@@ -148,13 +161,15 @@ def _data(meta: Meta, results: Mapping[str, Any]) -> Iterator[str]:
   split = told['split']
   if results.get('origins'):
     yield f'* Sources: {", ".join(results["origins"])}.'
+    if 'phantom' in results['origins']:
+      yield '* **Phantoms are generated pictures: no patient is behind them.**'
   yield f'* Images: {images}.'
   yield f'* Patients: {patients_in_words(told.get("patients", {}))}.'
-  yield f'* Split `{split}`: no two parts share {_KEPT_APART[split]}.'
+  yield f'* Split `{split}`: {_KEPT_APART[split]}.'
   yield f'* Fingerprint of the data: `{meta.dataset}`, of the split: '
   yield f'  `{meta.split_hash}`.'
   same = {
-    True: 'the training part of the same data, without labels',
+    True: 'the training part of the same data',
     False: 'other data',
     None: 'unknown data',
   }
@@ -176,7 +191,9 @@ def _numbers(meta: Meta, results: Mapping[str, Any]) -> Iterator[str]:
   yield 'Test part, percent with 95 % intervals over groups of images.'
   yield ''
   for part in SETS:
-    if part not in rows[name]['test']:
+    if part not in rows[name]['test'] or (
+      part == 'sources' and no_variants(rows[name])
+    ):
       continue
     words = SUBSETS[part]
     yield f'| {words} | {" | ".join(x.replace("_", " ") for x in HEADLINE)} |'
@@ -188,6 +205,12 @@ def _numbers(meta: Meta, results: Mapping[str, Any]) -> Iterator[str]:
         mark = '**' if row == name else ''
         yield f'| {mark}{title(row)}{mark} | {cells} |'
     yield ''
+  accuracy = {row: rows[row]['test']['all']['accuracy'] for row in shown}
+  own = accuracy.pop(name)['value']
+  level = [title(row) for row, x in accuracy.items() if x['value'] >= own]
+  if level:
+    yield f'**Not better, by accuracy on all images, than {", ".join(level)}.**'
+    yield ''
   if not any(row.startswith(FLOOR) for row in shown):
     yield 'No floor was computed: what the images alone give is not known.'
     yield ''
@@ -198,7 +221,7 @@ def _limits(model: Classifier) -> Iterator[str]:
   yield (
     f'* It knows {len(meta.classes)} classes and answers one of them for any '
     f'picture. Below a probability of {meta.low_confidence:.2f} it is unsure, '
-    'as of a tenth of its validation images.'
+    'as it is of a tenth of its validation images.'
   )
   yield (
     '* Measured on the data above alone. Other scanners, protocols and '

@@ -197,6 +197,7 @@ def write(
 ) -> dict[str, str]:
   """Writes the forms asked for; returns the paths of the files by name.
 
+  Of a committee the classifier alone: its encoders' features are of no one.
   Raises ValueError as `check` does.
   """
   check(forms)
@@ -210,10 +211,10 @@ def write(
   if 'jax' in forms:
     shape = meta.size_px, meta.channels
     request = info['layers'], info['timestep'], info['extracted_grid']
-    for name, function in (
-      ('classifier', classifier_fn(model)),
-      ('features', features_fn(model.encoder, *request)),
-    ):
+    functions = {'classifier': classifier_fn(model)}
+    if not model.others:  # they would be those of its first encoder alone
+      functions['features'] = features_fn(model.encoder, *request)
+    for name, function in functions.items():
       keep(f'{name}.jax_export', serialise(function, *shape))
   if 'torch' in forms:
     tensors, told = torch_names.unet_encoder(model.encoder, info['timestep'])

@@ -134,6 +134,7 @@ def run(config: ConfigDict, workdir: str) -> dict[str, Any]:
     **count_classes(model.classes, rows),
     'low_confidence_below': threshold,
     'bundle': model.meta.as_dict(),
+    'chosen': model.chosen,
   }
   record = files.write_results(workdir, record, config)
   tell(record, path)

@@ -146,7 +146,9 @@ def write_folder(
 ) -> None:
   """Writes what `write` does as a folder; config.json last: it makes it one.
 
-  config.json tells the sha256 of the weights, as safetensors has no checksum.
+  config.json tells the sha256 of the weights, as safetensors has no checksum,
+  and that of both texts: one number changed by hand, such as the timestep,
+  would give other predictions without a word.
   Raises ValueError where the package safetensors is not installed.
   """
   safetensors = check_safetensors(folder)
@@ -164,9 +166,16 @@ def write_folder(
     'meta': meta,
     'weights_sha256': hashlib.sha256(raw).hexdigest(),
   }
+  whole['texts_sha256'] = _digest(whole, pictures)
   files.write_whole(os.path.join(folder, WEIGHTS), raw)
   files.write_json(os.path.join(folder, PREPROCESSING), pictures)
   files.write_json(os.path.join(folder, CONFIG), whole)
+
+
+def _digest(config: dict[str, Any], pictures: dict[str, Any]) -> str:
+  """sha256 of the two texts of a folder, whatever the order of their keys."""
+  raw = json.dumps(files.plain([config, pictures]), sort_keys=True)
+  return hashlib.sha256(raw.encode()).hexdigest()
 
 
 def check_safetensors(path: str) -> Any:
@@ -194,7 +203,10 @@ def _read_folder(folder: str) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
   with open(os.path.join(folder, CONFIG)) as f:
     text = json.load(f)
   with open(os.path.join(folder, PREPROCESSING)) as f:
-    text['meta'] |= json.load(f)
+    pictures = json.load(f)
+  if text.pop('texts_sha256') != _digest(text, pictures):
+    raise ValueError(f'{CONFIG} or {PREPROCESSING} was changed')
+  text['meta'] |= pictures
   with open(os.path.join(folder, WEIGHTS), 'rb') as f:
     raw = f.read()
   if hashlib.sha256(raw).hexdigest() != text['weights_sha256']:

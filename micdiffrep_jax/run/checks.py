@@ -2,6 +2,7 @@
 
 from collections.abc import Collection, Mapping
 import difflib
+import numbers
 from typing import TypeVar
 
 T = TypeVar('T')
@@ -41,9 +42,21 @@ def in_range(
 
   An infinite bound is no bound.
   """
+  name = flag.removeprefix('--config.')
+  mend = f' Set it with {flag}.'
+  if not isinstance(value, numbers.Real):
+    raise ValueError(f'{name}={value!r} is not a number.{mend}')
   if not low <= value <= high:
-    name = flag.removeprefix('--config.')
     raise ValueError(
-      f'{name}={value} is outside [{low:g}, {high:g}]. {note}'.rstrip()
-      + f' Set it with {flag}.'
+      f'{name}={value} is outside [{low:g}, {high:g}]. {note}'.rstrip() + mend
     )
+
+
+def whole_number(
+  value: int, low: float, high: float, flag: str, note: str = ''
+) -> None:
+  """As `in_range`, and raises ValueError for what is no whole number."""
+  in_range(value, low, high, flag, note)
+  if not isinstance(value, numbers.Integral):
+    name = flag.removeprefix('--config.')
+    raise ValueError(f'{name}={value} is not whole. Set it with {flag}.')

@@ -378,7 +378,7 @@ def pairs(keys: Sequence[Key]) -> list[tuple[Key, Key]]:
   """The first encoder's heads with all others of their kind, and floors.
 
   Floors stand against its first head alone; without an encoder, against the
-  first floor.
+  first floor. Of every encoder the first head stands against its other heads.
   """
   if keys[0].head.startswith(FLOOR):
     return [(keys[0], key) for key in keys[1:]]
@@ -392,7 +392,12 @@ def pairs(keys: Sequence[Key]) -> list[tuple[Key, Key]]:
       floor = a == keys[0] and b.head.startswith(FLOOR)
       if twin or floor or (b.encoder != first and b.head == a.head):
         found.append((a, b))
-  return found
+  heads: dict[str, list[Key]] = {}
+  for key in keys:
+    if '/' not in key.head:
+      heads.setdefault(key.encoder, []).append(key)
+  own = [(a, b) for a, *others in heads.values() for b in others]
+  return found + own
 
 
 def score(

@@ -152,6 +152,9 @@ def _over_seeds(spread: Record) -> str:
 
 
 def _chosen(chosen: Record) -> str:
+  members = chosen.get('members') or ()  # of a committee
+  if members:
+    return 'mean of: ' + '; '.join(map(_chosen, members))
   layers, t = chosen.get('layers'), chosen.get('timestep')
   if not layers:
     return ''
