@@ -1,14 +1,30 @@
 """The vision transformer as a denoiser: the network, and runs of its preset."""
 
+import json
+import os
+import re
+import signal
+
 import jax
 import jax.numpy as jnp
 import numpy as np
+from PIL import Image
 import pytest
 
+from configs import bundle as bundle_config
+from configs import predict as predict_config
 from configs import pretrain
+from configs import probe as probe_config
+from configs import sample as sample_config
+from micdiffrep_jax.bundle import export, predict, torch_names
+from micdiffrep_jax.data import batches
+from micdiffrep_jax.encoders.encoder import load_encoder
+from micdiffrep_jax.generate import sample
 from micdiffrep_jax.methods import ddpm
 from micdiffrep_jax.models import dit, vit
 from micdiffrep_jax.models.dit import DiT, decoder_taps, encoder_taps
+from micdiffrep_jax.pretrain import train
+from micdiffrep_jax.studies import probe
 
 TINY = dict(width=8, depth=3, heads=2, patch=4, skips=True)
 SIZE = 8
@@ -45,7 +61,8 @@ def perturbed(fresh):
   """Weights that are zero nowhere."""
   rng = np.random.default_rng(2)
   return jax.tree.map(
-    lambda v: v + 0.2 * rng.normal(size=v.shape).astype(v.dtype), fresh[1]
+    lambda v: v + 0.2 * rng.normal(size=v.shape).astype(v.dtype),
+    jax.device_get(fresh[1]),
   )
 
 
@@ -148,13 +165,11 @@ class Time(dit.nn.Module):
     return dit.embed(t, 256, 8, None, 2)
 
 
-def test_what_is_cut_into_patches_is_put_together_in_its_place(fresh):
-  model, variables, x, t = fresh
-  # Each patch's layer gives it back, and the last takes it as it is.
+def test_what_is_cut_into_patches_is_put_together_in_its_place():
   image = np.arange(2 * 16 * 16, dtype=np.float32).reshape(2, 16, 16, 1)
   folded = dit.fold_patches(image, 4)
-  rows = image[0, 4:8, 8:12, 0].ravel()
-  np.testing.assert_array_equal(folded[0, 1, 2], rows)
+  patch = image[0, 4:8, 8:12, 0].ravel()
+  np.testing.assert_array_equal(folded[0, 1, 2], patch)
   np.testing.assert_array_equal(dit.unfold_patches(folded, 4), image)
 
 
@@ -183,65 +198,68 @@ def test_the_middle_is_the_last_of_the_encoder(depth, encoder):
   assert len(encoder_taps(model)) == encoder
 
 
-def test_every_parameter_reaches_the_output(perturbed, apply):
-  told = jnp.ones((2, 2))
-  loss = lambda v: jnp.sum(jnp.square(apply(v, told)[0]))  # noqa: E731
-  grads = jax.jit(jax.grad(loss))(perturbed)
-  flat, _ = jax.tree_util.tree_flatten_with_path(grads)
-  dead = {jax.tree_util.keystr(k) for k, g in flat if not jnp.any(g != 0)}
+def with_gradient(model, variables, x, t):
+  """The output of the model, and the gradients of its square."""
+
+  def loss(v):
+    output = model.apply(v, x, t, told=jnp.ones((2, 2)))[0]
+    return jnp.sum(output**2), output
+
+  gradient, output = jax.jit(jax.grad(loss, has_aux=True))(variables)
+  return jax.device_get((output, gradient))
+
+
+@pytest.fixture(scope='module')
+def plain(fresh, perturbed):
+  """As with_gradient, of nothing computed again."""
+  return with_gradient(DiT(**TINY, told=2), perturbed, *fresh[2:])
+
+
+def test_every_parameter_reaches_the_output(plain):
+  flat, _ = jax.tree_util.tree_flatten_with_path(plain[1])
+  dead = {jax.tree_util.keystr(k) for k, g in flat if not g.any()}
   # Softmax ignores what all keys share; rounding may leave it or not.
   assert not {name for name in dead if "'key'" not in name}
 
 
-def test_remat_and_bfloat16_give_the_same_up_to_rounding(
-  fresh, perturbed, apply
-):
+@pytest.mark.parametrize('remat', ['norms', 'stages'])
+def test_what_is_computed_again_is_the_same(fresh, perturbed, plain, remat):
+  model = DiT(**TINY, told=2, remat=remat)
+  output, gradient = with_gradient(model, perturbed, *fresh[2:])
+  np.testing.assert_allclose(output, plain[0], rtol=1e-5, atol=1e-5)
+  for a, b in zip(jax.tree.leaves(gradient), jax.tree.leaves(plain[1])):
+    np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-3)
+
+
+def test_bfloat16_gives_the_same_up_to_rounding(fresh, perturbed, apply):
   _, _, x, t = fresh
   want = apply(perturbed)[0]
-
-  def gradient(model):
-    def loss(v):
-      output = model.apply(v, x, t)[0]
-      return jnp.sum(output**2), output
-
-    return jax.jit(jax.grad(loss, has_aux=True))(perturbed)
-
-  plain, output = gradient(DiT(**TINY, told=2))
-  np.testing.assert_allclose(output, want, rtol=1e-5, atol=1e-5)
-  for remat in ('norms', 'stages'):
-    found, output = gradient(DiT(**TINY, told=2, remat=remat))
-    np.testing.assert_allclose(output, want, rtol=1e-5, atol=1e-5)
-    for a, b in zip(jax.tree.leaves(plain), jax.tree.leaves(found)):
-      np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-3)
   half = jax.jit(DiT(**TINY, told=2, dtype='bfloat16').apply)
   output, taps = half(perturbed, x, t)
-  scale = np.abs(want).max()
-  np.testing.assert_allclose(output, want, atol=0.03 * scale)
+  np.testing.assert_allclose(output, want, atol=0.03 * np.abs(want).max())
   assert not np.array_equal(output, want)
   assert {v.dtype for v in (output, *taps.values())} == {jnp.dtype('float32')}
 
 
-def test_norms_are_computed_again_but_no_layer_s_product(fresh, perturbed):
-  _, _, x, t = fresh
+def test_norms_are_computed_again_but_no_product_of_a_layer():
+  x, t = jnp.zeros((1, SIZE, SIZE, 1)), jnp.zeros((1,), jnp.int32)
 
-  def count_in(remat):
-    model = DiT(**TINY, told=2, remat=remat)
+  def found_in(remat):
+    """How many norms a step computes, and how many products of a layer."""
+    model = DiT(8, 1, 2, 4, remat=remat)
 
-    def loss(v):
-      return jnp.sum(model.apply(v, x, t, train=True)[0] ** 2)
+    def loss(params):
+      return jnp.sum(model.apply({'params': params}, x, t, train=True)[0] ** 2)
 
-    text = str(jax.make_jaxpr(jax.grad(loss))(perturbed))
-    # Products with batch dimensions are those of attention.
-    layers = [
-      line
-      for line in text.split('dimension_numbers=')[1:]
-      if line.split('\n')[0].startswith('(') and '[0], [0]' not in line[:40]
-    ]
-    return text.count(' rsqrt'), len(layers)
+    text = str(jax.make_jaxpr(jax.grad(loss))(shapes(model)))
+    products = re.findall(r'dimension_numbers=\(\(.*?\), \((.*?)\)\)', text)
+    # Those of attention have batch dimensions.
+    return text.count(' rsqrt'), products.count('[], []')
 
-  plain, norms, stages = (count_in(r) for r in ('', 'norms', 'stages'))
+  plain, norms, stages = (found_in(r) for r in ('', 'norms', 'stages'))
   assert norms[0] > plain[0]
-  assert norms[1] < stages[1]
+  assert norms[1] == plain[1] > 0
+  assert stages[1] > plain[1]
 
 
 def test_dropout_is_of_training_alone(fresh, perturbed, apply):
@@ -311,3 +329,87 @@ def test_presets_fit_their_size(preset):
   config = pretrain.get_config(preset)
   method = ddpm.make(config, 112 if preset == 'vit' else 64, 1)
   assert method.output in method.layers
+
+
+# The preset from one end to the other.
+
+
+def trained(workdir, **changes):
+  config = get_config(
+    **{
+      'data.path': 'phantom:size_px=16,patients=60',
+      'steps': 8,
+      'log_every': 2,
+      'save_every': 3,
+      'eval_every': 8,
+      'model.dropout': 0.1,
+      'recipe.tell_augment': True,
+      **changes,
+    }
+  )
+  return train.run(config, str(workdir))
+
+
+def config_of(module, preset, **changes):
+  config = module.get_config(preset)
+  config.update_from_flattened_dict(changes)
+  return config.lock()
+
+
+@pytest.mark.slow
+def test_a_run_resumes_bit_for_bit_and_all_takes_it_as_a_unet(
+  tmp_path, monkeypatch
+):
+  run, again = tmp_path / 'run', tmp_path / 'again'
+  trained(run)
+  gather = batches._gather
+  calls = []
+
+  def stop_at_fifth_batch(*args):
+    calls.append(1)
+    if len(calls) == 5:
+      os.kill(os.getpid(), signal.SIGTERM)
+    return gather(*args)
+
+  monkeypatch.setattr(batches, '_gather', stop_at_fifth_batch)
+  with pytest.raises(SystemExit):
+    trained(again)
+  monkeypatch.undo()
+  trained(again)
+  states = [load_encoder(str(w)) for w in (run, again)]
+  assert [x.info.step for x in states] == [8, 8]
+  jax.tree.map(
+    np.testing.assert_array_equal,
+    *(jax.device_get(x.variables) for x in states),
+  )
+
+  data = {'data.path': 'phantom:size_px=16,patients=60'}
+  probe_dir, checkpoint = str(tmp_path / 'probe'), {'checkpoint': str(run)}
+  seeds = {'seeds': (0,), 'random_encoder': False, 'select': 'validation'}
+  found = probe.run(
+    config_of(probe_config, 'test', **data, **checkpoint, **seeds), probe_dir
+  )
+  assert 'block' in json.dumps(found)
+  sample.run(
+    config_of(sample_config, 'test', **checkpoint), str(tmp_path / 'sample')
+  )
+  assert (tmp_path / 'sample' / 'samples.png').exists()
+  exported = export.run(
+    config_of(bundle_config, '', probe=probe_dir), str(tmp_path / 'bundle')
+  )
+  assert exported['agreement'] > 0.9
+  Image.fromarray(np.zeros((16, 16), np.uint8)).save(tmp_path / 'a.png')
+  predicted = predict.run(
+    config_of(
+      predict_config,
+      '',
+      bundle=str(tmp_path / 'bundle' / 'bundle.npz'),
+      source=str(tmp_path / 'a.png'),
+      heatmaps=True,
+    ),
+    str(tmp_path / 'predictions'),
+  )
+  assert predicted
+  encoder = load_encoder(str(tmp_path / 'bundle' / 'bundle.npz'))
+  with pytest.raises(ValueError, match='network vit; only the UNet'):
+    torch_names.unet_encoder(encoder, 3)

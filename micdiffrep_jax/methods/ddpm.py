@@ -68,17 +68,17 @@ def denoiser(config: ConfigDict, size_px: int, channels: int) -> Denoiser:
       known = ', '.join(('density', *backbone.recipe))
       raise ValueError(
         f'The backbone {config.model.name!r} knows no recipe.{part}, of '
-        f'config.recipe only {known}. Leave out --config.recipe.{part}, or take '
-        'a preset with --config.model.name=unet.'
+        f'config.recipe only {known}. Leave out --config.recipe.{part}, or '
+        'take a preset of the UNet.'
       )
   fields |= recipe.network_fields()
   try:
     model: Any = backbone.make(fields, size_px, channels)
   except TypeError as e:
     raise ValueError(
-      f'config.model has not the fields of {config.model.name!r}: {e}. Choose a '
-      'network by its preset, as in --config=configs/pretrain.py:vit, and not '
-      'by --config.model.name alone.'
+      f'config.model has not the fields of {config.model.name!r}: {e}. Choose '
+      'a network by its preset, as --config=configs/pretrain.py:vit, not by '
+      '--config.model.name alone.'
     ) from e
   recipes.check(recipe, size_px, backbone.divisor(model))
   fields = config.diffusion.to_dict()
