@@ -7,6 +7,9 @@ paper   112 px, 47 M parameters; one GPU of 12 GB or more.
 small   64 px, 2 CPU cores, a day.
 tiny    64 px, 256,000 images drawn: 70 minutes on one CPU core.
 test    any size, seconds; for trying things out.
+vit, vit_small, vit_tiny, vit_test: the same with a vision transformer in place
+of the UNet, of 66, 33 and 6 M parameters; vit is for a GPU, vit_small and
+vit_tiny take about as long as small and tiny.
 The same command goes on where a stopped run was. --sweep=lr pretrains once for
 each of several learning rates, in folders RUN/000, RUN/001, ..., with a table.
 """
@@ -14,6 +17,9 @@ each of several learning rates, in folders RUN/000, RUN/001, ..., with a table.
 from collections.abc import Iterator
 
 from ml_collections import ConfigDict
+
+PRESETS = ('paper', 'small', 'tiny', 'test')
+PRESETS += ('vit', 'vit_small', 'vit_tiny', 'vit_test')
 
 
 def augment_config() -> ConfigDict:
@@ -46,8 +52,39 @@ def recipe_config() -> ConfigDict:
   return recipe
 
 
+def vit_config(size: str) -> ConfigDict:
+  """The vision transformer, as a denoiser of a size of UNet."""
+  model = ConfigDict()
+  model.name = 'vit'  # one of models/backbones.py
+  model.width = 512  # U-ViT-S, and the time as DiT has it
+  model.depth = 13  # blocks
+  model.heads = 8  # of attention
+  model.patch = 7  # pixels a side: 16 x 16 patches of 112 px
+  model.skips = True  # long ones, from the first half to the second
+  model.dropout = 0.0  # of what attention and MLP add, in [0, 1)
+  model.dtype = 'float32'  # or bfloat16: products only
+  # Less memory for more compute: '' | norms (all but products) | stages.
+  model.remat = 'norms' if size == 'paper' else ''
+  if size == 'small':
+    model.width, model.depth, model.heads = 384, 12, 6  # DiT-S
+    model.patch = 8  # of 64 px; 4 takes four times as long
+    model.skips = False
+  elif size == 'tiny':
+    model.width, model.depth, model.heads = 192, 7, 3
+    model.patch = 8
+  elif size == 'test':
+    model.width, model.depth, model.heads = 16, 3, 2
+    model.patch = 4
+  return model
+
+
 def get_config(preset: str = 'paper') -> ConfigDict:
   """The fields of a run; a comment marks what the paper leaves open."""
+  if preset not in PRESETS:
+    raise ValueError(f'Unknown preset {preset!r}; one of {", ".join(PRESETS)}.')
+  is_vit = preset.startswith('vit')
+  size = preset.removeprefix('vit').lstrip('_') or 'paper'
+
   config = ConfigDict()
   config.task = 'pretrain'
   config.method = 'ddpm'  # the others: configs/baselines.py
@@ -119,9 +156,9 @@ def get_config(preset: str = 'paper') -> ConfigDict:
   config.debug = False  # stop at NaN, reused keys, promoted ranks; slow
   config.profile = ''  # 'START:STOP', steps traced for TensorBoard's profiler
 
-  if preset != 'paper':
+  if size != 'paper':
     config.model.remat = ''
-  if preset == 'small':
+  if size == 'small':
     config.epochs = 150
     config.model.channels = 64
     config.model.multipliers = (1, 2, 2, 2)  # of 32, 16, 8, 4 patches
@@ -129,7 +166,7 @@ def get_config(preset: str = 'paper') -> ConfigDict:
     config.model.attention = (8, 4)
     config.optim.lr = 2e-4
     config.ema_decay = 0.999
-  elif preset == 'tiny':
+  elif size == 'tiny':
     config.steps = 8000
     config.model.channels = 64
     config.model.multipliers = (1, 2, 2)  # of 16, 8, 4 patches
@@ -143,7 +180,7 @@ def get_config(preset: str = 'paper') -> ConfigDict:
     config.save_every = 500
     config.keep_every = 2000
     config.eval_every = 2000
-  elif preset == 'test':
+  elif size == 'test':
     config.data.path = 'phantom:size_px=16,patients=60'
     config.batch_size = 16
     config.steps = 20
@@ -160,10 +197,8 @@ def get_config(preset: str = 'paper') -> ConfigDict:
     config.monitor.images = 32
     config.monitor.samples = 8
     config.monitor.probe_images = 32
-  elif preset != 'paper':
-    raise ValueError(
-      f'Unknown preset {preset!r}; one of paper, small, tiny, test.'
-    )
+  if is_vit:
+    config.model = vit_config(size)
   return config
 
 

@@ -47,7 +47,7 @@ def get_config(preset: str = '') -> ConfigDict:
   config.features = (
     ConfigDict()
   )  # of the model itself, where images are compared
-  config.features.layer = 'mid'  # any layer of the probe
+  config.features.layer = ''  # any layer of the probe; '' is the middle
   config.features.timestep = 20
   config.features.train_images = 0  # evenly spread; 0 takes all
 

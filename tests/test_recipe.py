@@ -62,8 +62,8 @@ def test_the_presets_have_every_part_and_all_are_off():
   for preset in ('paper', 'small', 'tiny', 'test'):
     fields = pretrain.get_config(preset).recipe.to_dict()
     assert fields == recipe.Recipe()._asdict()
-  assert not recipe.Recipe(density='beta').changes_network
-  assert recipe.Recipe(levels_px=8).changes_network
+  assert recipe.Recipe(density='beta').network_parts() == ()
+  assert recipe.Recipe(levels_px=8).network_parts() == ('levels_px',)
   assert recipe.Recipe().network_fields() == {}
 
 
@@ -483,9 +483,9 @@ def test_fields_that_do_not_fit_are_refused(fields, words):
 
 
 def test_a_network_that_knows_no_part_is_not_given_one(monkeypatch):
-  other = ddpm.BACKBONES['unet']._replace(takes_recipe=False)
+  other = ddpm.BACKBONES['unet']._replace(recipe=('tell_augment',))
   monkeypatch.setitem(ddpm.BACKBONES, 'other', other)
   given = config(crop_px=8)
   given.model.name = 'other'
-  with pytest.raises(ValueError, match="'other'.*--config.model.name=unet"):
+  with pytest.raises(ValueError, match="'other'.*--config.recipe.crop_px"):
     ddpm.make(given, SIZE, 1)

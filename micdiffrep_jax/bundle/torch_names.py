@@ -30,10 +30,12 @@ def unet_encoder(
   for an encoder that is no UNet of the method ddpm.
   """
   config, info = encoder.config, encoder.info
-  if config.method != 'ddpm' or config.model.name != 'unet':
+  network = config.model.name if config.method == 'ddpm' else 'none'
+  if network != 'unet':
     raise ValueError(
-      f'The encoder is of the method {config.method!r}; only the UNet of ddpm '
-      'has a form in torch. Leave torch out of --config.exports.'
+      f'The encoder is of the method {config.method!r}, its network {network}; '
+      'only the UNet of ddpm has a form in torch. Leave torch out of '
+      '--config.exports.'
     )
   d = ddpm.denoiser(config, info.size_px, info.channels)
   taps = [x for x in encoder_taps(d.model) if x in encoder.method.layers]

@@ -330,6 +330,11 @@ def _blocks(real: Real) -> Iterator[np.ndarray]:
     yield _pixels(real.dataset.images[real.train[start : start + _BLOCK]])
 
 
+def layer_of(config: ConfigDict, encoder: encoders.Encoder) -> str:
+  """The layer of the sub-config `features`, or what stands for an image."""
+  return config.layer or encoder.method.output
+
+
 def feature_space(
   encoder: encoders.Encoder,
   real: Real,
@@ -342,7 +347,8 @@ def feature_space(
   config: the sub-config `features`. Averaged over the image and put on the
   scale of the training images.
   """
-  layer, rows = config.layer, evenly(real.train, config.train_images)
+  layer = layer_of(config, encoder)
+  rows = evenly(real.train, config.train_images)
   feature_fn = features.make_feature_fn(encoder.method, (layer,), 1)
 
   def extract(dataset: data.Dataset, rows: np.ndarray, desc: str) -> np.ndarray:

@@ -163,9 +163,8 @@ def check(config: ConfigDict, encoder: encoders.Encoder) -> samplers.Plan:
   process = denoiser_of(encoder).process
   plan = samplers.make_plan(process, **options(config.sampler))
   samplers.frame_steps(len(plan.t), config.figure.trajectory)
-  features.check_request(
-    encoder.method, (config.features.layer,), (config.features.timestep,)
-  )
+  layer = assess.layer_of(config.features, encoder)
+  features.check_request(encoder.method, (layer,), (config.features.timestep,))
   check_timesteps(
     config.reconstruction.timesteps,
     process.timesteps,

@@ -63,13 +63,23 @@ def denoiser(config: ConfigDict, size_px: int, channels: int) -> Denoiser:
     if k != 'name'
   }
   backbone, recipe = _backbone(config.model), recipe_of(config)
-  if recipe.changes_network and not backbone.takes_recipe:
-    raise ValueError(
-      f'The backbone {config.model.name!r} knows no part of config.recipe but '
-      'the density. Leave the other parts off, or set --config.model.name=unet.'
-    )
+  for part in recipe.network_parts():
+    if part not in backbone.recipe:
+      known = ', '.join(('density', *backbone.recipe))
+      raise ValueError(
+        f'The backbone {config.model.name!r} knows no recipe.{part}, of '
+        f'config.recipe only {known}. Leave out --config.recipe.{part}, or '
+        'take a preset of the UNet.'
+      )
   fields |= recipe.network_fields()
-  model: Any = backbone.make(fields, size_px, channels)
+  try:
+    model: Any = backbone.make(fields, size_px, channels)
+  except TypeError as e:
+    raise ValueError(
+      f'config.model has not the fields of {config.model.name!r}: {e}. Choose '
+      'a network by its preset, as --config=configs/pretrain.py:vit, not by '
+      '--config.model.name alone.'
+    ) from e
   recipes.check(recipe, size_px, backbone.divisor(model))
   fields = config.diffusion.to_dict()
   fields.pop('weighting')

@@ -41,10 +41,13 @@ class Recipe(NamedTuple):
   self_condition: str = ''
   crop_px: int = 0
 
-  @property
-  def changes_network(self) -> bool:
-    """Whether the network must know of what is on: of all but a density."""
-    return bool(self.network_fields() or self.levels_px)
+  def network_parts(self) -> tuple[str, ...]:
+    """Parts that are on and that the network must know: all but a density."""
+    return tuple(
+      name
+      for name, value in self._asdict().items()
+      if value and not name.startswith('density')
+    )
 
   def network_fields(self) -> dict[str, Any]:
     """Fields of the network beside those of config.model; {} if all is off."""

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 from flax import linen as nn
 
-from micdiffrep_jax.models import unet
+from micdiffrep_jax.models import dit, unet
 
 
 class Backbone(NamedTuple):
@@ -23,20 +23,23 @@ class Backbone(NamedTuple):
     encoder_taps: module -> names from the input to the bottleneck, whose tap is
       the last: it stands for an image where one vector is wanted.
     decoder_taps: module -> names from there to the output; () without any.
-    takes_recipe: whether it has UNet's fields and keywords for what else it may
-      be told in training, which config.recipe asks for.
+    recipe: the parts of config.recipe, by name, for which it has UNet's fields
+      and keywords: what else it may be told in training.
     divisor: module -> sides that it takes are multiples of this many pixels.
   """
 
   make: Callable[[Mapping[str, Any], int, int], nn.Module]
   encoder_taps: Callable[[Any], tuple[str, ...]]
   decoder_taps: Callable[[Any], tuple[str, ...]]
-  takes_recipe: bool = False
+  recipe: tuple[str, ...] = ()
   divisor: Callable[[Any], int] = lambda model: 1
 
 
 BACKBONES = {
   'unet': Backbone(
-    unet.make, unet.encoder_taps, unet.decoder_taps, True, unet.divisor
+    unet.make, unet.encoder_taps, unet.decoder_taps, unet.RECIPE, unet.divisor
+  ),
+  'vit': Backbone(
+    dit.make, dit.encoder_taps, dit.decoder_taps, dit.RECIPE, dit.divisor
   ),
 }

@@ -18,6 +18,14 @@ import jax.numpy as jnp
 _INIT = nn.initializers.variance_scaling(1.0, 'fan_avg', 'uniform')
 _ZEROS = nn.initializers.zeros
 _PRODUCT = 'product'  # what is dear to compute again, by name
+RECIPE = (  # parts of config.recipe that it knows
+  'tell_augment',
+  'blocks',
+  'blank_px',
+  'levels_px',
+  'self_condition',
+  'crop_px',
+)
 
 
 def time_embedding(t: jax.Array, width: int) -> jax.Array:
@@ -29,6 +37,45 @@ def time_embedding(t: jax.Array, width: int) -> jax.Array:
   frequencies = jnp.exp(-math.log(10000.0) / (half - 1) * jnp.arange(half))
   angles = t.astype(jnp.float32)[:, None] * frequencies[None, :]
   return jnp.concatenate([jnp.sin(angles), jnp.cos(angles)], axis=-1)
+
+
+def embed(
+  t: jax.Array, width: int, out: int, told: jax.Array | None, numbers: int
+) -> jax.Array:
+  """Two layers on the sinusoids of t (...,), and on what else is told.
+
+  told: (b, numbers), or None for zeros; t (b, ...) -> (b, ..., out). Its
+  submodules, time1, time2 and told, are of the module that calls it.
+  """
+  embedding = time_embedding(t.reshape(-1), width).reshape(*t.shape, width)
+  if numbers:
+    # Before the two layers, as Karras et al. 2022 have it; without a bias, so
+    # that nothing told is nothing added.
+    told = jnp.zeros((len(t), numbers)) if told is None else told
+    told = nn.Dense(width, use_bias=False, kernel_init=_ZEROS, name='told')(
+      told
+    )
+    embedding = embedding + told.reshape(len(t), *(1,) * (t.ndim - 1), width)
+  dense = functools.partial(nn.Dense, out, kernel_init=_INIT)
+  return dense(name='time2')(nn.silu(dense(name='time1')(embedding)))
+
+
+def rematerialised(
+  module: type[nn.Module], remat: str | bool, kept: Callable
+) -> Any:
+  """The module as `remat` has it: '', 'norms' but for what is kept, or all."""
+  if not remat:
+    return module
+  return nn.remat(module, policy=kept if remat == 'norms' else None)
+
+
+def check_remat(remat: str | bool) -> None:
+  """Raises ValueError for what is no way to save memory."""
+  if remat not in ('', 'norms', 'stages', False, True):
+    raise ValueError(
+      f"model.remat={remat!r}; one of '' (nothing), norms, stages. Set "
+      '--config.model.remat.'
+    )
 
 
 def _spread(
@@ -255,7 +302,8 @@ class UNet(nn.Module):
     guide: jax.Array | None = None,
     train: bool = False,
   ) -> tuple[jax.Array, dict[str, jax.Array]]:
-    temb = self._embed(t, told)
+    # t (b,) -> (b, d), t (b, 2) -> (b, 2, d).
+    temb = embed(t, self.channels, 4 * self.channels, told, self.told)
     # A crop has attention at the levels at which its whole image has it.
     whole = self.size_px or x.shape[1]
     stage = functools.partial(
@@ -283,23 +331,6 @@ class UNet(nn.Module):
     h = nn.GroupNorm(self.groups, epsilon=1e-6, name='out_norm')(h)
     h = nn.Conv(out, (3, 3), kernel_init=_ZEROS, name='out')(nn.silu(h))
     return unfold_patches(h, self.patch).astype(jnp.float32), taps
-
-  def _embed(self, t: jax.Array, told: jax.Array | None) -> jax.Array:
-    """t (b,) -> (b, d), t (b, 2) -> (b, 2, d); with what else is told."""
-    embedding = time_embedding(t.reshape(-1), self.channels)
-    embedding = embedding.reshape(*t.shape, self.channels)
-    if self.told:
-      # Before the two layers, as Karras et al. 2022 have it; without a bias,
-      # so that nothing told is nothing added.
-      told = jnp.zeros((len(t), self.told)) if told is None else told
-      told = nn.Dense(
-        self.channels, use_bias=False, kernel_init=_ZEROS, name='told'
-      )(told)
-      embedding = embedding + told.reshape(
-        len(t), *(1,) * (t.ndim - 1), self.channels
-      )
-    dense = functools.partial(nn.Dense, 4 * self.channels, kernel_init=_INIT)
-    return dense(name='time2')(nn.silu(dense(name='time1')(embedding)))
 
   def _guidance(
     self, middle: jax.Array, guide: jax.Array | None, temb: jax.Array
@@ -330,13 +361,8 @@ class UNet(nn.Module):
     """Applies the stage called `name`; one submodule."""
     # The middle is block, attention, block at any resolution.
     attend = name == 'mid0' or (name != 'mid' and h.shape[1] in attention)
-    stage_class = Stage
-    if self.remat == 'norms':
-      kept = jax.checkpoint_policies.save_only_these_names(_PRODUCT)
-      stage_class = nn.remat(Stage, policy=kept)
-    elif self.remat:
-      stage_class = nn.remat(Stage)
-    stage = stage_class(
+    kept = jax.checkpoint_policies.save_only_these_names(_PRODUCT)
+    stage = rematerialised(Stage, self.remat, kept)(
       width,
       attend,
       self.heads,
@@ -471,11 +497,7 @@ def check_unet(
       f'Blocks {blocks}: give one number from 1 up, --config.model.blocks, or '
       f'one for each of {len(multipliers)} levels, --config.recipe.blocks.'
     )
-  if remat not in ('', 'norms', 'stages', False, True):
-    raise ValueError(
-      f"model.remat={remat!r}; one of '' (nothing), norms, stages. Set "
-      '--config.model.remat.'
-    )
+  check_remat(remat)
   if channels % 2 or channels < 4:
     raise ValueError(
       f'model.channels={channels} must be even and at least 4. Set '

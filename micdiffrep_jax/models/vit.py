@@ -39,6 +39,27 @@ _init = nn.initializers.xavier_uniform()
 _token = nn.initializers.normal(0.02)
 
 
+def attention(
+  x: jax.Array, heads: int, dtype: str, causal: bool = False
+) -> jax.Array:
+  """Self-attention of x (b, l, d); query, key, value, out are the caller's."""
+  b, length, d = x.shape
+  dense = functools.partial(nn.Dense, d, dtype=dtype, kernel_init=_init)
+  q, k, v = (
+    dense(name=name)(x).reshape(b, length, heads, d // heads)
+    for name in ('query', 'key', 'value')
+  )
+  h = jax.nn.dot_product_attention(q, k, v, is_causal=causal)
+  return dense(name='out')(h.reshape(b, length, d))
+
+
+def mlp(x: jax.Array, activation: Callable, dtype: str) -> jax.Array:
+  """Two layers, four times as wide between them; up, down are the caller's."""
+  d = x.shape[-1]
+  dense = functools.partial(nn.Dense, dtype=dtype, kernel_init=_init)
+  return dense(d, name='down')(activation(dense(4 * d, name='up')(x)))
+
+
 class Block(nn.Module):
   """Attention, then an MLP, each after a norm and added; x (b, l, d)."""
 
@@ -50,19 +71,12 @@ class Block(nn.Module):
 
   @nn.compact
   def __call__(self, x: jax.Array) -> jax.Array:
-    b, length, d = x.shape
     norm = functools.partial(nn.LayerNorm, epsilon=self.epsilon)
-    dense = functools.partial(nn.Dense, dtype=self.dtype, kernel_init=_init)
     h = norm(name='norm1')(x)
-    q, k, v = (
-      dense(d, name=name)(h).reshape(b, length, self.heads, d // self.heads)
-      for name in ('query', 'key', 'value')
-    )
-    h = jax.nn.dot_product_attention(q, k, v, is_causal=self.causal)
-    x = x + dense(d, name='out')(h.reshape(b, length, d)).astype(x.dtype)
-    h = dense(4 * d, name='up')(norm(name='norm2')(x))
-    h = dense(d, name='down')(ACTIVATIONS[self.activation](h))
-    return x + h.astype(x.dtype)
+    h = attention(h, self.heads, self.dtype, self.causal)
+    x = x + h.astype(x.dtype)
+    h = norm(name='norm2')(x)
+    return x + mlp(h, ACTIVATIONS[self.activation], self.dtype).astype(x.dtype)
 
 
 def _blocks(
