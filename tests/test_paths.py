@@ -24,7 +24,7 @@ _SAYS_PATH = re.compile(
 
 
 _NO_PATHS = set(
-  'group_by class_map spare sha256 classes layout given_split'.split()
+  'group_by class_map spare sha256 classes layout given_split push_to'.split()
 )
 
 

@@ -83,6 +83,7 @@ def model(monkeypatch):
     validate=_validate,
     sample=lambda *_: None,
     layers=('mid',),
+    output='mid',
     timesteps=100,
   )
   split_hash = data.split_hash(ds, 'patient')
