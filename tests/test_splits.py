@@ -192,3 +192,19 @@ def test_no_patient_is_in_two_parts_of_random_manifests(number):
       assert made['patient'][i] == made['patient'][j]
     for k in np.unique(source):
       assert len(set(made['patient'][source == k])) == 1
+
+
+def test_very_many_groups_are_cut_alike_but_faster(monkeypatch):
+  rng = np.random.default_rng(0)
+  lone, pairs = np.arange(900), np.repeat(np.arange(900, 950), 2)
+  group = np.concatenate([lone, pairs])
+  label = rng.choice(['a', 'b'], len(group), p=[0.8, 0.2])
+  units = splits.Units(group, group, group)
+  usable = np.ones(len(group), bool)
+  monkeypatch.setattr(splits, '_MANY', 100)
+  part = splits.make_splits(label, units, usable)['patient']
+  splits.check_disjoint('patient', part, group)
+  for name in 'ab':
+    share = (part[label == name] == 'test').mean()
+    assert abs(share - 0.2) < 0.03
+  assert 5 <= len(np.unique(pairs[part[900:] == 'test'])) <= 15

@@ -25,6 +25,7 @@ ALL = (*NAMES, GIVEN)
 PARTS = ('train', 'val', 'test')
 EXCLUDED = 'excluded'
 _TRIES = 20  # draws of folds before a share is given up
+_MANY = 100_000  # groups from which those of one image are dealt out at once
 
 
 class Units(NamedTuple):
@@ -177,29 +178,48 @@ def _by_group(
   class; where a class has fewer groups than there are folds, fewer and larger
   folds are tried too.
   """
-  # Imported on use: who opens a dataset needs only the names of its splits.
-  from sklearn.model_selection import StratifiedGroupKFold
-
   classes, label = np.unique(labels, return_inverse=True)
   drawn = np.zeros(len(labels), bool)
   most = min(max(2, round(1 / share)), len(np.unique(groups)))
   for folds, _ in itertools.product(range(most, 1, -1), range(_TRIES)):
     if folds > np.bincount(label).max():
       continue
-    cutter = StratifiedGroupKFold(
-      folds, shuffle=True, random_state=int(rng.integers(2**31))
-    )
-    with warnings.catch_warnings():
-      warnings.simplefilter('ignore')  # of few members: that is dealt with
-      cuts = list(cutter.split(labels, labels, groups))
-    for rest, held_out in cuts:
-      drawn = np.zeros(len(labels), bool)
-      drawn[held_out] = True
+    for drawn in _folds(label, groups, folds, int(rng.integers(2**31))):
+      rest, held_out = np.flatnonzero(~drawn), np.flatnonzero(drawn)
       kept = np.unique(np.stack([label[rest], groups[rest]]), axis=1)[0]
       enough = np.bincount(kept, minlength=len(classes)).min() >= left
       if enough and len(np.unique(label[held_out])) == len(classes):
         return drawn
   return drawn  # check_parts says what is missing
+
+
+def _folds(
+  label: np.ndarray, groups: np.ndarray, folds: int, seed: int
+) -> list[np.ndarray]:
+  """Masks (n,) of folds that tear no group and keep the classes' proportions.
+
+  Of very many groups, those of a single image are dealt out by class alone:
+  StratifiedGroupKFold weighs one group after another, minutes for a million.
+  """
+  # Imported on use: who opens a dataset needs only the names of its splits.
+  from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold
+
+  _, index, size = np.unique(groups, return_inverse=True, return_counts=True)
+  lone = (size[index] == 1) & (len(size) > _MANY)
+  masks = [np.zeros(len(label), bool) for _ in range(folds)]
+  for kind, at in (
+    (StratifiedGroupKFold, np.flatnonzero(~lone)),
+    (StratifiedKFold, np.flatnonzero(lone)),
+  ):
+    # A handful is held out by no fold.
+    if len(at) and np.bincount(label[at]).max() >= folds:
+      cutter = kind(folds, shuffle=True, random_state=seed)
+      with warnings.catch_warnings():
+        warnings.simplefilter('ignore')  # of few members: that is dealt with
+        cuts = list(cutter.split(at, label[at], groups[at]))
+      for mask, (_, held_out) in zip(masks, cuts):
+        mask[at[held_out]] = True
+  return masks
 
 
 def check_enough_units(labels: np.ndarray, groups: np.ndarray) -> None:
