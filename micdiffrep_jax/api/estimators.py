@@ -142,20 +142,23 @@ class _Head(ClassifierMixin, BaseEstimator):
     if k < 2:
       raise ValueError('The labels y hold a single class; give two or more.')
     x = x.astype(np.float32)
-    folds = list(self._folds(labels, groups))
-    if not folds:
+    problems = [
+      Problem(matrix.standardise(x, train), labels, k, train, held)
+      for train, held in self._folds(labels, groups)
+    ]
+    if not problems:
       warnings.warn(
         'A class has fewer than two groups: no setting can be chosen and '
         'probabilities are not calibrated.',
         stacklevel=2,
       )
     middle = settings[len(settings) // 2]
-    self.chosen_ = self._choose(x, labels, k, settings, folds) or middle
-    self.temperature_ = self._temperature(x, labels, k, folds)
+    self.chosen_ = self._choose(problems, settings) or middle
+    self.temperature_ = self._temperature(problems)
     every = np.arange(len(x))
-    found = matrix.standardise(x)
-    self.shift_, self.scale_ = found.shift, found.scale
-    self.params_ = self._train(found, labels, k, every, self.chosen_)
+    whole = Problem(matrix.standardise(x), labels, k, every, every[:1])
+    self.shift_, self.scale_ = whole.features.shift, whole.features.scale
+    self.params_ = self._train(whole, self.chosen_)
     return self
 
   def predict_proba(self, X: Any) -> np.ndarray:
@@ -191,38 +194,26 @@ class _Head(ClassifierMixin, BaseEstimator):
         yield train, held
 
   def _choose(
-    self,
-    x: np.ndarray,
-    labels: np.ndarray,
-    k: int,
-    settings: Sequence[Setting],
-    folds: Sequence[tuple[np.ndarray, np.ndarray]],
+    self, problems: Sequence[Problem], settings: Sequence[Setting]
   ) -> Setting | None:
     """The setting that is right most often on rows of other groups."""
-    if len(settings) == 1 or not folds:
+    if len(settings) == 1 or not problems:
       return None
     right = np.zeros(len(settings))
-    for train, held in folds:
-      found = matrix.standardise(x, train)
-      scores = self._score(found, labels, k, train, held, settings)
-      right += len(held) * np.array(scores)
+    for problem in problems:
+      scores = self._score(problem, settings)
+      right += len(problem.validation) * np.array(scores)
     return settings[int(right.argmax())]
 
-  def _temperature(
-    self,
-    x: np.ndarray,
-    labels: np.ndarray,
-    k: int,
-    folds: Sequence[tuple[np.ndarray, np.ndarray]],
-  ) -> float:
+  def _temperature(self, problems: Sequence[Problem]) -> float:
     """Fitted on what heads of the chosen setting say of other groups."""
     said, true = [], []
-    for train, held in folds:
-      found = matrix.standardise(x, train)
-      params = self._train(found, labels, k, train, self.chosen_)
-      part = found._replace(x=x[held])
+    for problem in problems:
+      params = self._train(problem, self.chosen_)
+      found, held = problem.features, problem.validation
+      part = found._replace(x=found.x[held])
       said.append(table.HEADS[self._kind].predict(params, part))
-      true.append(labels[held])
+      true.append(problem.labels[held])
     if not said:
       return 1.0
     return calibration.fit_temperature(
@@ -238,26 +229,13 @@ class _Head(ClassifierMixin, BaseEstimator):
     raise NotImplementedError
 
   def _score(
-    self,
-    found: Features,
-    labels: np.ndarray,
-    k: int,
-    train: np.ndarray,
-    held: np.ndarray,
-    settings: Sequence[Setting],
+    self, problem: Problem, settings: Sequence[Setting]
   ) -> list[float]:
-    """Accuracy on the rows `held` of a head for each setting."""
+    """Accuracy on the validation rows of a head for each setting."""
     raise NotImplementedError
 
-  def _train(
-    self,
-    found: Features,
-    labels: np.ndarray,
-    k: int,
-    train: np.ndarray,
-    setting: Setting,
-  ) -> dict[str, np.ndarray]:
-    """The parameters of a head fitted on the rows `train`."""
+  def _train(self, problem: Problem, setting: Setting) -> dict[str, np.ndarray]:
+    """The parameters of a head fitted on the training rows."""
     raise NotImplementedError
 
 
@@ -329,15 +307,8 @@ class KernelClassifier(_Head):
     return _combinations(gamma=self.gamma, strength=self.strength)
 
   def _score(
-    self,
-    found: Features,
-    labels: np.ndarray,
-    k: int,
-    train: np.ndarray,
-    held: np.ndarray,
-    settings: Sequence[Setting],
+    self, problem: Problem, settings: Sequence[Setting]
   ) -> list[float]:
-    problem = Problem(found, labels, k, train, held)
     tried = {
       name: tuple(dict.fromkeys(x[name] for x in settings))
       for name in settings[0]
@@ -346,15 +317,8 @@ class KernelClassifier(_Head):
     scores = {tuple(x.values()): score for x, score in fitted.tried}
     return [scores[tuple(x.values())] for x in settings]
 
-  def _train(
-    self,
-    found: Features,
-    labels: np.ndarray,
-    k: int,
-    train: np.ndarray,
-    setting: Setting,
-  ) -> dict[str, np.ndarray]:
-    problem = Problem(found, labels, k, train, train[:1])
+  def _train(self, problem: Problem, setting: Setting) -> dict[str, np.ndarray]:
+    problem = problem._replace(validation=problem.train[:1])
     one = {name: (value,) for name, value in setting.items()}
     return kernel.fit(problem, **one, seed=self.random_state).params
 
@@ -423,15 +387,9 @@ class MSFAClassifier(_Head):
     )
 
   def _heads(
-    self,
-    found: Features,
-    labels: np.ndarray,
-    k: int,
-    train: np.ndarray,
-    held: np.ndarray,
-    settings: Sequence[Setting],
-    keep: bool,
+    self, problem: Problem, settings: Sequence[Setting], keep: bool
   ) -> trained.Trained:
+    features, labels, k, train, held = problem
     steps = -(-len(train) // self.batch_size)
     options = trained.Options(
       self._kind,
@@ -441,7 +399,7 @@ class MSFAClassifier(_Head):
       dropout=self.dropout,
     )
     (heads,) = trained.fit(
-      [found],
+      [features],
       labels,
       k,
       [trained.Cell(0, train, self.random_state)],
@@ -453,26 +411,14 @@ class MSFAClassifier(_Head):
     return heads
 
   def _score(
-    self,
-    found: Features,
-    labels: np.ndarray,
-    k: int,
-    train: np.ndarray,
-    held: np.ndarray,
-    settings: Sequence[Setting],
+    self, problem: Problem, settings: Sequence[Setting]
   ) -> list[float]:
-    heads = self._heads(found, labels, k, train, held, settings, False)
-    right = heads.logits.argmax(-1) == labels[held][None]
+    heads = self._heads(problem, settings, False)
+    right = heads.logits.argmax(-1) == problem.labels[problem.validation][None]
     return right.mean(1).tolist()
 
-  def _train(
-    self,
-    found: Features,
-    labels: np.ndarray,
-    k: int,
-    train: np.ndarray,
-    setting: Setting,
-  ) -> dict[str, np.ndarray]:
-    heads = self._heads(found, labels, k, train, train[:1], [setting], True)
+  def _train(self, problem: Problem, setting: Setting) -> dict[str, np.ndarray]:
+    problem = problem._replace(validation=problem.train[:1])
+    heads = self._heads(problem, [setting], True)
     assert heads.params is not None
     return heads.params

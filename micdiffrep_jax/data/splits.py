@@ -185,10 +185,9 @@ def _by_group(
     if folds > np.bincount(label).max():
       continue
     for drawn in _folds(label, groups, folds, int(rng.integers(2**31))):
-      rest, held_out = np.flatnonzero(~drawn), np.flatnonzero(drawn)
-      kept = np.unique(np.stack([label[rest], groups[rest]]), axis=1)[0]
+      kept = np.unique(np.stack([label, groups])[:, ~drawn], axis=1)[0]
       enough = np.bincount(kept, minlength=len(classes)).min() >= left
-      if enough and len(np.unique(label[held_out])) == len(classes):
+      if enough and len(np.unique(label[drawn])) == len(classes):
         return drawn
   return drawn  # check_parts says what is missing
 

@@ -15,6 +15,7 @@ import zipfile
 import numpy as np
 
 from micdiffrep_jax.data import dataset as data
+from micdiffrep_jax.heads import matrix
 from micdiffrep_jax.run import log, paths
 
 LAYER = 'features'  # the one layer that a table has
@@ -221,8 +222,7 @@ def pool(maps: np.ndarray, grid: int, flag: str) -> np.ndarray:
       f'Maps of {h} x {h} do not make {g} x {g} cells. Set {flag} to a '
       f'divisor of {h}.'
     )
-  cells = maps.reshape(n, g, h // g, g, h // g, -1)
-  return cells.mean(axis=(2, 4), dtype=np.float32).astype(np.float16)
+  return matrix.pool(maps, g).reshape(n, g, g, -1).astype(np.float16)
 
 
 def shown(table: Table, ds: data.Dataset, rows: np.ndarray) -> np.ndarray:
