@@ -16,7 +16,7 @@ from micdiffrep_jax.data import prepare
 from micdiffrep_jax.encoders import encoder as encoders
 from micdiffrep_jax.encoders import features, own_features
 from micdiffrep_jax.heads import matrix
-from micdiffrep_jax.run import devices, files, paths
+from micdiffrep_jax.run import files, paths
 from micdiffrep_jax.run.checks import lookup, whole_number
 
 _NO_HEAD = (
@@ -95,22 +95,16 @@ class Encoder:
     whole_number(seed, 0, 2**32 - 1, 'seed')
     names, level = self.layers_of(layers), self._level(t)
     batch = to_batch(images, self._meta)
-    mesh = devices.make_mesh()
-    size = -(-BATCH // mesh.size) * mesh.size
     if (names, cells) not in self._functions:  # compiled once
       made = features.make_feature_fn(self._encoder.method, names, cells)
       self._functions[names, cells] = made
-    found = []
-    for valid, means in features.passes(
-      self._functions[names, cells],
-      self._encoder.variables,
-      features.batches(batch, np.arange(len(batch)), size, mesh),
-      features.noise_keys(seed, draws, mesh),
-      level,
-      mesh,
-    ):
-      half = [means[k][:valid].astype(np.float16) for k in names]
-      found.append(np.concatenate([matrix.pool(x, cells) for x in half], 1))
+    function, variables = self._functions[names, cells], self._encoder.variables
+    found = [
+      np.concatenate([matrix.pool(means[k], cells) for k in names], 1)
+      for means in features.of_images(
+        function, variables, batch, level, draws, seed, BATCH
+      )
+    ]
     x = np.concatenate(found).astype(np.float32)
     if not np.isfinite(x).all():
       raise ValueError(f'Layers {names} have features beyond float16.')

@@ -21,7 +21,7 @@ from micdiffrep_jax.encoders import features
 from micdiffrep_jax.encoders.encoder import Encoder
 from micdiffrep_jax.heads import head_file
 from micdiffrep_jax.heads.table import HEADS
-from micdiffrep_jax.run import archive, devices
+from micdiffrep_jax.run import archive
 from micdiffrep_jax.scores import calibration
 
 BATCH = 32  # images at a time, always: results do not depend on how many come
@@ -144,22 +144,18 @@ def logits(
     )
   if not len(images):
     return np.zeros((0, len(model.classes)))
-  info, mesh = model.head.info, devices.make_mesh()
-  batch_size = -(-BATCH // mesh.size) * mesh.size
-  rows = np.arange(len(images))
-  found = []
-  for valid, means in features.passes(
+  info = model.head.info
+  extracted = features.of_images(
     model.feature_fn,
     model.encoder.variables,
-    features.batches(images, rows, batch_size, mesh, seeds),
-    features.noise_keys(info['feature_seed'], info['draws'], mesh),
+    images,
     info['timestep'],
-    mesh,
-  ):
-    # float16, as the features that the head was trained on.
-    extracted = {k: v.astype(np.float16) for k, v in means.items()}
-    found.append(head_file.logits(model.head, extracted)[:valid])
-  return np.concatenate(found)
+    info['draws'],
+    info['feature_seed'],
+    BATCH,
+    seeds,
+  )
+  return np.concatenate([head_file.logits(model.head, x) for x in extracted])
 
 
 def bundle_predict(

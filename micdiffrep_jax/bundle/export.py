@@ -223,21 +223,21 @@ def join(folders: Sequence[str], probes: Sequence[Probe]) -> Probe:
 def _scores(said: dict[str, np.ndarray]) -> dict[str, dict[str, Any]]:
   """Test scores of probabilities, as a probe has them."""
   found = {}
-  for part in ('all', 'sources'):
-    keep = (said['variant'] == '') | (part == 'all')
-    if keep.any():
-      resampled = bootstrap.resample(
-        said['label'][keep],
-        said['probs'][keep].argmax(1)[None],
-        said['group'][keep],
-        said['probs'].shape[1],
-        _RESAMPLES,
-        0,
-      )
-      found[part] = {
-        metric: bootstrap.score(resampled[metric].mean)._asdict()
-        for metric in _SCORES
-      }
+  slices = bootstrap.Slices(said['group'], said['variant'])
+  sets = bootstrap.sets_of(said['label'], said['probs'], slices)
+  for part, one in sets.items():
+    resampled = bootstrap.resample(
+      one.labels,
+      one.probs.argmax(1)[None],
+      one.groups,
+      one.probs.shape[1],
+      _RESAMPLES,
+      0,
+    )
+    found[part] = {
+      metric: bootstrap.score(resampled[metric].mean)._asdict()
+      for metric in _SCORES
+    }
   return found
 
 

@@ -181,6 +181,30 @@ def passes(
     yield batch.valid, {k: v / len(keys) for k, v in total.items()}
 
 
+def of_images(
+  feature_fn: Callable,
+  variables: Any,
+  images: np.ndarray,
+  t: int,
+  draws: int,
+  seed: int,
+  batch_size: int,
+  seeds: np.ndarray | None = None,
+) -> Iterator[dict[str, np.ndarray]]:
+  """Features of images in memory, {layer: (b, g, g, d)} of batch after batch.
+
+  float16, as those that heads are fitted on. seed: of the noise of all images;
+  seeds (n,): of each, by default of its pixels. The compiled batch is always of
+  one size, so features do not depend on how many images come.
+  """
+  mesh = devices.make_mesh()
+  size = -(-batch_size // mesh.size) * mesh.size
+  shown = batches(images, np.arange(len(images)), size, mesh, seeds)
+  keys = noise_keys(seed, draws, mesh)
+  for valid, means in passes(feature_fn, variables, shown, keys, t, mesh):
+    yield {k: v[:valid].astype(np.float16) for k, v in means.items()}
+
+
 def weighted_means(
   found: Iterable[dict[str, tuple[jax.Array, jax.Array]]],
 ) -> dict[str, float]:
