@@ -6,6 +6,7 @@ import re
 import shutil
 import signal
 import subprocess
+import sys
 import time
 import tomllib
 
@@ -107,6 +108,7 @@ def test_scripts_are_clean(script):
   ('script', 'arguments', 'shown'),
   [
     ('gpu.sh', TASK, f'{MAIN} {QUOTED}'),
+    ('gpu_minutes.sh', (str(LAUNCH), 'out', '10'), '--config.steps=STEPS'),
     ('slurm.sbatch', TASK, f'{SRUN_IS} {MAIN} {QUOTED}'),
     ('tpu_vm_create.sh', ('n', 'z', 'v6e-8'), 'create n --zone=z'),
     ('tpu_vm_setup.sh', ('n', 'z'), 'tpu-vm scp'),
@@ -131,6 +133,42 @@ def test_gpu_runs_the_task_on_gpus_only(fakes):
   *checks, task = record(fakes)
   assert task == f'{MAIN} {QUOTED} [cuda,cpu|]'
   assert any('nvidia-smi' in c for c in checks)
+
+
+def test_a_gpu_of_some_minutes_gets_as_many_steps_as_they_hold(fakes, tmp_path):
+  # The real interpreter for sums; a recorder that trains at 100 images/s.
+  (fakes / 'python').write_text(
+    RECORDER
+    + f"""
+for last; do :; done
+case "$last" in
+  --workdir=*/speed)
+    mkdir -p "${{last#--workdir=}}"
+    echo '{{"images_per_s": 100.0}}' >"${{last#--workdir=}}/results.json"
+    echo '{{"batch_size": 256}}' >"${{last#--workdir=}}/config.json" ;;
+esac
+[[ $1 == -c && $2 != *backend* ]] && exec {sys.executable} "$@"
+exit 0
+"""
+  )
+  dataset, out = tmp_path / 'made', tmp_path / 'out'
+  dataset.mkdir()
+  (dataset / 'dataset.json').write_text('{}')
+  command = ('gpu_minutes.sh', str(dataset), str(out))
+  done = launch(fakes, *command, '10', '--config.optim.lr=1')
+  assert done.returncode == 0, done.stderr
+  tasks = [x for x in record(fakes) if 'micdiffrep_jax.main' in x]
+  of = dict(zip(('speed', 'run', 'probe', 'bundle'), tasks, strict=True))
+  for name, task in of.items():
+    assert f'--workdir={out}/{name} ' in task
+  # 0.9 of 600 s at 100 images a second, in batches of 256.
+  assert '--config.steps=210 ' in of['run']
+  assert '--config.optim.lr=1 ' in of['run']
+  assert f'--config.probe={out}/probe ' in of['bundle']
+  for minutes in ('0', 'ten'):
+    done = launch(fakes, *command, minutes)
+    assert done.returncode == 2
+    assert 'whole number' in done.stderr
 
 
 def test_deterministic_sums_are_asked_of_xla(fakes):
