@@ -31,7 +31,7 @@ def get_config(preset: str = '') -> ConfigDict:
   config.checkpoints.grouped = ''
   config.checkpoints.leaky = ''
   config.checkpoints.given = ''
-  config.others = ()  # more encoders, each under every split
+  config.others = ()  # more encoders, each under every split; without controls
   # Of each of them the taps to read, joined by '+'; '' or () is all.
   config.other_layers = ()
   config.probe = probe.get_config(preset)  # its split and checkpoint are set

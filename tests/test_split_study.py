@@ -74,10 +74,11 @@ def test_test_images_that_pretraining_drew_are_counted(ds, split):
 def test_each_split_is_probed_once_with_its_encoder_and_the_table_says_it(
   ds, tmp_path, monkeypatch, capsys
 ):
-  runs = []
+  runs, controls = [], []
 
   def fake_probe(config, workdir):
     runs.append((config.data.split, config.checkpoint, config.allow_seen_test))
+    controls.append((bool(config.floors), config.random_encoder))
     split = 'paper' if config.checkpoint == 'own' else 'patient'
     info = {'fingerprint': ds.fingerprint, 'split': split}
     found = {**record(VALUES[config.data.split]), 'encoder': info, 'data': {}}
@@ -93,6 +94,7 @@ def test_each_split_is_probed_once_with_its_encoder_and_the_table_says_it(
     ('patient', 'fake', True),
     *((name, 'more', True) for name in VALUES),
   ]
+  assert controls == [(True, True)] * 4 + [(False, False)] * 4
   splits.run(config, str(tmp_path))
   assert len(runs) == 8
   seen = results['test_images_in_pretraining']

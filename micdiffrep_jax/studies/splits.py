@@ -72,7 +72,8 @@ def check(config: ConfigDict) -> list[Unit]:
         config, name, path, tuple(text.split('+')) if text else ()
       )
       with unit.unlocked():
-        unit.floors = ()  # they are those of the first encoder
+        # The controls are those of the first encoder.
+        unit.floors, unit.random_encoder = (), False
       units.append(Unit(path, name, unit))
   for unit in units:
     probe.check(unit.config)
