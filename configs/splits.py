@@ -5,6 +5,7 @@ python -m micdiffrep_jax.main --config=configs/splits.py:PRESET \
   --workdir=RUN/splits
 
 (none)  four probes of configs/probe.py.
+tiny    the same, narrower, as probe.py:tiny.
 test    seconds; for trying things out.
 An encoder is pretrained on the train part of one split, so it has drawn test
 images of the others; the table says how many. Give one per split to mend that:
@@ -19,8 +20,8 @@ from configs import probe
 
 def get_config(preset: str = '') -> ConfigDict:
   """The splits, their encoders, and the probe that all of them get."""
-  if preset not in ('', 'test'):
-    raise ValueError(f'Unknown preset {preset!r}; test, or none.')
+  if preset not in ('', 'tiny', 'test'):
+    raise ValueError(f'Unknown preset {preset!r}; tiny, test, or none.')
   config = ConfigDict()
   config.task = 'splits'
   config.splits = ('leaky', 'paper', 'grouped', 'patient')
