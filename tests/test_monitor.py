@@ -104,6 +104,8 @@ def test_the_line_of_the_log_says_on_how_many_images_and_beside_what():
     'feature_rank_init': 30.68,
     'probe_accuracy': 0.7761,
   }
+  shared = readings.line(300, None, now._replace(kept=0.8123), initial)
+  assert shared.endswith('; two views of an image share 81.2 % of them')
   nothing = readings.Reading(None, None)
   assert readings.line(7, 2.0, nothing, nothing) == (
     'step 7: validation loss 2.0000'

@@ -15,7 +15,7 @@ from micdiffrep_jax.encoders import encoder as encoders
 from micdiffrep_jax.encoders import features
 from micdiffrep_jax.methods import METHODS, two_view
 from micdiffrep_jax.pretrain import monitor, train
-from micdiffrep_jax.scores.metrics import effective_rank
+from micdiffrep_jax.scores.metrics import effective_rank, kept_share
 
 
 def spread(z):
@@ -43,6 +43,19 @@ def test_top_share_is_that_of_the_first_principal_component():
   values = np.linalg.eigvalsh(np.cov(z.T))
   want = values[-1] / values.sum()
   assert spread(z)['top_share'] == pytest.approx(want, rel=1e-2)
+
+
+def test_two_readings_of_images_share_what_is_not_noise():
+  rng = np.random.default_rng(0)
+  signal = rng.normal(size=(20_000, 3)) * [1, 2, 0.1]
+  noise = 2 * rng.normal(size=(2, *signal.shape))
+  assert kept_share(5 + signal, signal) == pytest.approx(1)
+  assert kept_share(signal, -signal) == pytest.approx(-1)
+  # 1 + 4 + 0.01 of signal, three times 4 of noise.
+  share = kept_share(signal + noise[0], signal + noise[1])
+  assert share == pytest.approx(5.01 / 17.01, abs=0.01)
+  assert kept_share(*noise) == pytest.approx(0, abs=0.02)
+  assert kept_share(np.ones((4, 3)), np.ones((4, 3))) == 0
 
 
 def test_effective_rank_counts_equal_directions():

@@ -4,12 +4,13 @@ Three evaluators and a picture. Validation images only: the test part is never
 touched here.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 import functools
 import itertools
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 from ml_collections import ConfigDict
 import numpy as np
 from sklearn.linear_model import RidgeClassifierCV
@@ -20,11 +21,24 @@ from micdiffrep_jax.draw import grids
 from micdiffrep_jax.encoders import encoder as encoders
 from micdiffrep_jax.encoders import features
 from micdiffrep_jax.heads.matrix import pool
-from micdiffrep_jax.methods import Method
+from micdiffrep_jax.methods import Method, views
+from micdiffrep_jax.methods.base import to_float
 from micdiffrep_jax.pretrain import readings
 from micdiffrep_jax.run import devices, log
 from micdiffrep_jax.run.keys import stream
-from micdiffrep_jax.scores.metrics import effective_rank
+from micdiffrep_jax.scores.metrics import effective_rank, kept_share
+
+# How the second view differs; half-ranges, as config.augment has them.
+VIEW = ConfigDict(
+  {
+    'flip': 0.5,
+    'rotate_deg': 10.0,
+    'scale': 0.1,
+    'shift': 0.05,
+    'brightness': 0.1,
+    'contrast': 0.2,
+  }
+)
 
 
 class Subject(NamedTuple):
@@ -85,28 +99,50 @@ def validation_loss(
   return evaluate
 
 
-def feature_rank(
+def feature_spread(
   subject: Subject, rows: np.ndarray, t: int
-) -> Callable[[Any], float]:
-  """Effective rank of the averaged output layer.
+) -> Callable[[Any], tuple[float, float]]:
+  """Of the averaged output layer: effective rank, and what two views share.
 
-  A loss may fall while features collapse.
+  A loss may fall while features collapse, or while images are learnt by heart.
+  No label is read.
   """
   method, mesh, key = subject.method, subject.mesh, subject.key()
   layer = method.output or method.layers[-1]
   feature_fn = features.make_feature_fn(method, (layer,), 1)
+  other = devices.replicate(stream(key, 'view'), mesh)
 
-  def rank(variables: Any) -> float:
-    shown = subject.batches(rows)
+  @jax.jit
+  def change(images: jax.Array, seeds: jax.Array) -> jax.Array:
+    return jax.vmap(_changed)(features.image_keys(other, seeds), images)
+
+  def read(variables: Any, shown: Iterable[features.Batch], key: Any) -> Any:
     found = [
       means[layer][:valid]
       for valid, means in features.passes(
         feature_fn, variables, shown, [key], t, mesh
       )
     ]
-    return effective_rank(np.concatenate(found).reshape(len(rows), -1))
+    return np.concatenate(found).reshape(len(rows), -1)
 
-  return rank
+  def spread(variables: Any) -> tuple[float, float]:
+    shown = subject.batches(rows)
+    first = read(variables, shown, key)
+    changed = (
+      batch._replace(images=change(batch.images, batch.seeds))
+      for batch in subject.batches(rows)
+    )
+    return effective_rank(first), kept_share(
+      first, read(variables, changed, other)
+    )
+
+  return spread
+
+
+def _changed(key: jax.Array, image: jax.Array) -> jax.Array:
+  """Another view (h, w, c) uint8 of an image of that kind."""
+  made = views.augment(key, to_float(image)[None], VIEW)[0]
+  return jnp.round((made + 1) * 127.5).astype(jnp.uint8)
 
 
 def quick_probe(
@@ -233,14 +269,14 @@ def reader(
   method = subject.method
   t = min(settings.probe_timestep, method.timesteps - 1)
   ranked = len(rows) > 1 and bool(method.layers)
-  rank = feature_rank(subject, rows, t) if ranked else None
+  spread = feature_spread(subject, rows, t) if ranked else None
   wanted = settings.probe_images
   probe = quick_probe(subject, wanted, t) if wanted else None
 
   def read(variables: Any) -> readings.Reading:
-    return readings.Reading(
-      rank(variables) if rank else None, probe(variables) if probe else None
-    )
+    rank, kept = spread(variables) if spread else (None, None)
+    found = probe(variables) if probe else None
+    return readings.Reading(rank, found, kept)
 
   return read
 

@@ -33,11 +33,13 @@ class QuickProbe(NamedTuple):
 class Reading(NamedTuple):
   """What is measured of the features of some weights; None where it cannot be.
 
-  rank: effective rank of the output layer's averages.
+  rank: effective rank of the output layer's averages; kept: the share of their
+  variance that two views and two noises of an image keep.
   """
 
   rank: float | None
   probe: QuickProbe | None
+  kept: float | None = None
 
 
 def score(
@@ -63,6 +65,8 @@ def metrics(now: Reading, initial: Reading) -> dict[str, float]:
   if now.rank is not None and initial.rank is not None:
     found['feature_rank'] = now.rank
     found['feature_rank_init'] = initial.rank
+  if now.kept is not None:
+    found['features_kept'] = now.kept
   if now.probe:
     found['probe_accuracy'] = now.probe.accuracy
   return found
@@ -112,6 +116,8 @@ def line(
       f'effective rank of the features {now.rank:.1f}, {initial.rank:.1f} with '
       'initial weights'
     )
+  if now.kept is not None:
+    parts.append(f'two views of an image share {100 * now.kept:.1f} % of them')
   return f'step {step}: ' + '; '.join(parts)
 
 

@@ -270,6 +270,20 @@ def without_class(
   return labels[keep] - (labels[keep] > drop), rest, keep
 
 
+def kept_share(first: np.ndarray, second: np.ndarray) -> float:
+  """The share of variance between images that two readings of them agree on.
+
+  Features (n, d) of n images, read twice, under other views and other noise ->
+  [-1, 1]: the covariance of both readings over their mean variance, summed over
+  d; an intraclass correlation. 0 where nothing varies. After Li et al. 2026,
+  arXiv 2606.09718, without its Fisher directions.
+  """
+  a, b = (np.asarray(x, np.float64) for x in (first, second))
+  a, b = a - a.mean(axis=0), b - b.mean(axis=0)
+  whole = (np.sum(a * a) + np.sum(b * b)) / 2
+  return float(np.sum(a * b) / whole) if whole else 0.0
+
+
 def effective_rank(features: np.ndarray) -> float:
   """How many directions a cloud of features fills.
 
