@@ -22,6 +22,7 @@ Prints a table, and a line of JSON at the end.
 
 import argparse
 import tempfile
+from typing import NamedTuple
 
 from absl import flags
 import numpy as np
@@ -93,78 +94,75 @@ def whole_batches(rows, count, size):
   return rows[np.linspace(0, len(rows) - 1, count).astype(np.int64)]
 
 
-def main():
-  args = arguments()
-  flags.FLAGS.mark_as_parsed()
-  config = ablate_config.get_config(args.preset)
-  if args.grids:
-    config.grids = tuple(int(g) for g in args.grids.split(','))
-  if args.kinds:
-    config.heads.kinds = tuple(args.kinds.split(','))
-  ds = data.open_dataset(prepare.resolve(args.data))
-  labels = data.labels(ds)
-  size = config.heads.batch_size
-  config.batch_size = size
-  split = [data.rows(ds, 'grouped', part) for part in ('train', 'val')]
-  split = [rows[labels[rows] >= 0] for rows in split]
-  train = whole_batches(split[0], args.rows, size)
-  val = whole_batches(split[1], max(size, args.rows // 6), size)
-  rows = np.concatenate([train, val])
-  n = len(train)
-  none = np.arange(0)
-  parts = Parts(
-    rows,
-    np.arange(n),
-    np.arange(n, len(rows)),
-    none,
-    labels[rows].astype(int),
-    len(ds.classes),
-  )
-  encoder = make_encoder(args, ds)
-  layers = encoder.method.layers
-  t = config.timesteps[0]
-  feature_fn = features.make_feature_fn(
-    encoder.method, layers, max(config.grids)
-  )
+class Ancestors(NamedTuple):
+  """Seconds of the ancestor: an epoch, the passes in it, one scoring pass."""
 
-  ancestor = Ancestor(encoder, ds, layers, config, t, feature_fn)
+  passes: float
+  epoch: float
+  score: float
+
+  def whole(self, epochs: int, runs: int = 1) -> float:
+    """Of all epochs; the passes are done again for each further run."""
+    return epochs * (self.epoch + (runs - 1) * self.passes) + self.score
+
+
+def ancestors(ancestor, train, val):
+  """Times it, once everything is compiled."""
+  size = ancestor.config.heads.batch_size
   ancestor.start(ancestor.features(train[:size]))
   for _ in range(2):  # the second step's inputs lie otherwise: compiles anew
     ancestor.epoch(train[:size])
   ancestor.score(val[:size])
   compiled = probe_step._cache_size()
   started = read()
-  passes_s = ancestor.epoch(train)
-  epoch_s = read() - started
+  passes = ancestor.epoch(train)
+  epoch = read() - started
   assert probe_step._cache_size() == compiled, 'compiled while timed'
   started = read()
   ancestor.score(val)
-  score_s = read() - started
+  return Ancestors(passes, epoch, read() - started)
 
-  # The second run has everything compiled; the first is not counted.
-  for _ in range(2):
-    features_s, heads_s = ours(
-      encoder, ds, parts, layers, config, (t,), feature_fn
-    )
 
-  epochs, steps = config.heads.epochs, len(config.timesteps)
-  theirs_s = epochs * epoch_s + score_s
-  runs = len(config.heads.learning_rates) * len(config.search_seeds)
-  published_s = theirs_s + (runs - 1) * (epochs * passes_s)
+def configured(args):
+  """configs/ablate.py as the arguments change it."""
+  config = ablate_config.get_config(args.preset)
+  if args.grids:
+    config.grids = tuple(int(g) for g in args.grids.split(','))
+  if args.kinds:
+    config.heads.kinds = tuple(args.kinds.split(','))
+  config.batch_size = config.heads.batch_size
+  return config
+
+
+def drawn(ds, count, size):
+  """Labelled rows to train on and to score, in whole batches of `size`."""
+  labels = data.labels(ds)
+  split = [data.rows(ds, 'grouped', part) for part in ('train', 'val')]
+  train, val = (rows[labels[rows] >= 0] for rows in split)
+  scored = max(size, count // 6)
+  return whole_batches(train, count, size), whole_batches(val, scored, size)
+
+
+def record_of(config, parts, layers, probes, own, theirs):
+  """All that is written down; own: seconds of features and of heads."""
+  features_s, heads_s = own
   ours_s = features_s + heads_s
-  record = {
-    'train_rows': n,
-    'val_rows': len(val),
-    'probes_per_timestep': len(ancestor.probes),
+  epochs, steps = config.heads.epochs, len(config.timesteps)
+  runs = len(config.heads.learning_rates) * len(config.search_seeds)
+  theirs_s, published_s = theirs.whole(epochs), theirs.whole(epochs, runs)
+  return {
+    'train_rows': len(parts.train),
+    'val_rows': len(parts.val),
+    'probes_per_timestep': probes,
     'layers': len(layers),
     'grids': config.grids,
     'kinds': config.heads.kinds,
     'epochs': epochs,
     'measured_ours_features_s': features_s,
     'measured_ours_heads_all_epochs_s': heads_s,
-    'measured_ancestor_one_epoch_s': epoch_s,
-    'measured_ancestor_one_epoch_passes_s': passes_s,
-    'measured_ancestor_scoring_s': score_s,
+    'measured_ancestor_one_epoch_s': theirs.epoch,
+    'measured_ancestor_one_epoch_passes_s': theirs.passes,
+    'measured_ancestor_scoring_s': theirs.score,
     'multiplied_ancestor_timestep_s': theirs_s,
     'multiplied_ancestor_as_published_s': published_s,
     'multiplied_by': {'epochs': epochs, 'runs_as_published': runs},
@@ -180,25 +178,72 @@ def main():
         'a pass per epoch': [theirs_s],
         'a pass per epoch, rate and seed': [published_s],
       },
-      len(ancestor.probes),
+      probes,
     ),
   }
+
+
+def show(record, theirs):
+  """Prints the record as a table."""
+  r, epochs = record, record['epochs']
+  ours_s = record['sides']['ours']['median_s']
   lines = [
-    (f'one timestep, {n} + {len(val)} rows', 'ours', 'ancestor'),
-    ('forward passes', features_s, epochs * passes_s),
-    ('heads', heads_s, epochs * (epoch_s - passes_s)),
-    ('scoring', 0.0, score_s),
-    ('together', ours_s, theirs_s),
-    ('  one run per rate and seed', ours_s, published_s),
+    (
+      f'one timestep, {r["train_rows"]} + {r["val_rows"]} rows',
+      'ours',
+      'ancestor',
+    ),
+    ('forward passes', r['measured_ours_features_s'], epochs * theirs.passes),
+    (
+      'heads',
+      r['measured_ours_heads_all_epochs_s'],
+      epochs * (theirs.epoch - theirs.passes),
+    ),
+    ('scoring', 0.0, theirs.score),
+    ('together', ours_s, r['multiplied_ancestor_timestep_s']),
+    (
+      '  one run per rate and seed',
+      ours_s,
+      r['multiplied_ancestor_as_published_s'],
+    ),
   ]
   for name, a, b in lines:
     a, b = (x if isinstance(x, str) else f'{x:.1f} s' for x in (a, b))
     print(f'{name:36}{a:>12}{b:>12}')
   print(
-    f'{len(ancestor.probes)} probes a timestep; the ancestor is one measured '
-    f'epoch x {epochs}. {theirs_s / ours_s:.1f} times faster; '
-    f'{published_s / ours_s:.1f} times with one run per rate and seed.'
+    f'{r["probes_per_timestep"]} probes a timestep; the ancestor is one '
+    f'measured epoch x {epochs}. {r["ratio"]:.1f} times faster; '
+    f'{r["ratio_as_published"]:.1f} times with one run per rate and seed.'
   )
+
+
+def main():
+  args = arguments()
+  flags.FLAGS.mark_as_parsed()
+  config = configured(args)
+  ds = data.open_dataset(prepare.resolve(args.data))
+  train, val = drawn(ds, args.rows, config.heads.batch_size)
+  rows = np.concatenate([train, val])
+  parts = Parts(
+    rows,
+    np.arange(len(train)),
+    np.arange(len(train), len(rows)),
+    np.arange(0),
+    data.labels(ds)[rows].astype(int),
+    len(ds.classes),
+  )
+  encoder = make_encoder(args, ds)
+  layers, t = encoder.method.layers, config.timesteps[0]
+  feature_fn = features.make_feature_fn(
+    encoder.method, layers, max(config.grids)
+  )
+  ancestor = Ancestor(encoder, ds, layers, config, t, feature_fn)
+  theirs = ancestors(ancestor, train, val)
+  # The second run has everything compiled; the first is not counted.
+  for _ in range(2):
+    own = ours(encoder, ds, parts, layers, config, (t,), feature_fn)
+  record = record_of(config, parts, layers, len(ancestor.probes), own, theirs)
+  show(record, theirs)
   common.emit(f'ablation {args.preset or "default"}', record, args.out)
 
 
