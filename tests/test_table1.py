@@ -116,7 +116,7 @@ def test_one_encoder_spares_the_test_images_of_every_split():
 def test_random_weights_are_probed_where_asked_for():
   config = get_config(splits=('grouped', 'paper'), random_splits=('grouped',))
   asked = {
-    split: table1.probe_config(config, 'mae', 'run', split, 1).random_encoder
+    split: table1.probe_config(config, 'mae', 'run', split).random_encoder
     for split in config.splits
   }
   assert asked == {'grouped': True, 'paper': False}
@@ -125,7 +125,7 @@ def test_random_weights_are_probed_where_asked_for():
 def test_each_method_may_have_layers_of_its_own():
   config = get_config(**{'layers.mae': ('block0',)})
   found = {
-    name: table1.probe_config(config, name, 'run', 'grouped', 1).layers
+    name: table1.probe_config(config, name, 'run', 'grouped').layers
     for name in ('ddpm', 'mae', 'supervised_vit')
   }
   assert found == {'ddpm': (), 'mae': ('block0',), 'supervised_vit': ()}

@@ -44,6 +44,11 @@ def check_request(
   return names or method.layers
 
 
+def timesteps_of(method: Reader, timesteps: Sequence[int]) -> Sequence[int]:
+  """Those asked for; of a method without noise its one timestep, 0."""
+  return timesteps if method.timesteps > 1 else (0,)
+
+
 @functools.cache
 def _cells(size: int, grid: int) -> np.ndarray:
   """Weights (grid, size) of the average over each of `grid` equal spans.

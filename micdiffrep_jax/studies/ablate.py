@@ -67,13 +67,20 @@ def choose_layers(method: Reader, config: ConfigDict) -> tuple[str, ...]:
   """
   timesteps = [t for level in levels_of(config) for t in level]
   names = features.check_request(method, config.layers, timesteps)
-  if config.taps == 'all':
+  return of_taps(method, names, config.taps)
+
+
+def of_taps(
+  method: Reader, names: tuple[str, ...], taps: str
+) -> tuple[str, ...]:
+  """Those of the layers that are of `taps`: all, encoder or decoder."""
+  if taps == 'all':
     return names
-  wanted = config.taps == 'decoder'
+  wanted = taps == 'decoder'
   chosen = tuple(n for n in names if (n in method.decoder) == wanted)
   if not chosen:
     raise ValueError(
-      f'None of {names} is of the {config.taps}. Set --config.taps=all.'
+      f'None of {names} is of the {taps}. Set --config.taps=all.'
     )
   return chosen
 

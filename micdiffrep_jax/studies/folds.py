@@ -155,7 +155,7 @@ def candidates(
       )
     encoder = features.meet(encoder, ds, rows)
     noisy = encoder.method.timesteps > 1
-    timesteps = config.timesteps if noisy else (0,)
+    timesteps = features.timesteps_of(encoder.method, config.timesteps)
     layers = features.check_request(
       encoder.method, tuple(text.split('+')) if text else (), timesteps
     )

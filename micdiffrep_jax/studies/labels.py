@@ -21,16 +21,18 @@ import pandas as pd
 from micdiffrep_jax.data import dataset as data
 from micdiffrep_jax.draw import page, plots
 from micdiffrep_jax.draw.result import FLOOR, title
+from micdiffrep_jax.encoders import features
 from micdiffrep_jax.encoders.cache import Cache
 from micdiffrep_jax.heads import floors, matrix, table, trained
 from micdiffrep_jax.heads.base import Problem
 from micdiffrep_jax.heads.matrix import Features
+from micdiffrep_jax.methods import Reader
 from micdiffrep_jax.run import files, log
 from micdiffrep_jax.run.checks import not_empty, one_of
 from micdiffrep_jax.scores import bootstrap
 from micdiffrep_jax.scores.bootstrap import BOUNDS
 from micdiffrep_jax.scores.metrics import HEADLINE
-from micdiffrep_jax.studies import ablate, base, grid, imagenet
+from micdiffrep_jax.studies import ablate, base, grid, imagenet, probe
 from micdiffrep_jax.studies.base import Parts
 from micdiffrep_jax.studies.cuts import group_classes
 from micdiffrep_jax.studies.grid import Spot
@@ -279,18 +281,24 @@ def floor_answers(
   return said
 
 
+def layers_of(method: Reader, config: ConfigDict) -> tuple[str, ...]:
+  """The layers to read, of the encoder or decoder alone where taps says so."""
+  return ablate.of_taps(method, probe.layers_of(method, config), config.taps)
+
+
 def run(config: ConfigDict, workdir: str) -> dict[str, Any]:
   """Writes label_efficiency.csv, comparisons.csv, plots and results.json."""
   check(config)
-  study = base.open_study(config, ablate.choose_layers, config.step or None)
+  study = base.open_study(config, layers_of, config.step or None)
   ds, parts, split = study.ds, study.parts, config.data.split
   draws = make_draws(ds, parts, config)
   absent = imagenet.told(config.floors)
   said: list[Said] = []
   folder = os.path.join(workdir, 'features')
   place = os.path.join(folder, '{}')
+  timesteps = features.timesteps_of(study.encoder.method, config.timesteps)
   for source in base.sources(study, config, place):
-    cache = source.extract(config.timesteps)
+    cache = source.extract(timesteps)
     answers = encoder_answers(cache, draws, parts, config)
     said += [s._replace(method=source.name + s.method) for s in answers]
   said += floor_answers(ds, draws, parts, config.floors, config.seed, folder)

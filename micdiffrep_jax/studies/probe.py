@@ -111,7 +111,8 @@ def _check_select(config: ConfigDict) -> None:
 
 def layers_of(method: Reader, config: ConfigDict) -> tuple[str, ...]:
   """The layers to read, all where none is named."""
-  return features.check_request(method, config.layers, config.timesteps)
+  timesteps = features.timesteps_of(method, config.timesteps)
+  return features.check_request(method, config.layers, timesteps)
 
 
 def suite(
@@ -169,8 +170,9 @@ def run(config: ConfigDict, workdir: str) -> dict[str, Any]:
   trials: dict[str, list[dict[str, Any]]] = {}
   folder = os.path.join(workdir, 'features')
   place = os.path.join(folder, '{}')
+  timesteps = features.timesteps_of(study.encoder.method, config.timesteps)
   for source in base.sources(study, config, place):
-    cache = source.extract(config.timesteps)
+    cache = source.extract(timesteps)
     desc = source.name + 'heads'
     found, tried = suite(cache, parts, config, desc, choosing)
     trials[base.who_of(source.name)] = tried

@@ -79,17 +79,15 @@ def pretrain_config(config: ConfigDict, name: str) -> ConfigDict:
 
 
 def probe_config(
-  config: ConfigDict, name: str, checkpoint: str, split: str, timesteps: int
+  config: ConfigDict, name: str, checkpoint: str, split: str
 ) -> ConfigDict:
-  """One probe for all; methods without noise have the one timestep 0."""
+  """One probe for all."""
   unit = config.probe.copy_and_resolve_references()
   with unit.unlocked():
     unit.data.path, unit.data.cache = config.data.path, config.data.cache
     unit.data.split, unit.checkpoint = split, checkpoint
     unit.layers = config.layers[name]
     unit.random_encoder = split in config.random_splits
-    if timesteps == 1:
-      unit.timesteps = (0,)
     if name != config.methods[0]:
       unit.floors = ()  # they are those of the first
   return unit
@@ -172,8 +170,7 @@ def run(config: ConfigDict, workdir: str) -> dict[str, Any]:
         config.images_drawn,
       )
     for split in config.splits:
-      path, steps = encoder.info.path or '', encoder.method.timesteps
-      unit = probe_config(config, name, path, split, steps)
+      unit = probe_config(config, name, encoder.info.path or '', split)
       if encoder.table is not None:  # no network, so none of its layers
         with unit.unlocked():
           unit.layers, unit.random_encoder = (), False
