@@ -74,11 +74,12 @@ def test_test_images_that_pretraining_drew_are_counted(ds, split):
 def test_each_split_is_probed_once_with_its_encoder_and_the_table_says_it(
   ds, tmp_path, monkeypatch, capsys
 ):
-  runs, controls = [], []
+  runs, controls, layers = [], [], []
 
   def fake_probe(config, workdir):
     runs.append((config.data.split, config.checkpoint, config.allow_seen_test))
     controls.append((bool(config.floors), config.random_encoder))
+    layers.append(config.layers)
     split = 'paper' if config.checkpoint == 'own' else 'patient'
     info = {'fingerprint': ds.fingerprint, 'split': split}
     found = {**record(VALUES[config.data.split]), 'encoder': info, 'data': {}}
@@ -86,6 +87,7 @@ def test_each_split_is_probed_once_with_its_encoder_and_the_table_says_it(
 
   monkeypatch.setattr(probe, 'run', fake_probe)
   config = get_config(**{'checkpoints.paper': 'own', 'others': ('more',)})
+  config.probe.layers = ('mid',)
   results = splits.run(config, str(tmp_path))
   assert runs == [
     ('leaky', 'fake', True),
@@ -94,6 +96,7 @@ def test_each_split_is_probed_once_with_its_encoder_and_the_table_says_it(
     ('patient', 'fake', True),
     *((name, 'more', True) for name in VALUES),
   ]
+  assert layers == [('mid',)] * 4 + [()] * 4  # all of the other
   assert controls == [(True, True)] * 4 + [(False, False)] * 4
   splits.run(config, str(tmp_path))
   assert len(runs) == 8

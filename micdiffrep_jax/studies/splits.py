@@ -59,7 +59,7 @@ def check(config: ConfigDict) -> list[Unit]:
         f'No encoder for split {name!r}. Set --config.checkpoint for all, or '
         f'--config.checkpoints.{name}.'
       )
-    units.append(Unit('', name, _probe_config(config, name, first, ())))
+    units.append(Unit('', name, _probe_config(config, name, first)))
   layers = config.other_layers or [''] * len(config.others)
   if len(layers) != len(config.others):
     raise ValueError(
@@ -68,10 +68,9 @@ def check(config: ConfigDict) -> list[Unit]:
     )
   for path, text in zip(config.others, layers):
     for name in config.splits:
-      unit = _probe_config(
-        config, name, path, tuple(text.split('+')) if text else ()
-      )
+      unit = _probe_config(config, name, path)
       with unit.unlocked():
+        unit.layers = tuple(text.split('+')) if text else ()
         # The controls are those of the first encoder.
         unit.floors, unit.random_encoder = (), False
       units.append(Unit(path, name, unit))
@@ -81,12 +80,11 @@ def check(config: ConfigDict) -> list[Unit]:
 
 
 def _probe_config(
-  config: ConfigDict, split: str, checkpoint: str, layers: Sequence[str]
+  config: ConfigDict, split: str, checkpoint: str
 ) -> ConfigDict:
   unit = config.probe.copy_and_resolve_references()
   with unit.unlocked():
     unit.data.split, unit.checkpoint = split, checkpoint
-    unit.layers = tuple(layers) or unit.layers
     # What was seen is counted and told; one encoder must do for all splits.
     unit.allow_seen_test = True
   return unit
