@@ -98,6 +98,7 @@ def prepare(data: ConfigDict, seed: int = 0, report: str = '') -> store.Info:
   """
   check(data)
   out = os.path.abspath(data.out)
+  places.check_writable(out)
   listed = _open_sources(data)
   places.check(listed, out)
   listed = places.tell_apart(listed)
