@@ -1,3 +1,5 @@
+import unicodedata
+
 import pytest
 
 from micdiffrep_jax.data import classes
@@ -79,6 +81,20 @@ def test_class_without_files_is_an_error():
 def test_file_outside_class_folders_is_an_error():
   with pytest.raises(ValueError, match='no class folder'):
     classes.label_files(['glioma/1.png', 'stray.png'])
+
+
+def test_accents_are_one_letter_in_class_names():
+  files = [f'{unicodedata.normalize(f, "né")}/{f}.png' for f in ('NFC', 'NFD')]
+  named = [unicodedata.normalize('NFC', 'né')] * 2
+  assert classes.label_files(files) == named
+  mapping = classes.parse_class_map((unicodedata.normalize('NFD', 'né=x'),))
+  assert classes.label_files(files, ('x',), mapping) == ['x', 'x']
+
+
+def test_a_map_of_nothing_is_said(caplog):
+  mapping = classes.parse_class_map(('sik=ill', 'well=fit'))
+  classes.warn_of_unused_map(mapping, ['sick', 'well'])
+  assert "renames ['sik'], and nothing is called so" in caplog.text
 
 
 def test_map_renames_before_the_check():

@@ -1,4 +1,5 @@
 import io
+import struct
 
 import cv2
 import numpy as np
@@ -57,6 +58,69 @@ def test_16_bit_png_keeps_its_whole_range(top):
   expected = np.rint(deep / top * 255).astype(np.uint8)
   np.testing.assert_array_equal(picture.pixels, expected)
   assert picture.rules == ('range_scaled',)
+
+
+def tiff(pixels, photometric, sample_format, **tags):
+  """A TIFF (h, w) of one strip, byte by byte as the specification has it."""
+  h, w = pixels.shape[:2]
+  data = pixels.tobytes()
+  bits = 8 * pixels.itemsize
+  entries = {256: w, 257: h, 258: bits, 259: 1, 262: photometric, 273: 8}
+  entries |= {277: 1, 278: h, 279: len(data), 339: sample_format}
+  entries |= {int(name): value for name, value in tags.items()}
+  made = b'II*\0' + struct.pack('<I', 8 + len(data)) + data
+  made += struct.pack('<H', len(entries))
+  for tag, value in sorted(entries.items()):
+    made += struct.pack('<HHII', tag, 4, 1, value)
+  return made + bytes(4)
+
+
+@pytest.mark.parametrize('white_is_zero', [False, True])
+@pytest.mark.parametrize(
+  ('kind', 'values', 'sample_format'),
+  [
+    ('<u2', [0, 20_000, 40_000, 60_000], 1),
+    ('<f4', [0, 0.5, 1, 1.5], 3),
+    ('u1', [0, 85, 170, 255], 1),
+  ],
+)
+def test_white_may_be_the_least_value_of_a_tiff(
+  kind, values, sample_format, white_is_zero
+):
+  values = np.array([values], kind)
+  stored = values[:, ::-1] if white_is_zero else values
+  picture = decode.read_image(tiff(stored, 1 - white_is_zero, sample_format))
+  np.testing.assert_array_equal(picture.pixels, [[0, 85, 170, 255]])
+
+
+@pytest.mark.parametrize(
+  ('kind', 'values', 'sample_format'),
+  [
+    ('u4', [0, 1_000_000_000, 2_000_000_000, 3_000_000_000], 1),
+    ('i4', [-1_500_000_000, -500_000_000, 500_000_000, 1_500_000_000], 2),
+    ('<i2', [-30_000, -10_000, 10_000, 30_000], 2),
+    ('i1', [-120, -40, 40, 120], 2),
+  ],
+)
+def test_a_tiff_says_whether_its_values_have_a_sign(
+  kind, values, sample_format
+):
+  data = tiff(np.array([values], kind), 1, sample_format)
+  picture = decode.read_image(data)
+  np.testing.assert_array_equal(picture.pixels, [[0, 85, 170, 255]])
+  assert picture.rules == ('range_scaled',)
+
+
+def test_a_tiff_that_cannot_be_read_says_how_to_save_it():
+  with pytest.raises(ValueError, match='a TIFF with a type.*8 or 16 bits'):
+    decode.read_image(tiff(np.ones((4, 4)), 1, 3))  # 64 bits
+
+
+def test_colour_of_16_bits_in_planes_is_refused():
+  image = Image.new('RGB', (4, 4))
+  image.tag_v2 = {258: (16, 16, 16), 284: 2}
+  with pytest.raises(ValueError, match='PlanarConfiguration=2'):
+    decode._deep_colour(image, b'')
 
 
 @pytest.mark.parametrize('suffix', ['.png', '.tiff'])

@@ -149,6 +149,28 @@ def test_damage_is_told_at_listing_in_one_line(tmp_path):
     assert 'force' not in refused
 
 
+@pytest.mark.parametrize(
+  ('fields', 'reason'),
+  [
+    ({'NumberOfFrames': 9}, 'cut short: 4,608 bytes of pixels'),
+    ({'PixelRepresentation': None}, 'PixelRepresentation is missing'),
+    ({'BitsAllocated': 12, 'BitsStored': 12, 'HighBit': 11}, 'BitsStored=12'),
+    (
+      {'SOPClassUID': '1.2.840.10008.5.1.4.1.1.77.1.6', 'NumberOfFrames': 2},
+      'NumberOfFrames=2: tiles of one large picture',
+    ),
+  ],
+)
+def test_what_a_header_cannot_keep_is_told_at_listing(tmp_path, fields, reason):
+  pixels = np.stack([PIXELS, PIXELS])
+  if 'SOPClassUID' not in fields:
+    pixels = PIXELS
+  path = scans.write_dicom(tmp_path / 'a', pixels, **fields)
+  assert dicom.examine(path).refused.startswith(reason)
+  with pytest.raises(ValueError, match=reason):
+    dicom.read(path, ALL)
+
+
 def test_damage_anywhere_is_a_reason_and_never_a_crash(tmp_path):
   whole = scans.write_dicom(
     tmp_path / 'a.dcm', PIXELS, RescaleSlope=1, RescaleIntercept=0

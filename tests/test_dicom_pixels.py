@@ -215,6 +215,21 @@ def transformed(slope, intercept, kind='HU'):
   )
 
 
+@pytest.mark.parametrize('kind', ['HU', 'hu '])
+@pytest.mark.parametrize('modality', ['CT', None])
+def test_a_ct_is_known_by_its_class_too(tmp_path, kind, modality):
+  path = scans.write_dicom(
+    tmp_path / 'a',
+    (HU + 1024).astype(np.uint16),
+    SOPClassUID='1.2.840.10008.5.1.4.1.1.2',
+    Modality=modality,
+    RescaleSlope=1,
+    RescaleIntercept=-1024,
+    RescaleType=kind,
+  )
+  np.testing.assert_array_equal(read(path), [window(HU)])
+
+
 @pytest.mark.parametrize('where', ['file', 'shared', 'frame'])
 def test_a_ct_is_rescaled_wherever_its_slope_is_kept(tmp_path, where):
   slopes = (1, 2) if where == 'frame' else (2, 2)

@@ -150,6 +150,48 @@ def test_a_table_of_sources_reaches_their_variants(tmp_path):
   assert found.patient == ['p1', 'p1', 'p7']
 
 
+@pytest.mark.parametrize('cell', ['', 'nan', 'N/A', 'unknown', '-'])
+def test_a_cell_that_says_nothing_is_asked_for(tmp_path, cell):
+  path = table(tmp_path, f'file,group\na.png,p\nb.png,{cell}\nc.png,{cell}\n')
+  files = ['a.png', 'b.png', 'c.png']
+  with pytest.raises(ValueError, match=r'2 of 3 files have no patient.*b\.png'):
+    assign(files, group_csv=path)
+  found = assign(files, group_csv=path, group_by='file')
+  assert found.patient == ['p', '', '']
+
+
+def test_rows_that_name_no_file_are_said(tmp_path, caplog):
+  text = 'file,group\na.png,x\nB.png,y\nz.png,z\n'
+  rules = Rules(group_csv=table(tmp_path, text))
+  identity.warn_of_unused_rows(['a.png', 'b.png'], rules)
+  assert '2 rows of' in caplog.text
+  assert 'e.g. B.png' in caplog.text
+  caplog.clear()
+  identity.warn_of_unused_rows(['a.png', 'B.png', 'z.png'], rules)
+  text = 'file,group\nG_1.jpg,x\nG_2_BR_.jpg,y\n'  # sources do
+  rules = Rules(group_csv=table(tmp_path, text), variant_regex='crystal_clean')
+  identity.warn_of_unused_rows(['G_1.jpg', 'a/G_2.jpg'], rules)
+  assert not caplog.text
+
+
+def test_a_table_that_is_not_there_is_named_with_its_flag(tmp_path):
+  with pytest.raises(ValueError, match=r"group_csv='.*t\.csv': No such file"):
+    assign(['a.png'], group_csv=str(tmp_path / 't.csv'))
+
+
+def test_a_folder_of_the_unknown_is_no_patient():
+  files = ['sick/unknown/1.png', 'sick/p1/1.png', 'sick/unknown/2.png']
+  rules = {'layout': 'class/patient', 'group_by': 'file'}
+  assert assign(files, **rules).patient == ['', 'p1', '']
+
+
+def test_names_of_patients_are_found_without_a_rule_for_all():
+  files = ['p1_2.png', 'other.png', 'sub-3/a.png']
+  rules = Rules(group_regex=r'^(p\d+)_')
+  found = identity.claims(files, ['h1 ', 'h2', ''], rules)
+  assert found == [{'p1', 'h1'}, {'h2'}, {'sub-3'}]
+
+
 def test_a_table_may_say_that_nobody_knows(tmp_path):
   text = 'file,group,patient_known\na.png,a,0\nb.png,p,1\n'
   found = assign(['a.png', 'b.png'], group_csv=table(tmp_path, text))
@@ -165,6 +207,7 @@ def test_a_table_may_say_that_nobody_knows(tmp_path):
     ('file,group\nz.png,x\n', r'names none of the 2 files'),
     ('file,group\na.png,x\n', r'1 of 2 files have no patient.*b\.png'),
     ('file,group\na.png,x,y\n', r'3 cells in line 2, and 2 columns'),
+    ('file,group,group\na.png,x,y\n', r'a column twice in line 1'),
   ],
 )
 def test_tables_that_do_not_fit_are_errors(tmp_path, text, message):
@@ -197,7 +240,10 @@ def test_parent_and_file():
     ('Anonymized^', True),
     ('n/a', True),
     ('', False),
+    ('anon_patient', True),
+    ('nan', True),
     ('ANNA', False),
+    ('ANON001', False),  # a number tells one from another
     ('0', False),
     ('P001', False),
   ],

@@ -24,6 +24,7 @@ from micdiffrep_jax.data import masks
     ('b/GroundTruth/1.png', 'b/1.png'),
     ('Task1_GroundTruth/a_segmentation.png', 'Task1_Input/a.jpg'),
     ('labelsTr/a.nii.gz', 'imagesTr/a_0000.nii.gz'),
+    ('b/s1/segmentations/liver.nii.gz', 'b/s1/ct.nii.gz'),
     ('1st_manual/21_manual1.gif', 'images/21_training.tif'),
     ('sub-01/anat/sub-01_desc-brain_mask.nii.gz', 'sub-01/anat/sub-01_T1w.nii'),
     ('out/sub-01_dseg.nii.gz', 'sub-01/anat/sub-01_T1w.nii.gz'),
@@ -44,6 +45,7 @@ def test_a_mask_belongs_to_its_picture(mask, picture):
     ['sick/G_1.png', 'sick/G_1_BR_.png'],
     ['sick/x_mask.png', 'well/x.png'],
     ['sick/unmasked.png', 'sick/un.png'],
+    ['b/labels/x.png', 'b/1.png', 'b/2.png'],
   ],
 )
 def test_what_only_sounds_like_a_mask_is_a_picture(files):

@@ -153,8 +153,71 @@ def test_the_ending_may_be_wrong_about_gzip(tmp_path, ball):
     assert nifti.refusal(str(tmp_path / name)) == ''
     np.testing.assert_array_equal(shown(str(tmp_path / name)), shown(path))
   (tmp_path / 'd.nii.gz').write_bytes(gzip.compress(data)[:600])
-  with pytest.raises(ValueError, match='damaged'):
+  with pytest.raises(ValueError, match='cut short'):
     nifti.read(str(tmp_path / 'd.nii.gz'), ALL)
+
+
+@pytest.mark.parametrize('packed', [False, True])
+def test_a_download_that_broke_off_is_told_at_listing(tmp_path, ball, packed):
+  scans.write_nifti(tmp_path / 'a.nii', ball)
+  data = (tmp_path / 'a.nii').read_bytes()
+  assert len(data) == 352 + 4 * 24 * 26 * 8
+  pack = gzip.compress if packed else bytes
+  path = tmp_path / ('b.nii.gz' if packed else 'b.nii')
+  path.write_bytes(pack(data)[:-100])
+  reason = nifti.refusal(str(path))
+  assert 'cut short' in reason
+  assert '20,320 bytes' in reason
+  if packed:  # of two parts, as bgzip writes them: the last says its own size
+    path.write_bytes(pack(data[:5000]) + pack(data[5000:]))
+    assert nifti.refusal(str(path)) == ''
+
+
+@pytest.mark.parametrize(
+  ('at', 'value', 'message'),
+  [
+    (108, np.float32(0), 'vox_offset=0'),  # values would begin in the header
+    (280, np.float32(np.nan), 'no directions'),
+    (280, np.zeros(12, np.float32), 'no directions'),
+  ],
+)
+def test_headers_that_lead_astray_are_told_at_listing(
+  tmp_path, ball, at, value, message
+):
+  path = tmp_path / 'a.nii'
+  scans.write_nifti(path, ball)
+  data = bytearray(path.read_bytes())
+  data[at : at + value.nbytes] = value.tobytes()
+  path.write_bytes(data)
+  assert message in nifti.refusal(str(path))
+
+
+@pytest.mark.parametrize('level', [1, 7.5, -3])
+def test_two_levels_stay_two(tmp_path, ball, level):
+  path = scans.write_nifti(tmp_path / 'a.nii', np.where(ball > 0, level, 0.0))
+  expected = (ball > 0) == (level > 0)
+  expected = 255 * expected.transpose(2, 1, 0)[:, ::-1, ::-1]
+  np.testing.assert_array_equal(shown(path), expected)
+
+
+def test_a_guess_of_left_and_right_is_said(tmp_path, ball, report):
+  import nibabel
+
+  image = nibabel.Nifti1Image(ball, None)
+  image.header.set_sform(None, 0)
+  image.header.set_qform(None, 0)
+  nibabel.save(image, tmp_path / 'a.nii')
+  rules = nifti.read(str(tmp_path / 'a.nii'), ALL)[0].rules
+  assert 'no_orientation' in rules
+  [(level, line)] = report(volumes.Options(), {'no_orientation': 3})
+  assert level == 'warning'
+  assert line.startswith('3 NIfTI files name no orientation')
+
+
+def test_pages_that_nobody_reads_are_said(report):
+  [(level, line)] = report(volumes.Options(), {'first_frame': 5})
+  assert level == 'warning'
+  assert line.startswith('5 files hold several pictures')
 
 
 @pytest.fixture

@@ -60,6 +60,14 @@ def test_a_dataset_is_not_written_into_its_source(out, tree, tmp_path):
   assert not (tree / 'new').exists()
 
 
+@pytest.mark.parametrize('place', ['file', 'file/below', '/proc'])
+def test_a_place_that_takes_no_folder_is_told_first(tree, tmp_path, place):
+  (tmp_path / 'file').write_text('')
+  with pytest.raises(ValueError, match=r'config\.data\.out=.*cannot be made'):
+    trees.prepared(tree / 'not listed', tmp_path / place, out='new')
+  assert (tmp_path / 'file').is_file()
+
+
 def test_no_room_is_told_before_a_picture_is_read(tree, tmp_path, monkeypatch):
   usage = shutil.disk_usage(tmp_path)._replace(free=2 * 48 * 16 * 16 - 1)
   monkeypatch.setattr(shutil, 'disk_usage', lambda _: usage)

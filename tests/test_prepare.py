@@ -83,6 +83,17 @@ def test_too_many_bad_files_stop_and_leave_nothing(tree, tmp_path):
   assert not [n for n in os.listdir(tmp_path) if 'out' in n]
 
 
+@pytest.mark.parametrize('named', [(), ('rare', 'sick', 'well')])
+def test_a_class_of_which_no_file_can_be_read_is_an_error(
+  tree, tmp_path, named
+):
+  (tree / 'rare').mkdir()
+  for i in range(4):  # fewer than may be refused
+    (tree / 'rare' / f'R_{i}.png').write_bytes(b'no picture')
+  with pytest.raises(ValueError, match=r"classes \['rare'\].*R_0.png: not an"):
+    run(tree, tmp_path, max_bad_share=0.5, classes=named)
+
+
 def test_decoding_rules_are_counted(tree, tmp_path):
   trees.write(tree / 'sick' / 'S_99.png', trees.head(99).astype(np.uint16) * 9)
   trees.write(tree / 'sick' / 'S_98.png', trees.head(98)[:30])
@@ -164,6 +175,7 @@ def test_misspelt_folder_is_an_error(tree, tmp_path):
     ({'source': ''}, 'Nothing to prepare'),
     ({'source': '/nowhere'}, 'not a folder'),
     ({'channels': 2}, 'channels=2'),
+    ({'group_field': 'patient'}, 'group_field=.*tfds:'),
     ({'size_px': 4}, 'size_px=4'),
     ({'conflicts': 'ask'}, "conflicts='ask'"),
     ({'classes': ('sick,well',)}, 'one name with a comma'),

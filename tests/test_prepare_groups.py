@@ -95,6 +95,32 @@ def test_unlabelled_images_train_unless_they_repeat_a_held_out(tree, tmp_path):
     assert part['web:unseen.png'] == 'train'
 
 
+def test_unlabelled_images_of_held_out_patients_do_not_train(tmp_path):
+  labelled, web = tmp_path / 'in', tmp_path / 'web'
+  for k, name in enumerate(('sick', 'well')):
+    for p in range(8):
+      seed = 100 * k + 10 * p
+      trees.write(labelled / name / f'p{k}{p}_0.png', trees.head(seed))
+      trees.write(web / f'p{k}{p}_1.png', trees.head(seed + 5))
+  trees.write(web / 'other.png', trees.head(999))
+  ds = run(
+    labelled,
+    tmp_path,
+    variant_regex='',
+    group_regex=r'^(p\d+)',
+    unlabelled=(str(web),),
+  )
+  part = dict(zip(ds.manifest['id'], ds.manifest['patient'], strict=True))
+  assert part['web:other.png'] == 'train'
+  for name, held in part.items():
+    if '/' in name:
+      patient = name.split('/')[1][:3]
+      expected = 'train' if held == 'train' else 'excluded'
+      assert part[f'web:{patient}_1.png'] == expected
+  assert 'excluded' in part.values()
+  assert set(ds.manifest['grouped'][-17:]) == {'train'}
+
+
 def test_a_flat_folder_is_unlabelled(tmp_path):
   for i in range(5):
     trees.write(tmp_path / 'flat' / f'{i}.png', trees.head(i))

@@ -1,11 +1,13 @@
 """The class of a file, told by its folders; classes too many or too few."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 import difflib
 import re
+import unicodedata
 
 from micdiffrep_jax.data import layout as layouts
 from micdiffrep_jax.data import listing
+from micdiffrep_jax.run import log
 
 _LETTERS = re.compile(r'[\W_]+')
 
@@ -19,8 +21,18 @@ def parse_class_map(pairs: Sequence[str]) -> dict[str, str]:
       raise ValueError(
         f'config.data.class_map has {pair!r}; each entry is "old=new".'
       )
-    table[old] = new
+    table[unicodedata.normalize('NFC', old)] = new
   return table
+
+
+def warn_of_unused_map(table: Mapping[str, str], names: Iterable[str]) -> None:
+  """Says so where config.data.class_map renames what is not there."""
+  there = {unicodedata.normalize('NFC', name) for name in set(names)}
+  unused = sorted(set(table) - there)
+  if unused:
+    log.get_logger().warning(
+      'config.data.class_map renames %s, and nothing is called so.', unused
+    )
 
 
 def label_files(
@@ -50,7 +62,9 @@ def label_files(
   for file, path in zip(files, short, strict=True):
     folder = path.rpartition('/')[0]
     if folder not in labels:
-      parts = [class_map.get(p, p) for p in folder.split('/')] if folder else []
+      # macOS takes letters and accents apart.
+      whole = unicodedata.normalize('NFC', folder)
+      parts = [class_map.get(p, p) for p in whole.split('/')] if folder else []
       by_parent = parent_is_group and not layout
       where = file.rpartition('/')[0]
       labels[folder] = _class_of(where, parts, classes, by_parent)
@@ -102,6 +116,25 @@ def check_none_lost(
       f'{", ".join(told[:8])}. Convert the files, mend the folders, move them '
       'away where they are no classes, or name those that count in '
       '--config.data.classes.'
+    )
+
+
+def check_none_refused(
+  label_of: Mapping[str, str],
+  left: Iterable[str],
+  rejected: Sequence[tuple[str, str]],
+) -> None:
+  """Raises ValueError where all files of a class were refused.
+
+  label_of: classes by file; left: classes of files that can be read; rejected:
+  files and reasons.
+  """
+  lost = set(label_of.values()) - set(left) - {''}
+  if lost:
+    told = [f'{f}: {why}' for f, why in rejected if label_of.get(f) in lost]
+    raise ValueError(
+      f'No file of the classes {sorted(lost)} can be read, of {len(told)}: '
+      f'{"; ".join(told[:3])}. Mend the files, or move their folders away.'
     )
 
 

@@ -35,7 +35,12 @@ FORMATS = tuple(name for name in _ENDINGS if name in Image.OPEN)
 SUFFIXES = tuple(s for name in FORMATS for s in _ENDINGS[name].split())
 _MARKED = tuple(name for name in FORMATS if name != 'TGA')
 _ORIENTATION = 274  # EXIF tag
-_BITS_PER_SAMPLE = 258  # TIFF tag
+# TIFF tags
+_BITS_PER_SAMPLE = 258
+_PHOTOMETRIC = 262
+_PLANES = 284
+_SAMPLE_FORMAT = 339
+_TIFF_MARKS = (b'II*\0', b'MM\0*', b'II+\0', b'MM\0+')
 MAX_PIXELS = 2**27  # of one picture; 400 MB in colour
 _PADDED_PX = 8192  # side from which a picture is reduced before it is padded
 _TINY_PX = 8
@@ -157,6 +162,11 @@ def read_image(data: bytes, channels: int = 3) -> Picture:
   except Image.DecompressionBombError as e:
     raise ValueError(f'too many pixels: {e}') from None
   except Image.UnidentifiedImageError:
+    if data[:4] in _TIFF_MARKS:
+      raise ValueError(
+        'a TIFF with a type of pixels that cannot be read; save it again as '
+        'unsigned 8 or 16 bits'
+      ) from None
     raise ValueError('not an image that can be read') from None
   except ValueError:
     raise
@@ -228,8 +238,9 @@ def _read_pillow(image: Image.Image, data: bytes) -> Picture:
   if image.getexif().get(_ORIENTATION, 1) != 1:
     rules.append('exif_rotated')
     image = ImageOps.exif_transpose(image)
-  if image.mode.startswith('I') or image.mode == 'F':
-    return Picture(scale_range(np.asarray(image)), (*rules, 'range_scaled'))
+  grey = _deep_grey(image)
+  if grey is not None:
+    return Picture(grey, (*rules, 'range_scaled'))
   if image.mode in ('P', 'PA'):
     rules.append('palette')
   if image.mode == 'CMYK':
@@ -243,6 +254,27 @@ def _read_pillow(image: Image.Image, data: bytes) -> Picture:
   return Picture(np.asarray(image), tuple(rules))
 
 
+def _deep_grey(image: Image.Image) -> np.ndarray | None:
+  """Grey whose range is scaled: more than 8 bits, or signed; None for others.
+
+  Of a TIFF, Pillow heeds neither unsigned 32 bits nor signed 8 bits, and of
+  more than 8 bits not whether the least value is white.
+  """
+  deep = image.mode.startswith('I') or image.mode == 'F'
+  tags = getattr(image, 'tag_v2', {})
+  kind = tags.get(_SAMPLE_FORMAT, (1,))[0]  # 1 unsigned, 2 signed, 3 float
+  signed = image.mode == 'L' and kind == 2
+  if not deep and not signed:
+    return None
+  pixels = np.asarray(image)
+  if signed:
+    pixels = pixels.view(np.int8)
+  elif tags and image.mode == 'I' and kind == 1:
+    pixels = pixels.view(np.uint32)
+  scaled = scale_range(pixels)
+  return 255 - scaled if deep and tags.get(_PHOTOMETRIC) == 0 else scaled
+
+
 def _deep_colour(image: Image.Image, data: bytes) -> np.ndarray | None:
   """Colour of more than 8 bits, of which Pillow would keep the high byte."""
   if image.mode not in ('RGB', 'RGBA', 'LA', 'RGBX'):
@@ -254,6 +286,11 @@ def _deep_colour(image: Image.Image, data: bytes) -> np.ndarray | None:
     deep = max(bits) > 8
   if not deep:
     return None
+  if getattr(image, 'tag_v2', {}).get(_PLANES) == 2:
+    raise ValueError(
+      'a TIFF of 16-bit colour in planes (PlanarConfiguration=2); save its '
+      'colours together'
+    )
   pixels = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
   if pixels is None:
     raise ValueError('16-bit colour that cannot be decoded')

@@ -37,8 +37,8 @@ _EXTRA = "pip install 'micdiffrep_jax[medical]'"
 _TAGS = (
   'SpecificCharacterSet SOPClassUID Modality PatientID Rows Columns '
   'SamplesPerPixel PhotometricInterpretation BitsAllocated BitsStored HighBit '
-  'PixelPresentation EnhancedPaletteColorLookupTableSequence '
-  'DirectoryRecordSequence'
+  'PixelRepresentation NumberOfFrames PixelPresentation '
+  'EnhancedPaletteColorLookupTableSequence DirectoryRecordSequence'
 ).split()
 _LAST_TAG = 0x0028FFFF
 
@@ -72,7 +72,7 @@ def examine(path: str) -> Header:
   try:
     record = _open(path, header_only=True)
     kind = _no_picture(record)
-    refused = '' if kind else _refusal(record)
+    refused = '' if kind else _refusal(record, path)
     patient = _patient(record)
   except (Refused, OSError) as e:
     return Header(refused=str(e) or type(e).__name__)
@@ -92,7 +92,7 @@ def read(path: str, options: volumes.Options) -> list[decode.Picture]:
   try:
     record = _open(path)
     kind = _no_picture(record)
-    refused = f'no picture but {kind}' if kind else _refusal(record)
+    refused = f'no picture but {kind}' if kind else _refusal(record, path)
     if refused:
       raise Refused(refused)
     pixels = dicom_pixels.decode(record)
@@ -214,7 +214,7 @@ def _no_picture(record: Any) -> str:
   return '' if picture or record.get('Rows') else 'object without pixels'
 
 
-def _refusal(record: Any) -> str:
+def _refusal(record: Any, path: str) -> str:
   """Why a picture cannot be read, from its header; '' if it can."""
   if not record.get('Rows') or not record.get('Columns'):
     return 'no pixels: Rows or Columns is missing'
@@ -224,7 +224,21 @@ def _refusal(record: Any) -> str:
     jpeg2000='JPEG 2000' in syntax.name,
     compressed=syntax.is_compressed and 'RLE' not in syntax.name,
   )
-  return reason or _no_decoder(syntax, int(record.get('BitsStored') or 16))
+  return (
+    reason
+    or _cut_short(record, path)
+    or _no_decoder(syntax, int(record.get('BitsStored') or 16))
+  )
+
+
+def _cut_short(record: Any, path: str) -> str:
+  """Says so where a file is smaller than its pixels, which are not packed."""
+  size = os.path.getsize(path)
+  promised = dicom_pixels.stored_bytes(record)
+  syntax = record.file_meta.TransferSyntaxUID
+  if syntax.is_compressed or syntax.is_deflated or size >= promised:
+    return ''
+  return f'cut short: {promised:,} bytes of pixels in a file of {size:,}'
 
 
 @functools.cache

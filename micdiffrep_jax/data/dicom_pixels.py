@@ -41,6 +41,10 @@ PHOTOMETRIC = {
   'YBR_ICT': (3, 'jpeg2000'),  # the decoder makes it RGB
   'YBR_RCT': (3, 'jpeg2000'),
 }
+# CT, enhanced, converted to enhanced
+_CT = tuple(f'1.2.840.10008.5.1.4.1.1.2{end}' for end in ('', '.1', '.2'))
+# VL Whole Slide Microscopy: its frames are tiles.
+_TILED = ('1.2.840.10008.5.1.4.1.1.77.1.6',)
 _COLOURS = ('Red', 'Green', 'Blue')
 _ONE_BYTE = 255
 
@@ -71,9 +75,17 @@ def refusal(record: Any, jpeg2000: bool, compressed: bool) -> str:
   if kind == 'jpeg2000' and not jpeg2000:
     return f'PhotometricInterpretation={name} without JPEG 2000'
   allocated, stored, high = _bits(record)
-  if not stored <= high + 1 <= allocated:
+  if not stored <= high + 1 <= allocated or allocated % 8:
     return (
       f'BitsStored={stored} and HighBit={high} with BitsAllocated={allocated}'
+    )
+  # Floats have none.
+  if record.get('PixelRepresentation') is None and allocated < 32:
+    return 'PixelRepresentation is missing: signed or unsigned values'
+  if _frames(record) > 1 and record.get('SOPClassUID') in _TILED:
+    return (
+      f'NumberOfFrames={_frames(record)}: tiles of one large picture '
+      '(whole-slide microscopy); export them as pictures'
     )
   if high + 1 != stored and compressed:
     return f'HighBit={high} with BitsStored={stored} in compressed pixels'
@@ -85,6 +97,14 @@ def refusal(record: Any, jpeg2000: bool, compressed: bool) -> str:
   if 'EnhancedPaletteColorLookupTableSequence' in record:
     return 'EnhancedPaletteColorLookupTableSequence: several tables of colours'
   return ''
+
+
+def stored_bytes(record: Any) -> int:
+  """How many bytes the pixels of a file take that are not packed."""
+  bits = record.Rows * record.Columns * _frames(record) * _bits(record)[0]
+  if photometric(record) == 'YBR_FULL_422':  # two pixels share their colour
+    return bits * 2 // 8
+  return bits * _samples(record) // 8
 
 
 def decode(record: Any) -> Pixels:
@@ -158,6 +178,10 @@ def of_frame(record: Any, number: int, sequence: str, name: str) -> Any:
     if items and items[0].get(name) is not None:
       return items[0].get(name)
   return record.get(name)
+
+
+def _frames(record: Any) -> int:
+  return int(record.get('NumberOfFrames') or 1)
 
 
 def _samples(record: Any) -> int:
@@ -248,10 +272,12 @@ def _rule(
   """How values become eight bits."""
   if options.intensity != 'auto':
     return {'ct': 'ct_window'}.get(options.intensity, options.intensity)
-  if record.get('Modality') == 'CT':
+  # Where the modality was taken out, the class of the object still says it.
+  is_ct = record.get('SOPClassUID') in _CT and not record.get('Modality')
+  if is_ct or record.get('Modality') == 'CT':
     # Signed values without a transform are Hounsfield units already.
     plain = units is None and stored.dtype.kind == 'i'
-    if plain or units == 'HU':
+    if plain or (units or '').strip().upper() == 'HU':
       return 'ct_window'
   if record.get('VOILUTSequence'):
     return 'voi_table'

@@ -23,7 +23,8 @@ UNKNOWN = 'unknown'  # where nothing names the patient
 _SUBJECT = re.compile(r'(?:^|/)(sub-[A-Za-z0-9]+)(?=[/_.]|$)')  # of BIDS
 _COLUMNS = ('group', 'patient', 'patient_id', 'participant_id', 'subject')
 _PLACEHOLDER = re.compile(
-  r'(anon\w*|unknown|none|n/?a|null|removed|de-?identified|-+|\?+)[\s_^]*',
+  r'(anon[a-z_]*|unknown|none|nan|n/?a|null|removed|de-?identified|-+|\?+)'
+  r'[\s_^]*',
   re.IGNORECASE,
 )
 _NOT_KNOWN = ('0', 'false', 'no')
@@ -94,7 +95,10 @@ def assign(
   ways = {
     'group_csv': [table.get(i, '') for i in range(len(files))],
     'group_regex': [_matched(pattern, file) for file in files],
-    'layout': layouts.read(files, rules.layout, 'patient'),
+    'layout': [
+      '' if is_placeholder(name) else name
+      for name in layouts.read(files, rules.layout, 'patient')
+    ],
     'parent': [_parent(file, rules.group_by) for file in files],
     'header': told,
     'BIDS': [subject(file) for file in files],
@@ -111,6 +115,21 @@ def assign(
     _check_all_named(files, found, set(table), rules)
   _warn_of_torn_headers(files, told, found)
   return found
+
+
+def claims(
+  files: Sequence[str], known: Sequence[str], rules: Rules
+) -> list[set[str]]:
+  """Every name of a patient that a file of any source bears; nothing is asked.
+
+  By `group_regex`, what files say of themselves (`known`), BIDS.
+  """
+  pattern = _compiled('group_regex', rules.group_regex)
+  told = known if len(set(known)) > 1 else [''] * len(files)
+  return [
+    {tidy(_matched(pattern, file)), tidy(name), subject(file)} - {''}
+    for file, name in zip(files, told, strict=True)
+  ]
 
 
 def counts(found: Identity) -> dict[str, int]:
@@ -236,9 +255,7 @@ def _table(
   by_path: dict[str, str] = {}
   for line, name, patient in _read_table(rules.group_csv):
     _set(by_path, name, patient, f'{rules.group_csv} line {line}')
-  regex = _compiled(
-    'variant_regex', PRESETS.get(rules.variant_regex, rules.variant_regex)
-  )
+  regex = _source_pattern(rules)
   by_source: dict[str, str] = {}
   for name, patient in by_path.items() if regex else ():
     match = _search(regex, name) if regex else None
@@ -258,6 +275,34 @@ def _table(
       f'{list(files[:3])}. Files are named by their path below the source.'
     )
   return found
+
+
+def _source_pattern(rules: Rules) -> re.Pattern | None:
+  """The pattern that names the source of a file; None where there is none."""
+  text = PRESETS.get(rules.variant_regex, rules.variant_regex)
+  return _compiled('variant_regex', text)
+
+
+def warn_of_unused_rows(files: Sequence[str], rules: Rules) -> None:
+  """Says so where rows of the table name no file of a source."""
+  if not rules.group_csv:
+    return
+  source, _ = _variants(files, rules)
+  there = {_composed(name) for name in (*files, *source)}
+  regex = _source_pattern(rules)
+  unused = []
+  for _, name, _ in _read_table(rules.group_csv):
+    match = _search(regex, name) if regex else None
+    if name not in there and not (match and match.group('source') in there):
+      unused.append(name)
+  if unused:
+    log.get_logger().warning(
+      '%d rows of %s name no file of the source, e.g. %s: names count letter '
+      'by letter, upper and lower case too.',
+      len(unused),
+      rules.group_csv,
+      unused[0],
+    )
 
 
 def _composed(name: str) -> str:
@@ -286,9 +331,16 @@ def _lines(reader: Any, path: str) -> Iterator[list[str]]:
 
 
 def _read_table(path: str) -> list[tuple[int, str, str]]:
-  """Lines (number, file, patient) of a CSV file as programs export them."""
-  with open(path, 'rb') as f:
-    data = f.read()
+  """Lines (number, file, patient) of a CSV file as programs export them.
+
+  patient is '' where the column patient_known says so. Rows with an empty cell
+  for the patient, or what programs write there, say nothing and are left out.
+  """
+  try:
+    with open(path, 'rb') as f:
+      data = f.read()
+  except OSError as e:
+    raise ValueError(f'config.data.group_csv={path!r}: {e.strerror}.') from None
   try:
     text = data.decode('utf-8-sig')
   except UnicodeDecodeError as e:
@@ -307,6 +359,10 @@ def _read_table(path: str) -> list[tuple[int, str, str]]:
       f'config.data.group_csv={path!r} needs the columns file and group; line '
       f'1 has {header}.'
     )
+  if header.count('file') > 1 or header.count(column) > 1:
+    raise ValueError(
+      f'config.data.group_csv={path!r} has a column twice in line 1: {header}.'
+    )
   rows = []
   for cells in _lines(reader, path):
     if not any(cell.strip() for cell in cells):
@@ -318,9 +374,10 @@ def _read_table(path: str) -> list[tuple[int, str, str]]:
       )
     row = dict(zip(header, (cell.strip() for cell in cells)))
     name = _composed(row['file'].replace('\\', '/').removeprefix('./'))
-    said = row.get('patient_known', '').lower()
-    patient = '' if said in _NOT_KNOWN else tidy(row[column])
-    rows.append((reader.line_num, name, patient))
+    unknown = row.get('patient_known', '').lower() in _NOT_KNOWN
+    patient = '' if unknown else tidy(row[column])
+    if unknown or (patient and not is_placeholder(patient)):
+      rows.append((reader.line_num, name, patient))
   return rows
 
 

@@ -13,6 +13,7 @@ from ml_collections import ConfigDict
 import numpy as np
 
 from micdiffrep_jax.data import groups, identity, splits
+from micdiffrep_jax.run import log
 
 # Settings that the ids and pixels themselves show.
 _SHOWN_BY_IMAGES = (
@@ -166,6 +167,36 @@ def split_rows(
     name: splits.exclude_seen(part, ~labelled, seen, table['group'])
     for name, part in parts.items()
   }
+
+
+def exclude_patients(
+  table: dict[str, np.ndarray], rows: Sequence[Row], data: ConfigDict
+) -> None:
+  """Takes unlabelled rows of held-out patients out of the splits by patient.
+
+  A name that both bear is enough, whatever sources they come from.
+  """
+  labelled = table['class'] != ''
+  if labelled.all():
+    return
+  known = [row.group for row in rows]
+  names = identity.claims(
+    table['file'].tolist(), known, identity.Rules.of(data)
+  )
+  for split in {'patient', splits.GIVEN} & set(table):
+    held_out = labelled & np.isin(table[split], ('val', 'test'))
+    theirs = set(table['patient_id'][held_out].tolist()) - {''}
+    theirs.update(*(names[i] for i in np.flatnonzero(held_out)))
+    shared = [i for i in np.flatnonzero(~labelled) if names[i] & theirs]
+    if shared:
+      table[split][shared] = splits.EXCLUDED
+      log.get_logger().warning(
+        '%d unlabelled images bear the name of a patient in val or test, e.g. '
+        '%s: they are left out of split %r.',
+        len(shared),
+        table['id'][shared[0]],
+        split,
+      )
 
 
 def counts(

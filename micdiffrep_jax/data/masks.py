@@ -81,6 +81,7 @@ def find(files: Sequence[str]) -> dict[str, str]:
       partner = next(
         filter(None, (_of(n, stem, base) for n in near[folder])), ''
       )
+      partner = partner or _only_above(folder, names)
     if partner:
       found[file] = partner
   return found
@@ -105,6 +106,19 @@ def _neighbours(folder: str, names: Mapping[str, _Names]) -> list[str]:
       ):
         found.append(other)
   return found
+
+
+def _only_above(folder: str, names: Mapping[str, _Names]) -> str:
+  """The one picture in the folder of a folder of masks; '' for none or more.
+
+  So are the organs of one volume kept: ct.nii.gz, segmentations/liver.nii.gz.
+  """
+  parts = folder.split('/')
+  for level in _mask_levels(folder)[::-1]:
+    above = names.get('/'.join(parts[:level]))
+    if above and len(above.file) == 1:
+      return above.file[above.stems[0]]
+  return ''
 
 
 def _of(names: _Names, stem: str, base: str) -> str:
@@ -152,8 +166,9 @@ def beside(suspects: Sequence[str], files: Sequence[str]) -> dict[str, str]:
 
 
 def named_so(files: Sequence[str]) -> list[str]:
-  """Files with a mask's name, whatever lies beside them."""
-  return [f for f in files if _base(_split(f)[1])]
+  """Files called like masks, or in a folder that is, whatever lies near."""
+  split = {f: _split(f) for f in files}
+  return [f for f, (at, x) in split.items() if _base(x) or _mask_levels(at)]
 
 
 def derivatives(files: Sequence[str]) -> list[str]:

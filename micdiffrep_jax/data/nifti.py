@@ -5,7 +5,10 @@ Dimension letters: h w pixels of a slice, k slices of a volume.
 
 import gzip
 import logging
+import math
+import os
 from typing import Any
+import zlib
 
 import numpy as np
 
@@ -13,6 +16,7 @@ from micdiffrep_jax.data import decode, geometry, volumes
 
 SUFFIXES = ('.nii', '.nii.gz')
 _GZIP = b'\x1f\x8b'
+_CHUNK_BYTES = 2**20
 # From this ratio of voxel sizes, slices are cut across the longest one.
 _THICK = 2.0
 _COLOURS = ('R', 'G', 'B')
@@ -25,7 +29,7 @@ _CUTS = {2: (), 1: ('cut_coronal',), 0: ('cut_sagittal',)}
 def refusal(path: str) -> str:
   """Why a file cannot become pictures, from its header alone; '' if it can."""
   try:
-    _check(_load(path))
+    _check(_load(path), path)
   except Exception as e:  # a damaged header may say anything
     return str(e) or type(e).__name__
   return ''
@@ -42,15 +46,12 @@ def read(path: str, options: volumes.Options) -> list[decode.Picture]:
   from nibabel import affines, orientations
 
   image = _load(path)
-  _check(image)
+  axes = _check(image, path)
   try:
     values = np.asarray(image.dataobj)  # scaled by its header
   except Exception as e:  # the readers below raise all kinds
     raise ValueError(f'damaged: {e}') from None
   values = values.reshape((*values.shape, 1, 1)[:3])
-  axes = orientations.io_orientation(image.affine)
-  if not np.isfinite(axes).all():
-    raise ValueError('sform and qform name no directions of the axes')
   values = orientations.apply_orientation(values, axes)
   sizes = np.empty(3)
   sizes[axes[:, 0].astype(int)] = affines.voxel_sizes(image.affine)
@@ -60,7 +61,9 @@ def read(path: str, options: volumes.Options) -> list[decode.Picture]:
   pixels, rules = _grey_levels(frames, options)
   spacing = geometry.known(sizes[list(order[1:])])
   laid = [geometry.Geometry(spacing=spacing)] * len(pixels)
-  rules = ('nifti', *_CUTS[across], *rules)
+  codes = [int(image.header[f'{form}_code']) for form in ('sform', 'qform')]
+  unknown = () if any(codes) else ('no_orientation',)
+  rules = ('nifti', *unknown, *_CUTS[across], *rules)
   return volumes.pictures(pixels, laid, rules, '', options)
 
 
@@ -89,18 +92,64 @@ def _load(path: str) -> Any:
     raise ValueError(f'damaged or no NIfTI: {e}') from None
 
 
-def _check(image: Any) -> None:
-  """Raises ValueError for a header that promises no single volume."""
+def _check(image: Any, path: str) -> np.ndarray:
+  """Orientations (3, 2) of the axes, as nibabel gives them.
+
+  Raises ValueError for a header that promises no single volume, or more than
+  the file holds.
+  """
+  from nibabel import orientations
+
   shape = image.shape
   if not shape or 0 in shape:
     raise ValueError(f'a volume of shape {shape}: it is empty')
   if max(shape[3:], default=1) > 1:
     raise ValueError(
-      f'{shape[3]} volumes in one file (shape {shape}); split it into 3-D '
-      'volumes first, as fslsplit does'
+      f'{math.prod(shape[3:])} volumes in one file (shape {shape}); split it '
+      'into 3-D volumes first, as fslsplit does'
     )
-  if image.get_data_dtype().kind == 'c':
+  dtype, start = image.get_data_dtype(), image.dataobj.offset
+  if dtype.kind == 'c':
     raise ValueError('complex values (datatype); save their magnitude')
+  if start < int(image.header['sizeof_hdr']):
+    raise ValueError(f'vox_offset={start}: the values begin in the header')
+  _check_whole(path, start + math.prod(shape) * dtype.itemsize)
+  try:
+    axes = orientations.io_orientation(image.affine)
+  except np.linalg.LinAlgError:
+    axes = np.full((3, 2), np.nan)
+  if not np.isfinite(axes).all():
+    raise ValueError('sform and qform name no directions of the axes')
+  return axes
+
+
+def _check_whole(path: str, promised: int) -> None:
+  """Raises ValueError for a file with fewer bytes than its header promises.
+
+  A packed file ends with its size, which is believed where it is the promised
+  one; else it is unpacked, as one of several parts must be.
+  """
+  size = os.path.getsize(path)
+  with open(path, 'rb') as f:
+    if f.read(2) == _GZIP:
+      f.seek(-4, os.SEEK_END)
+      if int.from_bytes(f.read(), 'little') == promised % 2**32:
+        return
+      size = _unpacked_bytes(path)
+  if size < promised:
+    raise ValueError(f'cut short: not all of its {promised:,} bytes are there')
+
+
+def _unpacked_bytes(path: str) -> int:
+  """How many bytes of a packed file can be unpacked, in whole chunks."""
+  size = 0
+  try:
+    with gzip.open(path) as f:
+      while chunk := f.read(_CHUNK_BYTES):
+        size += len(chunk)
+  except (EOFError, OSError, zlib.error):  # what is damaged counts no more
+    pass
+  return size
 
 
 def _across(shape: tuple[int, ...], sizes: np.ndarray) -> int:

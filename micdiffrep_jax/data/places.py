@@ -5,7 +5,7 @@ import contextlib
 import os
 
 from micdiffrep_jax.data.sources import Source
-from micdiffrep_jax.run import files
+from micdiffrep_jax.run import files, paths
 
 
 def check(listed: Sequence[Source], out: str) -> None:
@@ -56,6 +56,24 @@ def tell_apart(listed: Sequence[Source]) -> list[Source]:
       f'Two sources are called {twice[0]!r}; leave one out, or rename it.'
     )
   return named
+
+
+def check_writable(out: str) -> None:
+  """Raises ValueError where a new folder of that absolute path cannot be made.
+
+  One that is there may be what is asked for, wherever it lies.
+  """
+  folder = os.path.dirname(out)
+  while not os.path.exists(folder):
+    folder = os.path.dirname(folder)
+  reason = 'it is a file'
+  if os.path.isdir(folder):
+    reason = '' if os.path.exists(out) else paths.why_not_writable(folder)
+  if reason:
+    raise ValueError(
+      f'config.data.out={out!r} cannot be made in {folder!r}: {reason}. Choose '
+      'another config.data.out.'
+    )
 
 
 def check_room(folder: str, n_bytes: int) -> None:

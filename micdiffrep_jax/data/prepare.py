@@ -98,6 +98,7 @@ def prepare(data: ConfigDict, seed: int = 0, report: str = '') -> store.Info:
   """
   check(data)
   out = os.path.abspath(data.out)
+  places.check_writable(out)
   listed = _open_sources(data)
   places.check(listed, out)
   listed = places.tell_apart(listed)
@@ -213,6 +214,14 @@ def check(data: ConfigDict) -> None:
     )
   if not data.out:
     raise ValueError('Say where to: --config.data.out=DIR.')
+  if data.group_field and not any(
+    spec.startswith('tfds:') for spec in (data.source, *data.unlabelled)
+  ):
+    raise ValueError(
+      f'config.data.group_field={data.group_field!r} is a feature of a tfds: '
+      'source, and none is given. Patients of a folder are named by '
+      'config.data.group_csv, group_regex, group_by or layout.'
+    )
   if data.channels not in (1, 3):
     raise ValueError(
       f'config.data.channels={data.channels}; 1 (grey) or 3 (colour).'
@@ -248,8 +257,9 @@ def _labels(listed: list[sources.Source], data: ConfigDict) -> list[list[str]]:
     return labels
   first = listed[0]
   mapping = classes.parse_class_map(data.class_map)
+  found = first.labels or [x for f in first.files for x in f.split('/')[:-1]]
   if first.labels is not None:
-    labels[0] = [mapping.get(x, x) for x in first.labels]
+    labels[0] = [mapping.get(x, x) for x in found]
   elif data.class_field:
     found = bids.classes(first.place, first.files, data.class_field)
     labels[0] = [mapping.get(x, x) for x in found]
@@ -260,6 +270,7 @@ def _labels(listed: list[sources.Source], data: ConfigDict) -> list[list[str]]:
       '%s has no class folders: its pictures count as unlabelled.',
       first.origin,
     )
+  classes.warn_of_unused_map(mapping, found)
   for name in sorted(set(labels[0]) - {'', *data.classes}):
     if data.classes:
       raise classes.unknown_class(name, data.classes)
@@ -326,14 +337,17 @@ def _check_patients(
     for i, file in enumerate(source.files)
     if labels[i] and file not in refused
   ]
+  left = [labels[i] for i in at]
+  label_of = dict(zip(source.files, labels))
+  classes.check_none_refused(label_of, left, source.refused)
+  rules = identity.Rules.of(data)
   who = identity.assign(
     [source.files[i] for i in at],
     [source.groups[i] for i in at],
-    identity.Rules.of(data),
+    rules,
   )
-  splits.check_enough_units(
-    np.array([labels[i] for i in at]), np.array(who.people())
-  )
+  identity.warn_of_unused_rows(source.files, rules)
+  splits.check_enough_units(np.array(left), np.array(who.people()))
 
 
 def _stamp(
@@ -374,6 +388,7 @@ def assemble(
   for where in filter(None, (folder, report)):
     _write_rejected(where, rejected)
   _check_share(rejected, listed, data.max_bad_share)
+  _check_classes_left(listed, labels, rows, rejected)
   volumes.report(_options(data), gathered.used)
   if rejected:
     log.get_logger().warning(
@@ -389,6 +404,7 @@ def assemble(
   seed = settings['seed']
   given = _given_column(table, listed, data)
   table.update(manifest.split_rows(table, usable, near.seen, data, seed, given))
+  manifest.exclude_patients(table, rows, data)
   shape = (len(rows), data.size_px, data.size_px, data.channels)
   images = np.memmap(raw, np.uint8, 'r', shape=shape)
   store.write_images(
@@ -398,8 +414,7 @@ def assemble(
   os.remove(raw)
   store.write_manifest(folder, table)
   junk = sum((Counter(s.junk) for s in listed), Counter())
-  found = {str(name) for name in set(table['class'])}  # no type of numpy's
-  names = tuple(data.classes) or tuple(sorted(found - {''}))
+  names = tuple(data.classes) or tuple(sorted({r.label for r in rows} - {''}))
   info = store.Info(
     size_px=data.size_px,
     channels=data.channels,
@@ -472,6 +487,19 @@ def _check_share(
       f'{n_bad} of {total} files cannot be read, more than '
       f'config.data.max_bad_share={allowed} allows:{reasons}{more}'
     )
+
+
+def _check_classes_left(
+  listed: list[sources.Source],
+  labels: list[list[str]],
+  rows: list[manifest.Row],
+  rejected: list[tuple[str, str]],
+) -> None:
+  """Raises ValueError where no file of a class could be read."""
+  if listed:  # the first is the labelled one, or none is
+    label_of = dict(zip(listed[0].files, labels[0]))
+    left = {row.label for row in rows}
+    classes.check_none_refused(label_of, left, rejected)
 
 
 def gather(

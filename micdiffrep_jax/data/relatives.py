@@ -105,7 +105,7 @@ def usable(
   if policy == 'error':
     raise ValueError(
       f'{len(clash)} pairs show one picture under two labels:\n  '
-      + '\n  '.join(listing[:50])
+      + '\n  '.join([*listing[:10], *['...'] * (len(listing) > 10)])
       + '\nCorrect them, or leave them out with --config.data.conflicts=drop, '
       'or accept them with --config.data.conflicts=keep.'
     )

@@ -80,6 +80,18 @@ def report(options: Options, used: Mapping[str, int]) -> None:
         field,
         value,
       )
+  if used.get('first_frame', 0):
+    log.get_logger().warning(
+      '%d files hold several pictures (pages or frames): the first of each is '
+      'read. Save the others as files of their own.',
+      used['first_frame'],
+    )
+  if used.get('no_orientation', 0):
+    log.get_logger().warning(
+      '%d NIfTI files name no orientation (sform_code and qform_code are 0): '
+      'which side is left is a guess.',
+      used['no_orientation'],
+    )
   cut = {plane: used.get(f'cut_{plane}', 0) for plane in PLANES}
   if sum(cut.values()) not in (0, used.get('nifti', 0)) or all(cut.values()):
     log.get_logger().warning(
@@ -147,6 +159,8 @@ def by_percentiles(
   if not seen.size:
     return np.zeros(values.shape, np.uint8)
   low, high = np.percentile(seen, _PERCENTILES)
+  if low == high:  # two levels: what is zero must stay apart
+    low, high = min(low, 0), max(high, 0)
   return to_bytes(values, low, high, empty)
 
 

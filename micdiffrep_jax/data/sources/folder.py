@@ -131,7 +131,9 @@ def _tell(
       _SAID[kind],
     )
   folded = Counter(file.casefold() for file in files)
-  alike = [file for file in files if folded[file.casefold()] > 1]
+  alike = sorted(
+    (f for f in files if folded[f.casefold()] > 1), key=str.casefold
+  )
   if alike:
     logger.warning(
       '%d files of %s differ in upper and lower case only, e.g. %s and %s: a '
@@ -143,8 +145,8 @@ def _tell(
   alone = masks.named_so(files) if skip_masks else []
   if alone:
     logger.warning(
-      '%d files of %s are called like masks, e.g. %s, but no picture of that '
-      'name lies beside them: they are taken for pictures.',
+      '%d files of %s are called like masks, e.g. %s, but no picture that they '
+      'belong to is found: they are taken for pictures.',
       len(alone),
       root,
       alone[0],
