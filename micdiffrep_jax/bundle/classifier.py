@@ -306,7 +306,7 @@ def as_measured(model: Classifier) -> Classifier:
   )
   first, *others = (
     one._replace(
-      head=one.head._replace(params=one.measured),
+      head=one.head._replace(params=one.measured or {}),
       meta=meta,
       fingerprints=one.fingerprints.first(on['images'], on['untouched']),
       measured=None,

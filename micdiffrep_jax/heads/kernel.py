@@ -33,6 +33,7 @@ GAMMAS = (1.0, 2.0, 4.0)  # per mean squared distance, wide to narrow
 STRENGTHS = (1e-2, 1e-1)  # ridge, for a kernel of 1 on itself
 ROWS = 20_000  # at most kept: their kernel has 1.6 GB
 _ROWS_PER_COMPONENT = 4
+_Arrays = dict[str, np.ndarray]
 _SAME = 0.02  # between centres of one image whose features were made twice
 _HALF = 0.5  # power of the deviations that components are divided by
 
@@ -175,8 +176,8 @@ def _at_most(train: np.ndarray, seed: int) -> np.ndarray:
 
 
 def refit(
-  problem: Problem, before: Params, gamma: float, strength: float
-) -> tuple[Params, Params]:
+  problem: Problem, before: _Arrays, gamma: float, strength: float
+) -> tuple[_Arrays, _Arrays]:
   """The head fitted again on all rows to train on, and `before` beside it.
 
   Components need no label, so they stay. Where the first rows are those that
