@@ -4,8 +4,8 @@ python -m micdiffrep_jax.main --config=configs/bundle.py \
   --config.probe=RUN/probe --workdir=RUN/bundle
 
 Writes RUN/bundle/bundle.npz, which configs/predict.py and configs/evaluate.py
-need and nothing else. A minute on 2 CPU cores. --config.hub=FOLDER also writes
-it as model hubs have it, and --config.exports="('jax','torch')" writes
+need and nothing else. Some minutes on 2 CPU cores. --config.hub=FOLDER also
+writes it as model hubs have it, and --config.exports="('jax','torch')" writes
 RUN/bundle/exports: functions that jax.export.deserialize runs on cpu, cuda and
 tpu without this package, and the UNet's way down for
 benchmarks/torch_encoder.py (pip install 'micdiffrep_jax[hub]').
@@ -34,7 +34,8 @@ def get_config(preset: str = '') -> ConfigDict:
   # also those cut or framed) | none. Private pictures: hashes or none.
   config.fingerprints = 'crops'
   # Fit the head again, as it was chosen, on all labelled images, test included:
-  # better on new pictures; its test scores are those of the head before.
+  # better on new pictures. The head before is kept beside it, and predict and
+  # evaluate take it with --config.head=measured; the test scores are its own.
   config.refit = False
   # Also a folder in the form of the model hubs: safetensors, config.json and
   # README.md, the model card. predict, evaluate and load read it too.

@@ -14,6 +14,8 @@ Looks for images that the bundle was trained on, and refuses them, or reports
 without them with --config.overlap=drop. A bundle with hashes alone recognises
 equal pixels only. Files that are no pictures are counted; the exit status is 3
 where a picture could not be read.
+To check the accuracy that a bundle tells: --config.head=measured
+--config.data.path=DATASET, the data set of its probe; without data.source.
 For Crystal Clean: --config.data.variant_regex=crystal_clean.
 """
 
@@ -29,10 +31,12 @@ def get_config(preset: str = '') -> ConfigDict:
   config.seed = 0  # of the bootstrap
 
   config.bundle = ''  # file that configs/bundle.py wrote
+  config.head = 'final'  # or measured: the one that has not seen test images
   config.overlap = 'error'  # with training: error | drop | keep
 
   data = config.data = ConfigDict()
-  data.source = ''  # folder of class folders, or @LIST of such files
+  data.path = ''  # prepared data set: its test part is scored
+  data.source = ''  # or a folder of class folders, or @LIST of such files
   data.class_map = ()  # ('folder=class', ...) for folders of other names
   # What belongs together, for the intervals; the first that is set wins.
   # Which files are copies of one picture: crystal_clean, or a pattern with the

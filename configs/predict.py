@@ -27,6 +27,7 @@ def get_config(preset: str = '') -> ConfigDict:
   config.seed = 0  # without effect: the noise of an image is its own
 
   config.bundle = ''  # file that configs/bundle.py wrote
+  config.head = 'final'  # or measured: the one that has not seen test images
   config.source = ''  # folder, file, or @LIST: a file with a path per line
   config.workers = 0  # threads that read; 0 is one per core
   # Flag what is below; 0: the bundle's own, which a tenth of its validation

@@ -5,6 +5,7 @@ import functools
 import importlib
 import json
 import os
+import sys
 from typing import Any
 
 from etils import epath
@@ -23,7 +24,11 @@ def run_task(config: ConfigDict, workdir: str) -> Mapping[str, Any]:
   """
   task = lookup(TASKS, config.task, 'task', '--config.task')
   paths.check_workdir(workdir)
-  generated = [path for path in data_paths(config) if is_phantom(path)]
+  generated = [
+    path
+    for path in data_paths(config)
+    if is_phantom(path) and not is_given(path)
+  ]
   if generated and config.task != 'pipeline':  # its stages say what they use
     log.get_logger().warning(
       'NO DATA GIVEN: `%s` works on generated phantoms (%s), not on pictures '
@@ -37,6 +42,11 @@ def run_task(config: ConfigDict, workdir: str) -> Mapping[str, Any]:
 def is_phantom(path: str) -> bool:
   """Whether a data path asks for generated pictures."""
   return path.partition(':')[0] == 'phantom' and not os.path.exists(path)
+
+
+def is_given(path: str) -> bool:
+  """Whether the command itself names this data path, and no preset did."""
+  return f'data.path={path}' in ' '.join(sys.argv).replace(' ', '=')
 
 
 def _sharing(task: Task) -> Task:

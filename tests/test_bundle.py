@@ -161,6 +161,15 @@ def test_a_damaged_file_is_refused(tmp_path):
     classifier.load_bundle(str(tmp_path / 'absent.npz'))
 
 
+def test_a_bundle_is_no_dataset_and_is_told_to_be_one(tmp_path):
+  path = write(tmp_path, tiny_bundle.model())
+  with pytest.raises(ValueError, match='is a bundle, no folder of a prepared'):
+    mdr.open_dataset(path)
+  (tmp_path / 'notes.txt').write_text('x')
+  with pytest.raises(ValueError, match='is a file, no folder of a prepared'):
+    mdr.open_dataset(tmp_path / 'notes.txt')
+
+
 def test_an_unknown_precision_is_refused(tmp_path):
   with pytest.raises(ValueError, match=r"'int4'.*--config\.precision"):
     write(tmp_path, tiny_bundle.model(), 'int4')

@@ -57,6 +57,16 @@ def test_a_slip_gets_a_line_that_names_the_nearest(arguments, words):
   assert words in lines[0]
 
 
+def test_an_empty_config_is_told_with_those_that_there_are(capsys):
+  for words in (['--config='], ['--config'], ['--config', '']):
+    with pytest.raises(SystemExit) as stopped:
+      command.parse(['main', *words])
+    assert stopped.value.code == 2
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[0].startswith('ERROR --config is empty; --config=NAME')
+    assert any(line.startswith('  pretrain ') for line in lines)
+
+
 def test_a_config_from_elsewhere_is_not_told_to_be_one_of_ours(tmp_path):
   (tmp_path / 'mine.py').write_text('def get_config(:\n')
   status, lines = said(f'--config={tmp_path}/mine.py')

@@ -6,6 +6,8 @@ import re
 import sys
 import types
 
+import numpy as np
+from PIL import Image
 import pytest
 
 import micdiffrep_jax as mdr
@@ -61,3 +63,18 @@ def test_the_page_of_the_api_has_each_public_name_with_its_docstring(hooks):
   assert not any('set_params' in x or '._' in x for x in titles)
   assert "layers: str | collections.abc.Sequence[str] = 'encoder'" in page
   assert 'rounded to float16' in page
+
+
+def test_the_picture_of_the_method_is_what_its_script_draws(tmp_path):
+  """Up to how a version of matplotlib draws letters."""
+  spec = importlib.util.spec_from_file_location('m', ROOT / 'docs/method.py')
+  method = importlib.util.module_from_spec(spec)
+  spec.loader.exec_module(method)
+  method.write(tmp_path / 'method.png')
+  assert method.PICTURE.stat().st_size < 150_000
+  old, new = (
+    np.asarray(Image.open(path).convert('L'), float)
+    for path in (method.PICTURE, tmp_path / 'method.png')
+  )
+  assert old.shape == new.shape
+  assert np.abs(old - new).mean() < 3

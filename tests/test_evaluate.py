@@ -142,8 +142,10 @@ def config(tmp_path):
       'task': 'evaluate',
       'seed': 0,
       'bundle': path,
+      'head': 'final',
       'overlap': 'error',
       'data': {
+        'path': '',
         'source': str(tmp_path / 'in'),
         'class_map': (),
         'variant_regex': '',

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import os
 import sys
 import types
 
@@ -200,6 +201,16 @@ def test_pushing_is_one_call_of_the_hubs_package(
   monkeypatch.setitem(sys.modules, 'huggingface_hub', None)
   with pytest.raises(ValueError, match=r'micdiffrep_jax\[hub\]'):
     hub.push(folder, 'someone/model')
+
+
+@pytest.mark.parametrize(
+  'name', ['model.safetensors', 'config.json', 'preprocessor_config.json']
+)
+def test_a_folder_that_lacks_a_file_names_it(folder, name):
+  os.unlink(os.path.join(folder, name))
+  for load in (mdr.load, encoders.load_encoder, classifier.load_bundle):
+    with pytest.raises(ValueError, match=f'lacks {name};'):
+      load(folder)
 
 
 def test_without_its_package_a_folder_names_it(folder, monkeypatch):

@@ -6,7 +6,7 @@ from scipy import special
 from sklearn.kernel_ridge import KernelRidge
 from test_classic_heads import K, problem
 
-from micdiffrep_jax.heads import kernel, matrix
+from micdiffrep_jax.heads import kernel, matrix, table
 from micdiffrep_jax.heads.base import Problem
 
 
@@ -67,3 +67,37 @@ def test_many_rows_are_thinned_and_one_class_is_refused(monkeypatch):
   assert got.score > 0.6
   with pytest.raises(ValueError, match='single class'):
     fit(features, 0 * y, train, val)
+
+
+@pytest.mark.parametrize('kind', ['kernel', 'kernel_layers'])
+def test_fitted_again_it_keeps_its_components_and_what_it_was(kind):
+  """Oracle: ridge regression of all rows under the kernel of its components."""
+  rng = np.random.default_rng(0)
+  x, y = rng.normal(size=(90, 12)).astype(np.float32), np.arange(90) % 3
+  x[:, :3] += 3 * np.eye(3)[y]
+  features = matrix.standardise(x, maps=(matrix.Map(1, 5), matrix.Map(1, 7)))
+  few, every = np.arange(60), np.arange(90)
+  head = table.HEADS[kind]
+  first = head.fit(Problem(features, y, 3, few, np.arange(60, 90)))
+  problem = Problem(features, y, 3, every, every[:1])
+  after, before = table.refit(
+    kind, problem, first.params, None, (0,), first.chosen
+  )
+  np.testing.assert_allclose(
+    head.predict(before, features),
+    head.predict(first.params, features),
+    atol=1e-4,
+  )
+  same = [name for name in after if after[name] is before[name]]
+  assert set(after) - set(same) == {'M', 'M_bias'}
+  closeness = 0.0
+  centres = [name for name in after if name.endswith('centres')]
+  for name in centres:
+    w = after[name][0]
+    apart = np.square(w[:, None] - w[None]).sum(-1)
+    closeness = closeness + np.exp(-apart) / len(centres)
+  theirs = KernelRidge(alpha=first.chosen['strength'], kernel='precomputed')
+  theirs.fit(closeness, np.eye(3)[y] - 1 / 3)
+  np.testing.assert_allclose(
+    head.predict(after, features), theirs.predict(closeness), atol=2e-3
+  )

@@ -218,3 +218,11 @@ def test_a_task_without_data_says_so(tmp_path, monkeypatch, caplog, task):
   config.data.path = str(tmp_path)
   tasks.run_task(config, str(tmp_path))
   assert not caplog.text
+  config.data.path = 'phantom:patients=60'
+  for words in (
+    ['--config.data.path=phantom:patients=60'],
+    ['--config.data.path', 'phantom:patients=60'],
+  ):
+    monkeypatch.setattr('sys.argv', ['main', *words])
+    tasks.run_task(config, str(tmp_path))
+  assert not caplog.text

@@ -43,6 +43,7 @@ def config(tmp_path, folder):
       'bundle': path,
       'source': str(folder),
       'workers': 2,
+      'head': 'final',
       'low_confidence': 0.0,
       'heatmaps': False,
       'occlusion': {'window': 0.5, 'stride': 0.5, 'size_px': 32},

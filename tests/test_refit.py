@@ -45,13 +45,15 @@ def test_it_learns_from_validation_and_test_rows(tmp_path, ds, row):
   swapped[new] = (labels[new] + 1) % len(ds.classes)
   with pytest.MonkeyPatch.context() as patch:
     patch.setattr(data, 'labels', lambda _: swapped)
-    again = export.refit(
+    again, kept = export.refit(
       head, fake_encoder(ds), ds, config, str(tmp_path / 'refit')
     )
   assert again.info == head.info
-  before, after = (
-    classify(h, fake_encoder(ds), ds, new) for h in (head, again)
+  before, after, still = (
+    classify(h, fake_encoder(ds), ds, new)
+    for h in (head, again, head._replace(params=kept))
   )
+  np.testing.assert_allclose(still, before, atol=1e-3)
   assert (before.argmax(1) == labels[new]).mean() > 0.6
   moved = after[np.arange(len(new)), swapped[new]]
   kept = before[np.arange(len(new)), swapped[new]]

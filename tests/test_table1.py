@@ -4,8 +4,11 @@ import csv
 
 import numpy as np
 import pytest
+import tiny_bundle
 
 from configs import table1 as table1_config
+from micdiffrep_jax.data import dataset as data
+from micdiffrep_jax.encoders import encoder as encoders
 from micdiffrep_jax.pretrain import train
 from micdiffrep_jax.run import log
 from micdiffrep_jax.scores import bootstrap
@@ -157,3 +160,28 @@ def test_every_preset_is_accepted(preset):
 def test_a_bad_config_is_refused_with_its_flag(field, value, message, tmp_path):
   with pytest.raises(ValueError, match=message):
     table1.run(get_config(**{field: value}), str(tmp_path))
+
+
+def test_an_encoder_that_saw_test_images_is_refused_before_any_work(
+  tmp_path, monkeypatch
+):
+  ds = data.open_dataset('phantom:size_px=16,patients=60')
+  info = encoders.EncoderInfo(
+    16,
+    1,
+    fingerprint=ds.fingerprint,
+    split='patient',
+    split_hash=data.split_hash(ds, 'patient'),
+  )
+  given = tiny_bundle.encoder()._replace(info=info)
+  monkeypatch.setattr(encoders, 'load_encoder', lambda *_: given)
+  for module in (train, table1.probe):
+    monkeypatch.setattr(module, 'run', lambda *_: pytest.fail('work was done'))
+  config = get_config(
+    splits=('patient', 'paper'),
+    committees=('ddpm+mae',),
+    **{'checkpoints.mae': 'given'},
+  )
+  message = r"split 'paper'.*--config\.splits.*--config\.checkpoints\.mae"
+  with pytest.raises(ValueError, match=message):
+    table1.run(config, str(tmp_path))

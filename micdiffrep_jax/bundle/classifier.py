@@ -20,10 +20,13 @@ from micdiffrep_jax.encoders import encoder as encoders
 from micdiffrep_jax.encoders import features
 from micdiffrep_jax.encoders.encoder import Encoder
 from micdiffrep_jax.heads import head_file
+from micdiffrep_jax.heads.base import Params
 from micdiffrep_jax.heads.table import HEADS
 from micdiffrep_jax.run import archive
+from micdiffrep_jax.run.checks import one_of
 from micdiffrep_jax.scores import calibration
 
+WHICH = ('final', 'measured')  # heads of a file
 BATCH = 32  # images at a time, always: results do not depend on how many come
 
 
@@ -44,7 +47,10 @@ class Meta:
     same_data_in_pretraining: whether the encoder was pretrained on these data.
     training_images: that the head was fitted on.
     fitted_on_test_images: whether the test part was among them.
-    test: scores of the head before that, by set of images and metric.
+    measured_on: where it was, how many of the first fingerprints are of images
+      that the head before had: `images`, and `untouched` ones among them.
+    test: scores that the head which has not seen test has in this file, by set
+      of images and metric.
   """
 
   classes: tuple[str, ...]
@@ -59,6 +65,7 @@ class Meta:
   same_data_in_pretraining: bool | None = None
   training_images: int | None = None
   fitted_on_test_images: bool | None = None
+  measured_on: Mapping[str, int] | None = None
   test: Mapping[str, Any] | None = None
 
   def as_dict(self) -> dict[str, Any]:
@@ -79,7 +86,8 @@ class Classifier(NamedTuple):
 
   fingerprints: of the images that the head was trained on; feature_fn: of
   features.make_feature_fn, for the layers that the head reads; others: further
-  members of a committee, whose own `others` are not read.
+  members of a committee, whose own `others` are not read; measured: parameters
+  of the head before it was fitted again on all images, where they are kept.
   """
 
   encoder: Encoder
@@ -88,6 +96,7 @@ class Classifier(NamedTuple):
   fingerprints: Fingerprints
   feature_fn: Callable
   others: tuple['Classifier', ...] = ()
+  measured: Params | None = None
 
   @property
   def members(self) -> tuple['Classifier', ...]:
@@ -212,11 +221,20 @@ def _pack(
   for name, leaf in leaves.items():
     if use[name]:
       arrays |= archive.pack(f'encoder.{name}', leaf, precision)
-  exact = HEADS[head.info['kind']].exact
-  for name, x in head.params.items():
-    how = 'float32' if name in exact else precision
-    # Outputs lead in a head; they become the last axis, as in the encoder.
-    arrays |= archive.pack(f'head.{name}', np.moveaxis(x, -1, 1), how)
+  before = {
+    name: x
+    for name, x in (model.measured or {}).items()
+    if not np.array_equal(x, head.params[name])
+  }
+  for start, params in {'head.': head.params, 'measured.': before}.items():
+    for name, x in params.items():
+      # Outputs lead in a head; they become the last axis, as in the encoder.
+      x = np.moveaxis(x, -1, 1)
+      if name in HEADS[head.info['kind']].exact:
+        x = x if precision == 'float32' else archive.trim(x)
+        arrays[start + name] = x
+      else:
+        arrays |= archive.pack(start + name, x, precision)
   arrays |= {'shift': head.shift, 'scale': head.scale}
   return arrays, {
     'head': head.info,
@@ -257,18 +275,60 @@ def _unpack(
 ) -> Classifier:
   """The inverse of _pack."""
   encoder = encoders.of_archive(arrays, text, path)
-  unpacked = archive.unpack(arrays, 'head.')
-  params = {k: np.moveaxis(v, 1, -1) for k, v in unpacked.items()}
+  params, before = (
+    {k: np.moveaxis(v, 1, -1) for k, v in archive.unpack(arrays, start).items()}
+    for start in ('head.', 'measured.')
+  )
   head = head_file.SavedHead(
     params, arrays['shift'], arrays['scale'], text['head']
   )
-  return assemble(encoder, head, meta, known)
+  measured = {**params, **before} if before else None
+  return assemble(encoder, head, meta, known)._replace(measured=measured)
 
 
-def load_bundle(path: str) -> Classifier:
-  """Reads a classifier; ValueError for a file that is none, or is damaged."""
+def as_measured(model: Classifier) -> Classifier:
+  """The classifier with the heads that have not seen test images.
+
+  Raises ValueError where its file does not hold them.
+  """
+  meta = model.meta
+  if not meta.fitted_on_test_images:
+    return model
+  if meta.measured_on is None or any(m.measured is None for m in model.members):
+    raise ValueError(
+      'The bundle holds no measured head: its head was fitted again on all '
+      'images, test included, and the one before was not kept. Make it anew '
+      'with configs/bundle.py, or leave out --config.head=measured.'
+    )
+  on = meta.measured_on
+  meta = dataclasses.replace(
+    meta, training_images=on['images'], fitted_on_test_images=False
+  )
+  first, *others = (
+    one._replace(
+      head=one.head._replace(params=one.measured or {}),
+      meta=meta,
+      fingerprints=one.fingerprints.first(on['images'], on['untouched']),
+      measured=None,
+    )
+    for one in model.members
+  )
+  return first._replace(others=tuple(others))
+
+
+def load_bundle(path: str, which: str = 'final') -> Classifier:
+  """Reads a classifier; ValueError for a file that is none, or is damaged.
+
+  which: 'final', or 'measured' for what as_measured makes of it.
+  """
   if not path:
     raise ValueError('No bundle given. Set --config.bundle=FILE.')
+  one_of(WHICH, which, 'head', '--config.head')
+  model = _load(path)
+  return as_measured(model) if which == 'measured' else model
+
+
+def _load(path: str) -> Classifier:
   arrays, text = archive.read(path)
   try:
     meta = Meta.from_dict(text['meta'])

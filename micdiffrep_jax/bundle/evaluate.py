@@ -4,16 +4,18 @@ Images that the bundle was trained on, or nearly, are looked for first.
 Letters: n images, k classes.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+import contextlib
 import os
 from typing import Any, NamedTuple
 
 from ml_collections import ConfigDict
 import numpy as np
 
-from micdiffrep_jax.bundle import fingerprints, inputs, predict
+from micdiffrep_jax.bundle import fingerprints, held_out, inputs, predict
 from micdiffrep_jax.bundle.classifier import Classifier, load_bundle
 from micdiffrep_jax.data import classes as folders
+from micdiffrep_jax.data import dataset as data
 from micdiffrep_jax.data import duplicates, groups, identity, store
 from micdiffrep_jax.data.sources import Source
 from micdiffrep_jax.draw import plots
@@ -63,9 +65,26 @@ class External(NamedTuple):
     }
 
 
-def run(config: ConfigDict, workdir: str) -> dict[str, Any]:
-  """Scores config.bundle on config.data.source; writes results, predictions.
+class Case(NamedTuple):
+  """What is to be scored.
 
+  chunks: of pictures; labels and who: of each file or image; groups (n,) that
+  intervals resample, None where the pictures are to tell; measured: test scores
+  of the bundle where this is what they are of; junk: files that were ignored.
+  """
+
+  chunks: Iterable[list[inputs.Item]]
+  labels: Sequence[str]
+  who: identity.Identity
+  groups: np.ndarray | None
+  measured: Mapping[str, Any] | None
+  junk: Mapping[str, int]
+
+
+def run(config: ConfigDict, workdir: str) -> dict[str, Any]:
+  """Scores config.bundle on labelled pictures; writes results, predictions.
+
+  Those of config.data.source, or the test part of a data set, config.data.path.
   Where patients are known, patients.csv has a row for each. Raises ValueError
   for classes that the bundle does not have, and for images it was trained on
   unless config.overlap says what to do with them. SystemExit(3) where some file
@@ -73,22 +92,22 @@ def run(config: ConfigDict, workdir: str) -> dict[str, Any]:
   """
   one_of(POLICIES, config.overlap, 'policy', '--config.overlap')
   lookup(pooling.POOLS, config.pooling, 'pooling', '--config.pooling')
-  model = load_bundle(config.bundle)
-  with inputs.open_inputs(config.data.source, model.meta, _SOURCE) as source:
-    labels = label(source, model.classes, config.data)
-    who = identify(source, config.data)
+  model = load_bundle(config.bundle, config.head)
+  with open_case(config, model) as case:
     os.makedirs(workdir, exist_ok=True)
-    found = read(model, source, config.workers)
+    found = read(model, case.chunks)
     ignored = sum(i.reason == inputs.NO_PICTURE for i in found.items)
-    junk = inputs.tell_ignored(source, ignored)
-  labels = [labels[i.number] for i in found.items]
+    junk = inputs.tell_ignored(case.junk, ignored)
+  labels, who = [case.labels[i.number] for i in found.items], case.who
   write_leaks(workdir, found)
   write_predictions(workdir, model, found, labels)
-  at = choose(found, model, config.overlap)
+  # What its split keeps apart was measured so, whatever resembles what.
+  measured = case.measured is not None and config.overlap == 'error'
+  at = choose(found, model, 'keep' if measured else config.overlap)
   patients = write_patients(
     workdir, model, found, labels, who, at, config.pooling
   )
-  test, normal = score(model, found, labels, who, at, config)
+  test, normal = score(model, found, labels, case, at, config)
   draw(workdir, test)
   failed = [[i.name, i.reason] for i in found.items if i.failed]
   record = write_results(
@@ -100,7 +119,7 @@ def run(config: ConfigDict, workdir: str) -> dict[str, Any]:
       'normal_class': normal,
       'classes': presence(model.classes, [labels[i] for i in at]),
       'data': {
-        'path': where(config.data.source),
+        'path': where(config.data.path or config.data.source),
         'patients': identity.count_patients(
           [who.patient[found.items[i].number] for i in at.tolist()]
         ),
@@ -109,6 +128,8 @@ def run(config: ConfigDict, workdir: str) -> dict[str, Any]:
       'overlap': found.overlap(model, config.overlap) | {'scored': len(at)},
       'ignored': junk,
       'failed': failed,
+      'head': config.head,
+      'measured': case.measured,
       'bundle_meta': model.meta.as_dict(),
     },
     config,
@@ -129,6 +150,8 @@ def tell(record: dict[str, Any]) -> None:
       100 * scored['accuracy']['value'],
       *(100 * scored['balanced_accuracy'][k] for k in ('value', 'low', 'high')),
     )
+  if record['measured']:
+    say.info('%s', as_measured(record['measured'], test))
   for name in record['classes']['present']:
     scored = test['all']['per_class'][name]
     recall = [100 * scored['sensitivity'][k] for k in bootstrap.BOUNDS]
@@ -148,6 +171,55 @@ def tell(record: dict[str, Any]) -> None:
       failed[:5],
     )
     raise SystemExit(predict.FAILED)
+
+
+def as_measured(measured: Mapping[str, Any], test: Mapping[str, Any]) -> str:
+  """How the accuracy on the part that was measured compares with that."""
+  told, found = (x['all']['accuracy']['value'] for x in (measured, test))
+  if told == found:
+    return f'As measured: {100 * told:.1f} %.'
+  return (
+    f'Measured when the bundle was made: {100 * told:.1f} %, now '
+    f'{100 * found:.1f} %, on the same part of the same data. Older files tell '
+    'the score before weights were rounded; other machines round otherwise.'
+  )
+
+
+@contextlib.contextmanager
+def open_case(config: ConfigDict, model: Classifier) -> Iterator[Case]:
+  """Opens what is to be scored; raises as `run` says."""
+  given = config.data
+  if given.path and given.source:
+    raise ValueError(
+      f'Both data.path={given.path!r} and data.source={given.source!r}: give '
+      'one of --config.data.path and --config.data.source.'
+    )
+  if given.path:
+    ds, rows = held_out.open_part(given.path, model.meta)
+    measured = (
+      model.meta.test
+      if held_out.is_measured_on(ds, model.meta)
+      and not model.meta.fitted_on_test_images
+      else None
+    )
+    yield Case(
+      held_out.chunks(ds, rows),
+      ds.manifest['class'][rows].tolist(),
+      held_out.identity_of(ds, rows),
+      data.groups(ds)[rows],
+      measured,
+      {},
+    )
+    return
+  with inputs.open_inputs(given.source, model.meta, _SOURCE) as source:
+    yield Case(
+      inputs.read(source, model.meta, config.workers, 'evaluate'),
+      label(source, model.classes, given),
+      identify(source, given),
+      None,
+      None,
+      source.junk,
+    )
 
 
 def where(given: str) -> str:
@@ -205,6 +277,11 @@ def identify(source: Source, data: ConfigDict) -> identity.Identity:
 def choose(found: External, model: Classifier, policy: str) -> np.ndarray:
   """Numbers of the images to score; ValueError where the policy forbids it."""
   say, known = log.get_logger(), model.fingerprints
+  other = (
+    ' The head that has not seen test images is --config.head=measured.'
+    if model.meta.fitted_on_test_images and model.measured is not None
+    else ''
+  )
   leaked, good = found.leaked, found.good
   n = int(good.sum())
   if not len(known.hashes):
@@ -223,7 +300,7 @@ def choose(found: External, model: Classifier, policy: str) -> np.ndarray:
       f'The bundle was trained on {leaked.sum()} of {n} images or on nearly '
       f'the same ones ({found.equal.sum()} have equal pixels), e.g. '
       f'{[found.names[i] for i in np.flatnonzero(leaked)[:5]]}; overlap.csv '
-      'lists them. Report without them with --config.overlap=drop.'
+      f'lists them. Report without them with --config.overlap=drop.{other}'
     )
   if leaked.any() and policy == 'keep':
     say.warning(
@@ -246,7 +323,7 @@ def score(
   model: Classifier,
   found: External,
   labels: Sequence[str],
-  who: identity.Identity,
+  case: Case,
   at: np.ndarray,
   config: ConfigDict,
 ) -> tuple[dict[str, Any], str]:
@@ -255,13 +332,18 @@ def score(
   if normal == 'bundle':
     normal = model.meta.normal_class
   number = np.array([item.number for item in found.items])
-  people = np.array(who.people())[number]
+  people = np.array(case.who.people())[number]
+  groups = (
+    joined_groups(people.tolist(), found.crops, at)
+    if case.groups is None
+    else case.groups[number[at]]
+  )
   test = bootstrap.summarise(
     np.array([model.classes.index(labels[i]) for i in at]),
     np.stack([found.probs[i] for i in at]),  # type: ignore[misc]
     bootstrap.Slices(
-      joined_groups(people.tolist(), found.crops, at),
-      np.array(who.variant)[number[at]],
+      groups,
+      np.array(case.who.variant)[number[at]],
       people[at],
     ),
     model.classes,
@@ -324,14 +406,14 @@ def match_classes(
   return labels
 
 
-def read(model: Classifier, source: Source, workers: int) -> External:
-  """Decodes, predicts and compares with training images, chunk by chunk."""
+def read(model: Classifier, chunks: Iterable[list[inputs.Item]]) -> External:
+  """Predicts and compares with training images, chunk by chunk."""
   items: list[inputs.Item] = []
   probs: list[np.ndarray | None] = []
   equal: list[np.ndarray] = [np.zeros(0, bool)]
   crops: list[np.ndarray] = [fingerprints.empty().crops]
   small: list[np.ndarray] = [fingerprints.empty().small]
-  for chunk in inputs.read(source, model.meta, workers, 'evaluate'):
+  for chunk in chunks:
     good = [i for i, item in enumerate(chunk) if item.image is not None]
     hit = np.zeros(len(chunk), bool)
     heads = np.zeros((len(chunk), *crops[0].shape[1:]), np.uint8)

@@ -21,7 +21,7 @@ from micdiffrep_jax.data import dataset as data
 from micdiffrep_jax.encoders import cache as feature_cache
 from micdiffrep_jax.encoders import encoder as encoders
 from micdiffrep_jax.heads import head_file, matrix, table
-from micdiffrep_jax.heads.base import Problem
+from micdiffrep_jax.heads.base import Params, Problem
 from micdiffrep_jax.run import archive, files, log
 from micdiffrep_jax.run.checks import one_of
 from micdiffrep_jax.scores import bootstrap
@@ -35,20 +35,19 @@ _UNSURE = 0.1  # share of validation images that are called low in confidence
 class Probe(NamedTuple):
   """What a probe left.
 
-  head: that it bundles, with test scores by set of images and metric; config:
-  its own; path: of its data set; rows (n,) of the validation images, val
-  (n, k) the head's probabilities of them; said: those of the test images, with
-  their labels, groups and variants; results: all that it wrote.
+  head: that it bundles; config: its own; path: of its data set; rows (n,) of
+  the validation images, val (n, k) the head's probabilities of them; test: rows
+  of the test images as `index`, with their labels, groups and variants;
+  results: all that it wrote.
   """
 
   head: head_file.SavedHead
-  test: dict[str, dict[str, Any]]
   normal_class: str
   config: ConfigDict
   path: str
   rows: np.ndarray
   val: np.ndarray
-  said: dict[str, np.ndarray]
+  test: dict[str, np.ndarray]
   results: dict[str, Any]
 
 
@@ -73,42 +72,40 @@ def run(config: ConfigDict, workdir: str) -> dict[str, Any]:
   ]
   probe, dataset = join(folders, probes), opened[0][1]
   rows = _rows(dataset, probe, config.refit)
-  heads = [one.head for one in probes]
+  used = [one for one, _ in opened]
+  heads: list[tuple[head_file.SavedHead, Params | None]]
+  heads = [(one.head, None) for one in probes]
   if config.refit:
     place = os.path.join(workdir, 'features')
-    for i, (encoder, _) in enumerate(opened):
-      own = os.path.join(place, str(i))
-      heads[i] = refit(heads[i], encoder, dataset, probes[i].config, own)
+    heads = [
+      refit(one.head, encoder, dataset, one.config, os.path.join(place, str(i)))
+      for i, (encoder, one) in enumerate(zip(used, probes))
+    ]
     shutil.rmtree(place, ignore_errors=True)
   seen = fingerprints.make(dataset, rows, config.fingerprints)
-  meta = _meta(probe, [one for one, _ in opened], len(rows), config.refit)
+  meta = _meta(probe, used, dataset, len(rows), config.refit)
   model, *others = (
-    classifier.assemble(*_without_paths(encoder, head), meta, seen)
-    for (encoder, _), head in zip(opened, heads)
+    classifier.assemble(*_without_paths(encoder, head), meta, seen)._replace(
+      measured=measured
+    )
+    for encoder, (head, measured) in zip(used, heads)
   )
   model = model._replace(others=tuple(others))
-  classifier.write(out, model, config.precision)
-  stored = classifier.load_bundle(out)
+  model, stored = _write(out, model, config.precision, dataset, probe)
   compared = _compare(model, stored, dataset, probe, config.refit)
   results = {**probe.results, 'origins': dataset.info.origins}
   more = write_more(config, model, stored, results, workdir)
-  size = os.path.getsize(out)
-  log.get_logger().info(
-    'Bundle %s: %.2f MB, %.1f %% of validation images get the same class as '
-    'from the probe.',
-    out,
-    size / 1e6,
-    100 * compared['same_class'],
-  )
+  tell(out, stored.meta, compared)
   return files.write_results(
     workdir,
     {
       'task': 'bundle',
       'bundle': os.path.abspath(out),
-      'bytes': size,
+      'bytes': os.path.getsize(out),
       'precision': config.precision,
       'fingerprints': config.fingerprints,
       **compared,
+      'test': stored.meta.test,
       **more,
       'encoder': model.encoder.info.as_dict(),
       'others': [one.encoder.info.as_dict() for one in others],
@@ -121,6 +118,37 @@ def run(config: ConfigDict, workdir: str) -> dict[str, Any]:
     },
     config,
   )
+
+
+def tell(out: str, meta: Meta, compared: dict[str, Any]) -> None:
+  """Logs how large the file is, and how good."""
+  assert meta.test is not None
+  log.get_logger().info(
+    'Bundle %s: %.2f MB, %.1f %% of validation images get the same class as '
+    'from the probe. Test accuracy of the head that has not seen it: %.1f %%.',
+    out,
+    os.path.getsize(out) / 1e6,
+    100 * compared['same_class'],
+    100 * meta.test['all']['accuracy']['value'],
+  )
+
+
+def _write(
+  out: str,
+  model: Classifier,
+  precision: str,
+  dataset: data.Dataset,
+  probe: Probe,
+) -> tuple[Classifier, Classifier]:
+  """Writes the file with its test scores; the model, and as it is read again.
+
+  Twice, as the scores are those of the file itself.
+  """
+  classifier.write(out, model, precision)
+  scores = _scores(classifier.load_bundle(out), dataset, probe.test)
+  model = model._replace(meta=dataclasses.replace(model.meta, test=scores))
+  classifier.write(out, model, precision)
+  return model, classifier.load_bundle(out)
 
 
 def check_more(config: ConfigDict) -> None:
@@ -170,25 +198,19 @@ def read_probe(folder: str) -> Probe:
     with open(os.path.join(folder, 'results.json')) as f:
       results = json.load(f)
     name = results['bundle']
-    test = results['rows'][name]['test']
     path = os.path.join(folder, 'predictions.npz')
     with np.load(path, allow_pickle=False) as z:
       index, val = z['val.index'], z[f'val.probs.{name}']
-      said = {k: z[f'test.{k}'] for k in ('label', 'group', 'variant')}
-      said['probs'] = z[f'test.probs.{name}']
+      columns = ('index', 'label', 'group', 'variant')
+      test = {k: z[f'test.{k}'] for k in columns}
     return Probe(
       head,
-      {
-        part: {metric: test[part][metric] for metric in _SCORES}
-        for part in ('all', 'sources')
-        if part in test
-      },
       results.get('normal_class', ''),
       encoders.config_from_json(results['config']),
       results['data']['path'],
       index,
       val,
-      said,
+      test,
       results,
     )
   except (OSError, KeyError, ValueError) as e:
@@ -215,16 +237,23 @@ def join(folders: Sequence[str], probes: Sequence[Probe]) -> Probe:
         )
   if not rest:
     return first
-  said = {**first.said, 'probs': np.mean([p.said['probs'] for p in probes], 0)}
-  val = np.mean([one.val for one in probes], axis=0)
-  return first._replace(val=val, said=said, test=_scores(said))
+  return first._replace(val=np.mean([one.val for one in probes], axis=0))
 
 
-def _scores(said: dict[str, np.ndarray]) -> dict[str, dict[str, Any]]:
-  """Test scores of probabilities, as a probe has them."""
+def _scores(
+  stored: Classifier, dataset: data.Dataset, test: dict[str, np.ndarray]
+) -> dict[str, dict[str, Any]]:
+  """Test scores of a file, by the head that has not seen test images.
+
+  Of the file, as rounding moves a class now and then: whoever scores it on the
+  test part gets these numbers.
+  """
   found = {}
-  slices = bootstrap.Slices(said['group'], said['variant'])
-  sets = bootstrap.sets_of(said['label'], said['probs'], slices)
+  probs = classifier.bundle_predict(
+    classifier.as_measured(stored), dataset.images[test['index']]
+  )
+  slices = bootstrap.Slices(test['group'], test['variant'])
+  sets = bootstrap.sets_of(test['label'], probs, slices)
   for part, one in sets.items():
     resampled = bootstrap.resample(
       one.labels,
@@ -279,8 +308,16 @@ def _rows(ds: data.Dataset, probe: Probe, refitted: bool) -> np.ndarray:
   return np.concatenate([data.rows(ds, split, p) for p in ('train', 'val')])
 
 
+def measured_on(ds: data.Dataset, split: str) -> dict[str, int]:
+  """How many of labelled_rows come before the test part: Meta.measured_on."""
+  rows = labelled_rows(ds, split)
+  rows = rows[~np.isin(rows, data.rows(ds, split, 'test'))]
+  untouched = ds.manifest['variant'][rows] == ''
+  return {'images': len(rows), 'untouched': int(untouched.sum())}
+
+
 def labelled_rows(ds: data.Dataset, split: str) -> np.ndarray:
-  """Labelled rows of all parts of a split; what it excludes stays out."""
+  """Labelled rows of train, val and test; what a split excludes stays out."""
   rows = np.concatenate(
     [data.rows(ds, split, part) for part in ('train', 'val', 'test')]
   )
@@ -293,12 +330,13 @@ def refit(
   ds: data.Dataset,
   config: ConfigDict,
   folder: str,
-) -> head_file.SavedHead:
+) -> tuple[head_file.SavedHead, Params]:
   """The same kind of head with the same settings, fitted on every part.
 
-  config: of the probe that chose it; folder: for the features. Its temperature
-  stays, as no image is left to fit one on. Nothing can be measured on this
-  dataset any more.
+  And the parameters of the head before, for whoever measures: the new one has
+  seen all of this dataset. config: of the probe that chose it; folder: for the
+  features. Temperature and standardisation stay; no image is left to fit a
+  temperature on, and the statistics of the training part are those of all.
   """
   info = head.info
   rows = labelled_rows(ds, config.data.split)
@@ -319,10 +357,11 @@ def refit(
     deviation=info.get('deviation', False),
   )
   where = (cache, info['timestep'], layers, info['grid'])
-  x, maps = feature_cache.matrix(*where), feature_cache.maps_of(*where)
-  scaled = info['standardise']
-  found = (
-    matrix.standardise(x, maps=maps) if scaled else matrix.literal(x, maps)
+  found = matrix.Features(
+    feature_cache.matrix(*where),
+    head.shift,
+    head.scale,
+    feature_cache.maps_of(*where),
   )
   name = table.name_of(info)
   chosen = {setting: info[setting] for setting in table.HEADS[name].chooses}
@@ -330,12 +369,18 @@ def refit(
   heads.best_epoch = False  # no image is left to choose it on
   every = np.arange(len(rows))
   problem = Problem(found, labels, len(info['classes']), every, every[:1])
-  (fitted,) = table.fit(name, problem, heads, config.seeds[:1], chosen)
-  return head_file.SavedHead(fitted.params, found.shift, found.scale, info)
+  after, before = table.refit(
+    name, problem, head.params, heads, config.seeds[:1], chosen
+  )
+  return head._replace(params=after), before
 
 
 def _meta(
-  probe: Probe, used: Sequence[encoders.Encoder], images: int, refitted: bool
+  probe: Probe,
+  used: Sequence[encoders.Encoder],
+  dataset: data.Dataset,
+  images: int,
+  refitted: bool,
 ) -> Meta:
   """What is to be known; used: encoders; images: that the heads have seen."""
   info, encoder = probe.head.info, used[0]
@@ -354,7 +399,7 @@ def _meta(
     normal_class=probe.normal_class,
     training_images=images,
     fitted_on_test_images=refitted,
-    test=probe.test,
+    measured_on=measured_on(dataset, info['split']) if refitted else None,
   )
 
 

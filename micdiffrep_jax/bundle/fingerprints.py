@@ -52,6 +52,12 @@ class Fingerprints(NamedTuple):
       return 'equal pixels, and pictures that nearly repeat'
     return HASHES_ONLY if len(self.hashes) else ''
 
+  def first(self, images: int, untouched: int) -> 'Fingerprints':
+    """Of the first images alone, and the first untouched ones."""
+    return Fingerprints(
+      self.hashes[:images], self.crops[:untouched], self.small[:untouched]
+    )
+
   def arrays(self) -> dict[str, np.ndarray]:
     """As arrays to be stored."""
     return {

@@ -178,7 +178,8 @@ def _data(meta: Meta, results: Mapping[str, Any]) -> Iterator[str]:
     yield (
       f'* The head was fitted again on all {meta.training_images:,} labelled '
       'images, test included. The numbers are those of the head before that, '
-      'which had not seen test.'
+      'which had not seen test; it is in the file too: '
+      "`classifier.load_bundle(path, 'measured')`, or `--config.head=measured`."
     )
   yield ''
 

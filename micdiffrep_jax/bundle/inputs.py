@@ -239,9 +239,9 @@ def patients(items: Sequence[Item]) -> list[str]:
   ]
 
 
-def tell_ignored(source: sources.Source, ignored: int = 0) -> dict[str, int]:
+def tell_ignored(found: Mapping[str, int], ignored: int = 0) -> dict[str, int]:
   """Says how many files are no pictures; returns how many, by kind."""
-  junk = dict(source.junk) or ({'other': ignored} if ignored else {})
+  junk = dict(found) or ({'other': ignored} if ignored else {})
   if junk:
     log.get_logger().info(
       'Ignored, as no pictures: %s.',

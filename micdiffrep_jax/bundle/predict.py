@@ -88,7 +88,7 @@ def run(config: ConfigDict, workdir: str) -> dict[str, Any]:
   Where patients are known, patients.csv has a row for each. SystemExit(3) where
   some file could not be read; the others are predicted.
   """
-  model = load_bundle(config.bundle)
+  model = load_bundle(config.bundle, config.head)
   threshold = config.low_confidence or model.meta.low_confidence
   if not 0 <= threshold <= 1:
     raise ValueError(
@@ -119,7 +119,7 @@ def run(config: ConfigDict, workdir: str) -> dict[str, Any]:
             path = os.path.join(workdir, name)
             save_heatmap(model, item.image, p, path, config.occlusion)
         rows.append(row)
-    junk = inputs.tell_ignored(source, ignored)
+    junk = inputs.tell_ignored(source.junk, ignored)
   path = os.path.join(workdir, 'predictions.csv')
   header = columns(model.classes) + ['heatmap'] * bool(config.heatmaps)
   store.write_table(path, header, rows)

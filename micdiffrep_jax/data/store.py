@@ -12,6 +12,7 @@ import hashlib
 import json
 import os
 from typing import Any
+import zipfile
 
 import numpy as np
 
@@ -225,6 +226,8 @@ def read_info(folder: str) -> Info:
   if not os.path.isfile(path):
     there = os.path.isdir(folder)
     what = 'holds no prepared dataset' if there else 'does not exist'
+    if os.path.isfile(folder):
+      what = f'is {_kind_of(folder)}, no folder of a prepared dataset'
     raise ValueError(
       f'{folder!r} {what}. Prepare one with `python -m micdiffrep_jax.main '
       '--config=configs/prepare.py --config.data.source=DIR '
@@ -232,6 +235,15 @@ def read_info(folder: str) -> Info:
     )
   with open(path) as f:
     return Info.from_json(json.load(f))
+
+
+def _kind_of(path: str) -> str:
+  """'a bundle' of encoder and head, by its parts, or 'a file'."""
+  try:
+    with zipfile.ZipFile(path) as archive:
+      return 'a bundle' if 'json.npy' in archive.namelist() else 'a file'
+  except (OSError, zipfile.BadZipFile):
+    return 'a file'
 
 
 def check_unchanged(folder: str, info: Info) -> None:

@@ -62,7 +62,9 @@ class Head(NamedTuple):
   setting is a tuple of what to try; None for a head that trained.fit trains.
   chooses: the names of its settings; kind: what its file says, '' for a head
   that has none; exact: its parameters that no file may round to a byte; apply:
-  the JAX function behind predict, None where there is none.
+  the JAX function behind predict, None where there is none. refit(problem,
+  params, **settings) -> the params fitted again on more rows, and those of
+  before as they share arrays with them; None for a head that `fit` fits anew.
   """
 
   predict: Callable[[Params, Features], np.ndarray]
@@ -72,6 +74,7 @@ class Head(NamedTuple):
   calibrated: bool = True
   exact: tuple[str, ...] = ()
   apply: Apply | None = None
+  refit: Callable[..., tuple[Params, Params]] | None = None
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
@@ -105,10 +108,13 @@ def head_of(
   chooses: tuple[str, ...] = (),
   kind: str = '',
   exact: tuple[str, ...] = (),
+  refit: Callable[..., tuple[Params, Params]] | None = None,
 ) -> Head:
   """A head whose logits a JAX function gives."""
 
   def predict(params: Params, features: Features) -> np.ndarray:
     return apply_all(apply, params, features)[0]
 
-  return Head(predict, fit, chooses, kind, exact=exact, apply=apply)
+  return Head(
+    predict, fit, chooses, kind, exact=exact, apply=apply, refit=refit
+  )

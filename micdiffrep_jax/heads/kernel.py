@@ -33,6 +33,8 @@ GAMMAS = (1.0, 2.0, 4.0)  # per mean squared distance, wide to narrow
 STRENGTHS = (1e-2, 1e-1)  # ridge, for a kernel of 1 on itself
 ROWS = 20_000  # at most kept: their kernel has 1.6 GB
 _ROWS_PER_COMPONENT = 4
+_Arrays = dict[str, np.ndarray]
+_SAME = 0.02  # between centres of one image whose features were made twice
 _HALF = 0.5  # power of the deviations that components are divided by
 
 
@@ -166,6 +168,45 @@ def fit_layers(
   return _fit(problem, parts, names, gamma, strength, seed)
 
 
+def _at_most(train: np.ndarray, seed: int) -> np.ndarray:
+  if len(train) <= ROWS:
+    return train
+  at = np.random.default_rng(seed).permutation(len(train))[:ROWS]
+  return train[np.sort(at)]
+
+
+def refit(
+  problem: Problem, before: _Arrays, gamma: float, strength: float
+) -> tuple[_Arrays, _Arrays]:
+  """The head fitted again on all rows to train on, and `before` beside it.
+
+  Components need no label, so they stay. Where the first rows are those that
+  `before` was fitted on, it gets the new centres, and no vote at those that it
+  did not have: the two then differ in M and M_bias alone.
+  """
+  del gamma  # it is in W
+  features, labels, classes, train, _ = problem
+  train = _at_most(train, 0)
+  names = [name.removesuffix('W') for name in before if name.endswith('W')]
+  parts = [features] if names == [''] else split(features)
+  w = [
+    unit(as_float32(part, train)) @ before[f'{name}W'][0].T
+    + before[f'{name}W_bias'][0]
+    for name, part in zip(names, parts, strict=True)
+  ]
+  m, bias = _ridge(w, labels[train], classes, 1.0, strength)
+  centres = {f'{name}centres': x[None] for name, x in zip(names, w)}
+  after = {**before, **centres, 'M': m[None], 'M_bias': bias[None]}
+  n = before['M'].shape[-1]
+  if n <= len(train) and all(
+    np.allclose(x[:, :n], before[name], atol=_SAME)
+    for name, x in centres.items()
+  ):
+    votes = np.pad(before['M'], ((0, 0), (0, 0), (0, len(train) - n)))
+    before = {**after, 'M': votes, 'M_bias': before['M_bias']}
+  return after, before
+
+
 def _fit(
   problem: Problem,
   parts: Sequence[Features],
@@ -178,9 +219,7 @@ def _fit(
   _, labels, classes, train, validation = problem
   if len(np.unique(labels[train])) < 2:
     raise ValueError('The training rows hold a single class.')
-  if len(train) > ROWS:
-    at = np.random.default_rng(seed).permutation(len(train))[:ROWS]
-    train = train[np.sort(at)]
+  train = _at_most(train, seed)
   y, y_val = labels[train], labels[validation]
   projected = [_project(part, train, validation, seed) for part in parts]
   w = [part.train for part in projected]
@@ -212,7 +251,12 @@ def _fit(
 
 # M: sums over thousands of training images cancel.
 _CHOOSES = ('gamma', 'strength')
-HEAD = head_of(apply, fit, _CHOOSES, 'kernel', exact=('M',))
+HEAD = head_of(apply, fit, _CHOOSES, 'kernel', exact=('M',), refit=refit)
 LAYERS = head_of(
-  apply_layers, fit_layers, _CHOOSES, 'kernel_layers', exact=('M',)
+  apply_layers,
+  fit_layers,
+  _CHOOSES,
+  'kernel_layers',
+  exact=('M',),
+  refit=refit,
 )

@@ -10,7 +10,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from micdiffrep_jax.heads import classic, nets, trained
-from micdiffrep_jax.heads.base import Fitted, Head, Problem, head_of
+from micdiffrep_jax.heads.base import Fitted, Head, Params, Problem, head_of
 
 HEADS: dict[str, Head] = {
   name: head_of(net.apply, None, ('setting',), name)
@@ -28,6 +28,25 @@ def name_of(info: dict[str, Any]) -> str:
     for name, head in HEADS.items()
     if head.kind == info['kind'] and set(head.chooses) <= set(info)
   )
+
+
+def refit(
+  name: str,
+  problem: Problem,
+  params: Params,
+  heads: ConfigDict,
+  seeds: Sequence[int],
+  chosen: dict[str, Any],
+) -> tuple[Params, Params]:
+  """A head fitted again on more rows, and `params` of before beside it.
+
+  What the two share is one and the same array, so that a file holds it once.
+  """
+  again = HEADS[name].refit
+  if again is not None:
+    return again(problem, params, **chosen)
+  (fitted,) = fit(name, problem, heads, seeds, chosen)
+  return fitted.params, params
 
 
 def fit(

@@ -38,6 +38,7 @@ def parse(argv: Sequence[str]) -> list[str]:
   argv = [argv[0], *found_by_name(argv[1:])]
   asked = {word.lstrip('-').split('=')[0] for word in argv[1:]}
   given = config_argument(argv)
+  empty = not given and bool(asked & {'config'})
   try:
     if given:
       check_file(given)
@@ -49,6 +50,8 @@ def parse(argv: Sequence[str]) -> list[str]:
       sys.exit(0)
     if asked & {*_HELP}:
       print(f'{overview()}\n')  # absl goes on with the flags of the program
+    if empty:
+      raise ValueError('--config is empty; --config=NAME says what to do.')
     return flags.FLAGS(list(argv))
   except BrokenPipeError:  # --help | head
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -57,7 +60,7 @@ def parse(argv: Sequence[str]) -> list[str]:
     if os.environ.get('MICDIFFREP_TRACEBACK'):
       raise
     print(f'ERROR {explain(e, argv, given)}', file=sys.stderr)
-    if len(argv) == 1:
+    if len(argv) == 1 or empty:
       print(f'\n{overview()}', end='', file=sys.stderr)
     sys.exit(MISTYPED)
 

@@ -116,12 +116,16 @@ def normal_class(name: str, classes: tuple[str, ...]) -> str:
 
 
 def seen_in_pretraining(
-  info: encoders.EncoderInfo, ds: data.Dataset, split: str, allow: bool
+  info: encoders.EncoderInfo,
+  ds: data.Dataset,
+  split: str,
+  allow: bool,
+  mend: str = '',
 ) -> str:
   """Whether the encoder's pretraining drew test images: no, maybe or unknown.
 
   Raises ValueError where it was pretrained under another split of these data,
-  unless `allow`.
+  unless `allow`; mend: how, where it is not by the usual fields.
   """
   if info.fingerprint != ds.fingerprint:
     return 'unknown: the encoder was pretrained on another dataset'
@@ -129,11 +133,13 @@ def seen_in_pretraining(
   if data.split_hash(ds, split) in known:
     return 'no'
   if not allow:
+    mend = mend or (
+      f'Set --config.data.split={info.split}, or --config.allow_seen_test=True'
+    )
     raise ValueError(
       f'The encoder was pretrained on the train part of split '
       f'{info.split!r}, so it may have seen test images of split '
-      f'{split!r}. Set --config.data.split={info.split}, or '
-      '--config.allow_seen_test=True, which the results will say.'
+      f'{split!r}. {mend}, which the results will say.'
     )
   return f'maybe: pretrained on split {info.split!r}'
 

@@ -15,6 +15,7 @@ from ml_collections import ConfigDict
 import numpy as np
 
 from micdiffrep_jax import tasks
+from micdiffrep_jax.data import dataset as data
 from micdiffrep_jax.data import splits
 from micdiffrep_jax.draw import page, plots
 from micdiffrep_jax.draw.page import Section
@@ -26,7 +27,13 @@ from micdiffrep_jax.run import checkpoint as checkpoints
 from micdiffrep_jax.run import files, log
 from micdiffrep_jax.run.checks import lookup, not_empty, one_of
 from micdiffrep_jax.scores import bootstrap
-from micdiffrep_jax.studies import committees, imagenet, page_table1, probe
+from micdiffrep_jax.studies import (
+  base,
+  committees,
+  imagenet,
+  page_table1,
+  probe,
+)
 
 OURS = 'ddpm'  # what the others are compared with
 MSFA = 'mlp_concat'
@@ -63,6 +70,29 @@ def check(config: ConfigDict) -> None:
   kinds, classic = config.probe.heads.kinds, config.probe.classic
   names = [f'{kind}_{on}' for kind in kinds for on in ('single', 'concat')]
   one_of([*names, *classic], config.headline, 'row', '--config.headline')
+
+
+def check_given(config: ConfigDict) -> None:
+  """Raises ValueError where an encoder that is given has seen test images.
+
+  The probe of that split would say so too, after those of all before it.
+  """
+  for name in config.methods:
+    path = config.checkpoints.get(name, '')
+    if not path:
+      continue
+    info = encoders.load_encoder(path).info
+    ds = data.open_dataset(config.data.path, config.data.cache)
+    for split in config.splits:
+      base.seen_in_pretraining(
+        info,
+        ds,
+        split,
+        config.probe.allow_seen_test,
+        f'Leave {split!r} out of --config.splits, take another '
+        f'--config.checkpoints.{name}, or set '
+        '--config.probe.allow_seen_test=True',
+      )
 
 
 def pretrain_config(config: ConfigDict, name: str) -> ConfigDict:
@@ -156,6 +186,7 @@ def run(config: ConfigDict, workdir: str) -> dict[str, Any]:
   As table1.csv, table1.md, table1.html, table1.png and results.json.
   """
   check(config)
+  check_given(config)
   cells: dict[str, dict[str, Cell]] = {}
   costs: dict[str, dict[str, Any]] = {}
   for name in config.methods:
