@@ -127,7 +127,7 @@ def compile_program(
   method: Method, config: ConfigDict, steps: int, mesh: Any
 ) -> Program:
   """Prepares the jitted functions of a run; they compile on first use."""
-  tx = make_optimizer(config.optim, steps)
+  tx = make_optimizer(config.optim, steps, method.rates)
   init = functools.partial(make_state, method, tx)
   shapes = jax.eval_shape(init, jax.random.key(0))
   shardings = devices.state_sharding(shapes, mesh, config.fsdp)

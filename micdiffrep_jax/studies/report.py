@@ -148,7 +148,7 @@ def about_data(found: Sequence[Run]) -> list[str]:
 
 def in_short(found: Sequence[Run]) -> Section:
   """The result in a sentence, before anything else."""
-  probes = [r for r in found if r.task in ('probe', 'evaluate')]
+  probes = [r for r in found if r.task in ('probe', 'finetune', 'evaluate')]
   section = _section('In short', lambda run: [page_probe.headline(run)], probes)
   blocks = [b for b in section.blocks if not getattr(b, 'tone', '')]
   return Section('In short', blocks)
@@ -435,7 +435,7 @@ def _parts(
 
 
 # Tasks and what a section shows of each run of theirs, in the page's order.
-_PROBES = ('ablate', 'probe', 'evaluate')
+_PROBES = ('ablate', 'probe', 'finetune', 'evaluate')
 SECTIONS: dict[str, tuple[Sequence[str], Callable[[Run], Sequence[Block]]]] = {
   'Results': (_PROBES, page_probe.results),
   'Table 1': (('table1',), page_table1.blocks),
