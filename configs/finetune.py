@@ -22,8 +22,14 @@ from configs import bundle, probe
 
 
 def recipe(preset: str) -> ConfigDict:
-  """How an encoder and a head are trained on; for studies too."""
+  """How an encoder and a head are trained on, as a part of a study."""
   config = ConfigDict()
+  fill(config, preset)
+  return config
+
+
+def fill(config: ConfigDict, preset: str) -> None:
+  """Sets how an encoder and a head are trained on."""
   config.seed = 0  # of order, noise, views and low-rank additions
 
   config.layers = ()  # that the head reads; () is the encoder's output
@@ -92,13 +98,12 @@ def recipe(preset: str) -> ConfigDict:
     config.log_every = 4
     config.eval_every = 4
     config.save_every = 4
-  elif preset:
-    raise ValueError(f'Unknown preset {preset!r}; one of tiny, test, or none.')
-  return config
 
 
 def get_config(preset: str = '') -> ConfigDict:
   """The fields of a fine-tuning."""
+  if preset not in ('', 'tiny', 'test'):
+    raise ValueError(f'Unknown preset {preset!r}; one of tiny, test, or none.')
   config = ConfigDict()
   config.task = 'finetune'
   config.checkpoint = ''  # folder of a pretraining run, or a bundle
@@ -115,7 +120,7 @@ def get_config(preset: str = '') -> ConfigDict:
   config.validation = 'share'  # share | all: labels that choices may use
   # The head: fit a new one | checkpoint, that of a bundle or fine-tuned run.
   config.start = 'fit'
-  config.update(recipe(preset))
+  fill(config, preset)
 
   config.bundle = bundle.get_config()  # of the result; probe is filled in
   config.floors = (

@@ -8,6 +8,7 @@ Letters: N images of the data set, n of some rows, d features, k classes.
 
 from collections.abc import Callable, Mapping
 import dataclasses
+import hashlib
 import os
 from typing import Any, NamedTuple
 
@@ -149,13 +150,18 @@ def tune(
   own = method.method_of(t, resolved)
   ds = known.dataset
   before = dataclasses.replace(encoder.info, path=None)
+  rows = np.concatenate([known.train, known.val])
   info = EncoderInfo(
     size_px=encoder.info.size_px,
     channels=encoder.info.channels,
     fingerprint=ds.fingerprint,
     split=known.split,
     split_hash=data.split_hash(ds, known.split),
-    facts={**own.facts, 'base': before.as_dict()},
+    facts={
+      **own.facts,
+      'base': before.as_dict(),
+      'rows_sha256': hashlib.sha256(rows.tobytes()).hexdigest(),
+    },
   )
   job = train.Job(
     own,

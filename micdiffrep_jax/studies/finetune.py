@@ -30,6 +30,11 @@ from micdiffrep_jax.studies.grid import Row
 from micdiffrep_jax.studies.tuned import FROZEN, TUNED, Subject
 
 STARTS = ('fit', 'checkpoint')
+# Fields that decide nothing of what is trained, or only where it is found.
+_AROUND = (
+  'task checkpoint step data bundle floors pooling normal_class resamples '
+  'allow_failed_audit allow_seen_test'
+).split()
 
 
 def check(config: ConfigDict) -> None:
@@ -71,6 +76,14 @@ def cut(ds: data.Dataset, parts: Parts, config: ConfigDict) -> Parts:
   flags = '--config.share or --config.draw'
   tuned.check_classes(found, ds.classes, flags)
   return found
+
+
+def recipe_of(config: ConfigDict) -> ConfigDict:
+  """The fields that a checkpoint of the run holds, and a resumed run keeps."""
+  found = config.copy_and_resolve_references().unlock()
+  for name in _AROUND:
+    del found[name]
+  return found.lock()
 
 
 def given_head(
@@ -164,12 +177,13 @@ def run(config: ConfigDict, workdir: str) -> dict[str, Any]:
   if config.random_encoder:
     encoder = encoders.random_encoder(encoder, config.seed)
   parts = cut(ds, study.parts, config)
-  tuned.check_tuning(config, encoder, ds, split, len(parts.train))
+  recipe = recipe_of(config)
+  tuned.check_tuning(recipe, encoder, ds, split, len(parts.train))
   absent = imagenet.told(config.floors)
   folder = os.path.join(workdir, 'features')
   os.makedirs(workdir, exist_ok=True)
   with guard.lock(workdir), debug.checks(config.debug):
-    s = tuned.subject(encoder, ds, parts.rows, split, config, folder)
+    s = tuned.subject(encoder, ds, parts.rows, split, recipe, folder)
     frozen = row_of(head, s, parts) if head else tuned.frozen_row(s, parts)
     assert frozen.head is not None
     row, found = tuned.tuned_row(s, frozen.head, parts, workdir)

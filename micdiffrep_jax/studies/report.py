@@ -250,6 +250,23 @@ def _number(x: float | None, text: str = '{:.4f}', scale: float = 1.0) -> str:
   return '' if x is None else text.format(scale * x)
 
 
+def finetuning(run: Run) -> list[Block]:
+  """What was trained on, on how many images, and its curves."""
+  record = record_of(run)
+  config = record['config']
+  facts = [
+    ('trained', config['tune']),
+    ('first stage', config['from_stage']),
+    ('parameters trained', f'{record["trained_parameters"] / 1e6:.2f} M'),
+    ('share of labelled groups', f'{100 * record["share"]:g} %'),
+    ('training images', record['train_images']),
+    ('training groups', record['train_groups']),
+    ('validation images', record['val_images']),
+    ('step kept', record['best_step']),
+  ]
+  return [_facts(facts), *curves(log.read_metrics(run.folder))]
+
+
 def curves(lines: Sequence[Mapping[str, float]]) -> list[Block]:
   """Loss, validation loss by timestep, probe accuracy, against images drawn."""
   per_step = [
@@ -444,6 +461,7 @@ SECTIONS: dict[str, tuple[Sequence[str], Callable[[Run], Sequence[Block]]]] = {
   'Splits': (('splits',), page_splits.blocks),
   'Cross-validation': (('cross_validate',), page_folds.blocks),
   'Few labels': (('label_efficiency',), page_labels.blocks),
+  'Fine-tuning': (('finetune',), finetuning),
   'Pretraining': (('pretrain',), pretraining),
   'Samples': (('sample',), samples),
   'Data': ((), counts),
