@@ -88,7 +88,6 @@ def fill(config: ConfigDict, preset: str) -> None:
     config.eval_every = 200
     config.save_every = 100
     config.patience = 4
-    config.optim.lr = 1e-3
   elif preset == 'test':
     config.batch_size = 16
     config.eval_batch_size = 64
@@ -118,7 +117,8 @@ def get_config(preset: str = '') -> ConfigDict:
   config.share = 1.0  # of the labelled training groups, in (0, 1]
   config.draw = 0  # which groups: the draws of label_efficiency
   config.validation = 'share'  # share | all: labels that choices may use
-  # The head: fit a new one | checkpoint, that of a bundle or fine-tuned run.
+  # The head at the start: fit, on the frozen encoder | zero, for random weights
+  # | checkpoint, that of a bundle or of a fine-tuned run.
   config.start = 'fit'
   fill(config, preset)
 

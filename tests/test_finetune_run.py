@@ -285,6 +285,25 @@ def test_wrong_settings_are_told_before_any_feature_is_read(
   assert '\n' not in str(e.value)
 
 
+def test_random_weights_start_from_a_head_that_says_nothing(ds, tmp_path):
+  parts = base.labelled_parts(ds, 'patient')
+  s = tuned.subject(
+    tunable.encoder(seed=1),
+    ds,
+    parts.rows,
+    'patient',
+    tunable.get_config(head='mlp', grid=2),
+    str(tmp_path),
+    'random/',
+  )
+  head = tuned.zero_head(s)
+  assert (head.params['W'] != 0).all()
+  row = tuned.row_of(head, s, parts)
+  np.testing.assert_allclose(row.test[0], 0.25)
+  # As wide as the features, so that it can be trained on.
+  assert head.params['W'].shape[-1] == len(head.scale) == 4 * tunable.WIDTH
+
+
 def small(config):
   config.data.path = tunable.PHANTOM
   config.finetuned = ('full', 'lora')
@@ -304,7 +323,7 @@ def small(config):
 def test_shares_of_labels_compare_fine_tuned_with_frozen(tmp_path):
   config = small(label_efficiency.get_config('test'))
   config.checkpoint, config.fractions = 'toy', (0.3, 1.0)
-  config.draws_of_labels, config.heads.kinds = 1, ('linear',)
+  config.draws_of_labels, config.heads.kinds = 1, ('mlp',)
   config.classic, config.timesteps, config.grids = ('logistic',), (0,), (1,)
   results = labels.run(config.lock(), str(tmp_path))
   pairs = {

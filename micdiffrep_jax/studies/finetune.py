@@ -23,13 +23,12 @@ from micdiffrep_jax.heads.head_file import SavedHead
 from micdiffrep_jax.heads.table import HEADS
 from micdiffrep_jax.run import debug, devices, files, guard
 from micdiffrep_jax.run.checks import one_of, whole_number
-from micdiffrep_jax.scores import calibration
 from micdiffrep_jax.studies import base, grid, imagenet, labels, probe, tuned
 from micdiffrep_jax.studies.base import Parts, Study
 from micdiffrep_jax.studies.grid import Row
-from micdiffrep_jax.studies.tuned import FROZEN, TUNED, Subject
+from micdiffrep_jax.studies.tuned import FROZEN, TUNED
 
-STARTS = ('fit', 'checkpoint')
+STARTS = ('fit', 'zero', 'checkpoint')
 # Fields that decide nothing of what is trained, or only where it is found.
 _AROUND = (
   'task checkpoint step data bundle floors pooling normal_class resamples '
@@ -140,25 +139,6 @@ def given_head(
   return found.lock(), head
 
 
-def row_of(head: SavedHead, s: Subject, parts: Parts) -> Row:
-  """What a head that is given says of frozen features."""
-  whole = s.found._replace(shift=head.shift, scale=head.scale)
-  predict = HEADS[head.info['kind']].predict
-  val, test = (
-    predict(head.params, whole._replace(x=whole.x[at]))
-    for at in (parts.val, parts.test)
-  )
-  temperature = calibration.fit_temperature(val, parts.labels[parts.val])
-  return Row(
-    s.spot._asdict(),
-    calibration.softmax(val, temperature),
-    calibration.softmax(test, temperature)[None],
-    temperature,
-    calibration.softmax(test),
-    head,
-  )
-
-
 def run(config: ConfigDict, workdir: str) -> dict[str, Any]:
   """Fine-tunes config.checkpoint; writes results, predictions, the bundle."""
   check(config)
@@ -184,9 +164,12 @@ def run(config: ConfigDict, workdir: str) -> dict[str, Any]:
   os.makedirs(workdir, exist_ok=True)
   with guard.lock(workdir), debug.checks(config.debug):
     s = tuned.subject(encoder, ds, parts.rows, split, recipe, folder)
-    frozen = row_of(head, s, parts) if head else tuned.frozen_row(s, parts)
-    assert frozen.head is not None
-    row, found = tuned.tuned_row(s, frozen.head, parts, workdir)
+    frozen = (
+      tuned.row_of(head, s, parts) if head else tuned.frozen_row(s, parts)
+    )
+    first = tuned.zero_head(s) if config.start == 'zero' else frozen.head
+    assert first is not None
+    row, found = tuned.tuned_row(s, first, parts, workdir)
     rows = {TUNED: row, FROZEN: frozen}
     rows |= grid.floor_rows(ds, parts, config.floors, config.seed, folder)
     shutil.rmtree(folder, ignore_errors=True)

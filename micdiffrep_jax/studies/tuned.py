@@ -32,6 +32,7 @@ from micdiffrep_jax.pretrain import finetune
 from micdiffrep_jax.pretrain.finetune import Labelled, Tuned
 from micdiffrep_jax.run import files, log
 from micdiffrep_jax.run.checks import in_range, not_empty, one_of
+from micdiffrep_jax.run.keys import stream
 from micdiffrep_jax.scores import calibration
 from micdiffrep_jax.studies import base, grid
 from micdiffrep_jax.studies.base import Parts
@@ -46,7 +47,7 @@ class Subject(NamedTuple):
   """What is fine-tuned: an encoder on a data set.
 
   found: its features of all rows of a study, raw; spot: where they are read;
-  config: how; see configs/finetune.py.
+  config: how; see configs/finetune.py; random: whether its weights are.
   """
 
   encoder: Encoder
@@ -55,6 +56,7 @@ class Subject(NamedTuple):
   spot: Spot
   found: Features
   config: ConfigDict
+  random: bool
 
 
 def check(config: ConfigDict) -> None:
@@ -110,7 +112,7 @@ def subject(
   found = matrix.literal(
     feature_cache.matrix(*where), feature_cache.maps_of(*where)
   )
-  return Subject(encoder, ds, split, spot, found, config)
+  return Subject(encoder, ds, split, spot, found, config, bool(name))
 
 
 def check_classes(parts: Parts, classes: Sequence[str], flags: str) -> None:
@@ -133,6 +135,44 @@ def frozen_row(s: Subject, parts: Parts) -> Row:
   found = matrix.standardise(s.found.x, parts.train, maps=s.found.maps)
   training = grid.Training(config.training, (config.seed,), True, 'accuracy')
   return grid.fitted(config.head, found, parts, s.spot._asdict(), training)
+
+
+def zero_head(s: Subject) -> SavedHead:
+  """A head that says nothing yet, on features as they are.
+
+  For random weights, whose features hardly differ between images: to
+  standardise them would multiply every step of the encoder.
+  """
+  config, kind = s.config, table.HEADS[s.config.head].kind
+  d = s.found.x.shape[-1]
+  key = stream(jax.random.key(config.seed), 'head')
+  hidden, k = config.training.hidden, len(s.ds.classes)
+  first = HEADS[kind].init(key, d, d, hidden, k, True, s.found.maps)
+  params = {
+    name: np.asarray(x)[None] * (name.split('.')[-1] != 'M')
+    for name, x in first.items()
+  }
+  zero, one = np.zeros(d, np.float32), np.ones(d, np.float32)
+  return SavedHead(params, zero, one, {'kind': kind, 'standardise': False})
+
+
+def row_of(head: SavedHead, s: Subject, parts: Parts) -> Row:
+  """What a head that is given says of frozen features."""
+  whole = s.found._replace(shift=head.shift, scale=head.scale)
+  predict = table.HEADS[head.info['kind']].predict
+  val, test = (
+    predict(head.params, whole._replace(x=whole.x[at]))
+    for at in (parts.val, parts.test)
+  )
+  temperature = calibration.fit_temperature(val, parts.labels[parts.val])
+  return Row(
+    s.spot._asdict(),
+    calibration.softmax(val, temperature),
+    calibration.softmax(test, temperature)[None],
+    temperature,
+    calibration.softmax(test),
+    head,
+  )
 
 
 def told_of_head(
@@ -296,11 +336,12 @@ def answers(
   chosen: dict[str, dict[str, Any]] = {}
   frozen = frozen_row(s, parts)
   probs[FROZEN], chosen[FROZEN] = frozen.test[0], frozen.chosen
+  head = zero_head(s) if s.random else frozen.head
+  assert head is not None
   for way in ways:
-    assert frozen.head is not None
     one = s._replace(config=as_way(s.config, way))
     name, place = f'{TUNED}_{way}', os.path.join(folder, way)
-    probs[name], chosen[name] = _kept(one, frozen.head, parts, place)
+    probs[name], chosen[name] = _kept(one, head, parts, place)
   return Answers(probs, chosen)
 
 
