@@ -223,9 +223,12 @@ def test_a_share_is_a_draw_of_label_efficiency(ds):
   for draw in labels.make_draws(ds, parts, study.lock()):
     config = tunable.get_config(share=draw.share, draw=draw.number)
     cut = finetune.cut(ds, parts, config)
-    np.testing.assert_array_equal(cut.train, draw.train)
-    np.testing.assert_array_equal(cut.val, draw.val)
-    assert len(cut.test) == len(parts.test)
+    for part, at in (('train', draw.train), ('val', draw.val)):
+      rows = cut.rows[getattr(cut, part)]
+      np.testing.assert_array_equal(rows, parts.rows[at])
+      assert (cut.labels[getattr(cut, part)] == data.labels(ds)[rows]).all()
+    assert (cut.rows[cut.test] == parts.rows[parts.test]).all()
+    assert (cut.labels[cut.test] == -1).all()
 
 
 def test_a_share_that_leaves_a_class_empty_is_refused(ds):

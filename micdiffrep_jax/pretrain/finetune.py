@@ -172,7 +172,7 @@ def tune(
     lambda: _side(known, t.classes, config.balanced),
     Metadata(files.plain(resolved), info.as_dict()),
     lambda mesh, writer: _watch(t, resolved, known, mesh, writer),
-    lambda abstract: _start(t, encoder, head, resolved.seed, abstract),
+    lambda: _start(t, encoder, head, resolved.seed),
     config.patience,
   )
   done = train.train(job, workdir)
@@ -201,7 +201,7 @@ def _side(
 
 
 def _start(
-  t: Tuning, encoder: Encoder, head: SavedHead, seed: int, abstract: TrainState
+  t: Tuning, encoder: Encoder, head: SavedHead, seed: int
 ) -> tuple[Any, Any]:
   """Params and extra to begin with: the encoder's weights and the head's."""
   first = method.initial(
@@ -212,13 +212,7 @@ def _start(
     jnp.asarray(head.scale, jnp.float32),
     stream(jax.random.key(seed), 'lora'),
   )
-  want = (abstract.params, abstract.extra)
-  shardings = jax.tree.map(lambda x: x.sharding, want)
-  # Copies: a step donates its state, and the encoder's weights are needed yet.
-  place = jax.jit(
-    lambda tree: jax.tree.map(jnp.copy, tree), out_shardings=shardings
-  )
-  return place(jax.device_get(first))
+  return jax.device_get(first)
 
 
 def logits_fn(t: Tuning) -> Callable:

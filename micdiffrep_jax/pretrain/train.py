@@ -8,7 +8,6 @@ launch/gpu.sh --deterministic.
 
 from collections.abc import Callable, Iterator, Mapping
 import contextlib
-import dataclasses
 import functools
 import os
 import time
@@ -322,7 +321,7 @@ class Job(NamedTuple):
     metadata: of the checkpoints.
     watch: mesh, writer -> what looks at (state, step) and returns metrics; of
       val_loss the lowest is the best.
-    start: abstract state -> params and extra to begin with, placed as it says;
+    start: -> params and extra to begin with, of which step 0 is evaluated too;
       None begins with those that method.init draws.
     patience: evaluations without a better val_loss that end the run; 0: none.
   """
@@ -335,7 +334,7 @@ class Job(NamedTuple):
   side: Callable[[], Mapping[str, np.ndarray]]
   metadata: Metadata
   watch: Callable[[Any, log.Writer], Callable[[Any, int], dict[str, float]]]
-  start: Callable[[TrainState], tuple[Any, Any]] | None = None
+  start: Callable[[], tuple[Any, Any]] | None = None
   patience: int = 0
 
 
@@ -444,16 +443,12 @@ def train(job: Job, workdir: str) -> Done:
     'val_loss',
   )
   start, fresh = checkpoints.latest or 0, checkpoints.latest is None
-  state = begin(
-    checkpoints,
-    program,
-    stream(root, 'init'),
-    job.metadata,
-    config.allow_changes,
-  )
   if fresh and job.start:
-    params, extra = job.start(program.abstract)
-    state = dataclasses.replace(state, params=params, extra=extra)
+    assert program.place is not None
+    state = program.place(*job.start())
+  else:
+    key = stream(root, 'init')
+    state = begin(checkpoints, program, key, job.metadata, config.allow_changes)
   log.get_logger().info(
     '%s, %.2f M parameters, %d images, %d steps of %d, %d device(s).',
     config.method,

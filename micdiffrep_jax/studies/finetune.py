@@ -57,7 +57,10 @@ def check(config: ConfigDict) -> None:
 
 
 def cut(ds: data.Dataset, parts: Parts, config: ConfigDict) -> Parts:
-  """The rows of a share of the patients: a draw of label_efficiency."""
+  """The rows of a share of the patients, a draw of label_efficiency, and test.
+
+  No others are in the parts.
+  """
   (draw,) = labels.make_draws(
     ds,
     parts,
@@ -71,7 +74,10 @@ def cut(ds: data.Dataset, parts: Parts, config: ConfigDict) -> Parts:
       }
     ),
   )
-  found = parts._replace(train=draw.train, val=draw.val)
+  at = np.concatenate([draw.train, draw.val, parts.test])
+  ends = np.cumsum([len(draw.train), len(draw.val)])
+  places = np.split(np.arange(len(at)), ends)
+  found = Parts(parts.rows[at], *places, parts.labels[at], parts.classes)
   flags = '--config.share or --config.draw'
   tuned.check_classes(found, ds.classes, flags)
   return found

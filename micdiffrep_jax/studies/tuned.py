@@ -31,7 +31,7 @@ from micdiffrep_jax.methods.finetune import TUNE, read_layers
 from micdiffrep_jax.pretrain import finetune
 from micdiffrep_jax.pretrain.finetune import Labelled, Tuned
 from micdiffrep_jax.run import files, log
-from micdiffrep_jax.run.checks import in_range, not_empty, one_of
+from micdiffrep_jax.run.checks import not_empty, one_of, whole_number
 from micdiffrep_jax.run.keys import stream
 from micdiffrep_jax.scores import calibration
 from micdiffrep_jax.studies import base, grid
@@ -63,7 +63,7 @@ def check(config: ConfigDict) -> None:
   """Raises ValueError for what can be told to be wrong before anything runs."""
   one_of(TUNE, config.tune, 'way to fine-tune', '--config.tune')
   one_of(HEAD_NAMES, config.head, 'head', '--config.head')
-  in_range(config.grid, 1, 64, '--config.grid')
+  whole_number(config.grid, 1, 64, '--config.grid')
   not_empty(range(config.draws), '--config.draws')
   finetune.check(config)
 
@@ -75,10 +75,8 @@ def level_of(reader: Reader, config: ConfigDict) -> int:
 
 def spot_of(reader: Reader, config: ConfigDict) -> Spot:
   """Where features are read; ValueError for what the encoder has not."""
-  layers, t = (
-    read_layers(reader, tuple(config.layers)),
-    level_of(reader, config),
-  )
+  layers = read_layers(reader, tuple(config.layers))
+  t = level_of(reader, config)
   features.check_request(reader, layers, (t,))
   return Spot(layers, t, config.grid)
 
