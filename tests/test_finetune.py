@@ -196,21 +196,46 @@ ENCODERS = {
 }
 
 
-@pytest.mark.parametrize('name', ENCODERS)
-def test_a_weight_is_of_the_first_layer_that_depends_on_it(name):
+def config_of(name, **changes):
+  """The config of a run on the smallest encoder of a method."""
   if name in ('ddpm', 'vit'):
     base = pretrain.get_config({'ddpm': 'test', 'vit': 'vit_test'}[name])
   else:
     base = baselines.get_config(f'{name},test')
-  config = tunable.resolved().copy_and_resolve_references().unlock()
+  config = tunable.resolved(**changes).copy_and_resolve_references().unlock()
   config.base = base
-  t = finetune.tuning(METHODS, config.lock(), 16, 1)
+  return config.lock()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('name', ENCODERS)
+def test_encoders_of_all_methods_are_trained_on(name, ds):
+  config = config_of(name, tune='last', views='mri', optim__warmup_steps=0)
+  method = METHODS['finetune'](config, 16, 1)
+  t = finetune.tuning(METHODS, config, 16, 1)
+  tx = optim.make_optimizer(config.optim, 10, method.rates)
+  state = jax.jit(lambda k: make_state(method, tx, k))(jax.random.key(0))
+  before = t.leaves(method.frozen(state.params, state.extra)['net'])
+  state, metrics = jax.jit(make_step(method, tx))(
+    state, tunable.batch(ds), jax.random.key(1)
+  )
+  assert np.isfinite(metrics['loss'])
+  now = t.leaves(method.frozen(state.params, state.extra)['net'])
+  found = moved(before, now)
+  assert found
+  assert {t.stages[t.stage[leaf]] for leaf in found} == {t.stages[-1]}
+
+
+@pytest.mark.parametrize('name', ENCODERS)
+def test_a_weight_is_of_the_first_layer_that_depends_on_it(name):
+  config = config_of(name)
+  t = finetune.tuning(METHODS, config, 16, 1)
   want, none = ENCODERS[name]
   for leaf, stage in want.items():
     assert t.stages[t.stage[leaf]] == stage
   assert none not in t.stage
   assert none in t.shapes or not none
-  reader = make_method(base, 16, 1)
+  reader = make_method(config.base, 16, 1)
   order = [reader.layers.index(stage) for stage in t.stages]
   assert order == sorted(order)
   assert t.stages[-1] == t.layers[0] == (reader.output or reader.layers[-1])

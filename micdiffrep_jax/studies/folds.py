@@ -355,8 +355,8 @@ def run(config: ConfigDict, workdir: str) -> dict[str, Any]:
     }
     found, choices = predict(read, rotated, config.heads, chosen, training)
     named.setdefault(one.path, one.name)
-    own = os.path.join(workdir, 'finetuned', str(number))
-    more, more_choices = predict_tuned(one, ds, rotated, config, own)
+    place = os.path.join(workdir, 'finetuned', str(number))
+    more, more_choices = predict_tuned(one, ds, rotated, config, place)
     found, choices = found | more, choices | more_choices
     for head in found:
       key = Key(one.name, one.prefix + head)
