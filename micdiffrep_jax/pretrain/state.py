@@ -156,5 +156,5 @@ def compile_program(
     params, extra = jax.tree.map(jnp.copy, (params, extra))
     return state_of(method, tx, params, extra)
 
-  init, place = (jax.jit(f, out_shardings=shardings) for f in (init, copied))
-  return Program(init, step, abstract, place)
+  fresh, place = (jax.jit(f, out_shardings=shardings) for f in (init, copied))
+  return Program(fresh, step, abstract, place)

@@ -76,8 +76,9 @@ def cut(ds: data.Dataset, parts: Parts, config: ConfigDict) -> Parts:
   )
   at = np.concatenate([draw.train, draw.val, parts.test])
   ends = np.cumsum([len(draw.train), len(draw.val)])
-  places = np.split(np.arange(len(at)), ends)
-  found = Parts(parts.rows[at], *places, parts.labels[at], parts.classes)
+  train, val, test = np.split(np.arange(len(at)), ends)
+  known = parts.labels[at]
+  found = Parts(parts.rows[at], train, val, test, known, parts.classes)
   flags = '--config.share or --config.draw'
   tuned.check_classes(found, ds.classes, flags)
   return found
