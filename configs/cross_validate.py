@@ -17,7 +17,7 @@ the images.
 
 from ml_collections import ConfigDict
 
-from configs import probe
+from configs import finetune, probe
 
 
 def get_config(preset: str = '') -> ConfigDict:
@@ -56,6 +56,10 @@ def get_config(preset: str = '') -> ConfigDict:
   config.heads = ('kernel', 'knn')
   config.training = probe.get_config(preset or 'tiny').heads
   del config.training.kinds
+  # Ways to fine-tune each encoder in each fold: full, last, lora. At its own
+  # timestep, and all of `finetune.layers`.
+  config.finetuned = ()
+  config.finetune = finetune.recipe(preset)  # how
   config.random_encoder = False  # each architecture with random weights too
   config.floors = (
     'majority',

@@ -13,7 +13,7 @@ is chosen on validation, anew for each draw.
 
 from ml_collections import ConfigDict
 
-from configs import ablate
+from configs import ablate, finetune
 
 
 def get_config(preset: str = '') -> ConfigDict:
@@ -38,6 +38,10 @@ def get_config(preset: str = '') -> ConfigDict:
   # And prototypes, kernel, kernel_layers (one per layer); always standardised,
   # all layers.
   config.classic = ('logistic', 'knn')
+  # Ways to fine-tune the encoder on each draw, of full, last and lora; each
+  # trains it as often as there are draws.
+  config.finetuned = ()
+  config.finetune = finetune.recipe(preset)  # how
   config.random_encoder = True  # the same on random weights
   config.floors = (
     'nearest_pixels',

@@ -158,6 +158,7 @@ TASKS: dict[str, Task] = {
   'pretrain': _task('pretrain.train'),
   'convert_clip': _task('encoders.convert'),
   'probe': _task('studies.probe'),
+  'finetune': _task('studies.finetune'),
   'probe_curve': _task('studies.curve'),
   'ablate': _task('studies.ablate'),
   'label_efficiency': _task('studies.labels'),

@@ -12,7 +12,6 @@ import dataclasses
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from micdiffrep_jax.bundle.fingerprints import Fingerprints
@@ -22,6 +21,7 @@ from micdiffrep_jax.encoders.encoder import Encoder
 from micdiffrep_jax.heads import head_file
 from micdiffrep_jax.heads.base import Params
 from micdiffrep_jax.heads.table import HEADS
+from micdiffrep_jax.methods.base import bearing
 from micdiffrep_jax.run import archive
 from micdiffrep_jax.run.checks import one_of
 from micdiffrep_jax.scores import calibration
@@ -189,25 +189,10 @@ def needed(
   encoder: Encoder, layers: Sequence[str], size_px: int, channels: int
 ) -> dict[str, bool]:
   """Whether each leaf of the encoder's variables bears on any of the layers."""
-  leaves, tree = jax.tree.flatten(encoder.variables)
-
-  def taps(leaves: Any, images: Any, keys: Any, t: Any) -> list[jax.Array]:
-    variables = jax.tree.unflatten(tree, leaves)
-    found = encoder.method.features(variables, images, keys, t)
-    return [found[name] for name in layers]
-
-  shapes = [jax.ShapeDtypeStruct(x.shape, x.dtype) for x in leaves]
-  images = jax.ShapeDtypeStruct((1, size_px, size_px, channels), jnp.uint8)
-  keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), 1))
-  t = jax.ShapeDtypeStruct((), jnp.int32)
-  jaxpr = jax.make_jaxpr(taps)(shapes, images, keys, t).jaxpr
-  # Backwards from the outputs: an equation counts if what it makes is used.
-  live = {id(v) for v in jaxpr.outvars}
-  for equation in reversed(jaxpr.eqns):
-    if any(id(v) in live for v in equation.outvars):
-      live |= {id(v) for v in equation.invars}
-  used = [id(v) in live for v in jaxpr.invars[: len(leaves)]]
-  return dict(zip(archive.leaf_names(encoder.variables), used, strict=True))
+  variables = encoder.variables
+  used = bearing(encoder.method, variables, layers, size_px, channels)
+  names = archive.leaf_names(variables)
+  return dict(zip(names, map(bool, np.atleast_1d(used.any(0))), strict=True))
 
 
 def _pack(

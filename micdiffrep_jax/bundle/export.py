@@ -152,7 +152,7 @@ def _write(
 
 
 def check_more(config: ConfigDict) -> None:
-  """Raises ValueError for other forms that cannot be written."""
+  """Raises ValueError for what is asked besides and cannot be had."""
   portable.check(config.exports)
   if config.others and (config.hub or 'torch' in config.exports):
     raise ValueError(
@@ -339,6 +339,11 @@ def refit(
   temperature on, and the statistics of the training part are those of all.
   """
   info = head.info
+  if config.task == 'finetune':
+    raise ValueError(
+      'A fine-tuned head is one with its encoder: it cannot be fitted again on '
+      'all images. Set --config.refit=False.'
+    )
   rows = labelled_rows(ds, config.data.split)
   labels = data.labels(ds)[rows].astype(np.int64)
   log.get_logger().info('Head fitted again on all %d images.', len(rows))
@@ -397,7 +402,8 @@ def _meta(
     ),
     low_confidence=float(np.quantile(probe.val.max(1), _UNSURE)),
     normal_class=probe.normal_class,
-    training_images=images,
+    # Of a share of the labels fewer images than the parts have.
+    training_images=info.get('training_images', images),
     fitted_on_test_images=refitted,
     measured_on=measured_on(dataset, info['split']) if refitted else None,
   )

@@ -140,13 +140,12 @@ def _what(model: Classifier) -> Iterator[str]:
   drawn, facts = model.encoder.info.images_seen, model.encoder.info.facts
   had = [words for name, words in _HAD.items() if facts.get(name)]
   means = f'with {" and ".join(had)}' if had else 'without labels'
+  config, how = model.encoder.config, 'pretrained'
+  if facts.get('finetuned'):
+    config, how = config.base, 'fine-tuned'
   yield (
-    f'A frozen encoder ({model.encoder.config.method}'
-    + (
-      f', pretrained {means} on {drawn:,} images, repeats counted'
-      if drawn
-      else ''
-    )
+    f'A frozen encoder ({config.method}'
+    + (f', {how} {means} on {drawn:,} images, repeats counted' if drawn else '')
     + f') reads {", ".join(info["layers"])} at noise level {info["timestep"]}, '
     f'{info["grid"]} x {info["grid"]} cells each; a head of the kind '
     f'`{info["kind"]}` tells the class. Pictures are padded to a square and '

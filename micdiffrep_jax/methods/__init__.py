@@ -7,6 +7,7 @@ is a file beside this and a line in METHODS.
 """
 
 from collections.abc import Callable
+import functools
 
 from micdiffrep_jax.methods import (
   byol,
@@ -15,6 +16,7 @@ from micdiffrep_jax.methods import (
   ddpm_aligned,
   ddpm_contrast,
   external,
+  finetune,
   mae,
   moco,
   supervised,
@@ -34,5 +36,7 @@ METHODS: dict[str, Callable[..., Reader]] = {
   'clip_frozen': external.make,
   'imagenet_supervised': external.make,
 }
+# It trains on what any of them trained, itself included.
+METHODS['finetune'] = functools.partial(finetune.make, METHODS)
 
 __all__ = ['METHODS', 'Method', 'Reader']

@@ -1,10 +1,11 @@
 """What a pretraining method is to the rest of the code."""
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 import dataclasses
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from micdiffrep_jax.data.dataset import Dataset
@@ -84,6 +85,8 @@ class Method(Reader):
       'teacher', the maps that a run reads for a method with config.teacher.
     check: number of training images -> None; ValueError where they do not suit
       the settings. None where any number does.
+    rates: params -> for each leaf what its learning rate is multiplied by; None
+      where all have the same.
   """
 
   loss: Callable[[Tree, Tree, Batch, jax.Array], Loss]
@@ -96,6 +99,7 @@ class Method(Reader):
     default_factory=dict
   )
   check: Callable[[int], None] | None = None
+  rates: Callable[[Tree], Tree] | None = None
 
 
 def trainable(method: Reader, name: str) -> Method:
@@ -106,6 +110,39 @@ def trainable(method: Reader, name: str) -> Method:
       'configs/convert_clip.py and probed, not pretrained. Set --config.method.'
     )
   return method
+
+
+def bearing(
+  reader: Reader,
+  variables: Tree,
+  layers: Sequence[str],
+  size_px: int,
+  channels: int,
+) -> np.ndarray:
+  """Whether a layer depends on a leaf of the variables: (layers, leaves) bool.
+
+  variables: arrays or their shapes.
+  """
+  leaves, tree = jax.tree.flatten(variables)
+
+  def taps(leaves: Any, images: Any, keys: Any, t: Any) -> list[jax.Array]:
+    found = reader.features(jax.tree.unflatten(tree, leaves), images, keys, t)
+    return [found[name] for name in layers]
+
+  shapes = [jax.ShapeDtypeStruct(x.shape, x.dtype) for x in leaves]
+  images = jax.ShapeDtypeStruct((1, size_px, size_px, channels), jnp.uint8)
+  keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), 1))
+  t = jax.ShapeDtypeStruct((), jnp.int32)
+  jaxpr = jax.make_jaxpr(taps)(shapes, images, keys, t).jaxpr
+  found = []
+  for output in jaxpr.outvars:
+    # Backwards from it: an equation counts if what it makes is used.
+    live = {id(output)}
+    for equation in reversed(jaxpr.eqns):
+      if any(id(v) in live for v in equation.outvars):
+        live |= {id(v) for v in equation.invars}
+    found.append([id(v) in live for v in jaxpr.invars[: len(leaves)]])
+  return np.array(found)
 
 
 def noiseless(taps: Callable[[Tree, jax.Array], Taps]) -> Callable[..., Taps]:
@@ -151,12 +188,12 @@ def check_share(flag: str, value: float) -> None:
 
 def loss_sums(error: jax.Array, weights: jax.Array) -> Sums:
   """What `validate` says of an error per image (b,)."""
-  return {'loss': (jax.numpy.sum(weights * error), jax.numpy.sum(weights))}
+  return {'loss': (jnp.sum(weights * error), jnp.sum(weights))}
 
 
 def to_float(images: jax.Array) -> jax.Array:
   """uint8 [0, 255] -> float32 [-1, 1], on the device: bytes travel."""
-  return images.astype(jax.numpy.float32) / 127.5 - 1.0
+  return images.astype(jnp.float32) / 127.5 - 1.0
 
 
 def ema(old: Tree, new: Tree, decay: jax.typing.ArrayLike) -> Tree:

@@ -1,8 +1,10 @@
 """The optimizer chain and its learning-rate schedule, from config.optim."""
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from ml_collections import ConfigDict
 import optax
 import optax.contrib
@@ -100,9 +102,14 @@ def matrices(params: Any) -> Any:
 
 
 def make_optimizer(
-  optim: ConfigDict, steps: int
+  optim: ConfigDict,
+  steps: int,
+  rates: Callable[[Any], Any] | None = None,
 ) -> optax.GradientTransformation:
-  """Clips by global norm (0: not at all), then one of the optimizers."""
+  """Clips by global norm (0: not at all), then one of the optimizers.
+
+  rates: params -> for each leaf what its learning rate is multiplied by.
+  """
   schedule = make_schedule(optim, steps)
   optimizers = {
     'adam': lambda: optax.adam(schedule, optim.b1, optim.b2),
@@ -128,6 +135,14 @@ def make_optimizer(
       f'optim.clip_norm={optim.clip_norm} is negative; 0 means no clipping. '
       'Set --config.optim.clip_norm.'
     )
+  parts = [optimizer]
   if optim.clip_norm:
-    return optax.chain(optax.clip_by_global_norm(optim.clip_norm), optimizer)
-  return optimizer
+    parts.insert(0, optax.clip_by_global_norm(optim.clip_norm))
+  if rates:
+    # Last, so that weight decay is multiplied too, as BEiT has it.
+    parts.append(
+      optax.stateless(
+        lambda u, params: jax.tree.map(jnp.multiply, u, rates(params))
+      )
+    )
+  return optax.chain(*parts) if parts[1:] else optimizer

@@ -41,7 +41,13 @@ def make_state(
   method: Method, tx: optax.GradientTransformation, key: jax.Array
 ) -> TrainState:
   """The state before the first update."""
-  params, extra = method.init(key)
+  return state_of(method, tx, *method.init(key))
+
+
+def state_of(
+  method: Method, tx: optax.GradientTransformation, params: Tree, extra: Tree
+) -> TrainState:
+  """The state before the first update of weights that are at hand."""
   averages = {k: jnp.float32(0) for k in (*method.metrics, 'grad_norm')}
   return TrainState(jnp.int32(0), params, extra, tx.init(params), averages)
 
@@ -106,6 +112,7 @@ class Program(NamedTuple):
   init: Callable  # key -> state
   step: Callable  # state, batch, key -> state, metrics
   abstract: TrainState  # of jax.ShapeDtypeStruct
+  place: Callable | None = None  # params, extra -> state, of copies
 
 
 @functools.cache
@@ -127,7 +134,7 @@ def compile_program(
   method: Method, config: ConfigDict, steps: int, mesh: Any
 ) -> Program:
   """Prepares the jitted functions of a run; they compile on first use."""
-  tx = make_optimizer(config.optim, steps)
+  tx = make_optimizer(config.optim, steps, method.rates)
   init = functools.partial(make_state, method, tx)
   shapes = jax.eval_shape(init, jax.random.key(0))
   shardings = devices.state_sharding(shapes, mesh, config.fsdp)
@@ -143,4 +150,11 @@ def compile_program(
     shapes,
     shardings,
   )
-  return Program(jax.jit(init, out_shardings=shardings), step, abstract)
+
+  def copied(params: Tree, extra: Tree) -> TrainState:
+    # A step gives its state away; whoever has the weights may need them yet.
+    params, extra = jax.tree.map(jnp.copy, (params, extra))
+    return state_of(method, tx, params, extra)
+
+  fresh, place = (jax.jit(f, out_shardings=shardings) for f in (init, copied))
+  return Program(fresh, step, abstract, place)

@@ -1,4 +1,4 @@
-"""The pretraining loop, one for all methods.
+"""The training loop, one for all methods, and the task that pretrains.
 
 A resumed run computes exactly what the uninterrupted one would have: all
 randomness comes from the seed and the step, the data order from the step. On a
@@ -8,6 +8,7 @@ launch/gpu.sh --deterministic.
 
 from collections.abc import Callable, Iterator, Mapping
 import contextlib
+import functools
 import os
 import time
 from typing import Any, NamedTuple
@@ -307,19 +308,66 @@ def _batches(
     yield devices.place({'image': drawn['image'], **beside}, mesh)
 
 
+class Job(NamedTuple):
+  """What a run trains, on what, and who looks on.
+
+  Attributes:
+    method: what is trained.
+    config: fields of a training run; see configs/pretrain.py.
+    steps: updates of the whole run.
+    dataset: where the images are.
+    rows: of the data set, to train on.
+    side: -> what travels with the images, rows of the whole data set.
+    metadata: of the checkpoints.
+    watch: mesh, writer -> what looks at (state, step) and returns metrics; of
+      val_loss the lowest is the best.
+    start: -> params and extra to begin with, of which step 0 is evaluated too;
+      None begins with those that method.init draws.
+    patience: evaluations without a better val_loss that end the run; 0: none.
+  """
+
+  method: Method
+  config: ConfigDict
+  steps: int
+  dataset: data.Dataset
+  rows: np.ndarray
+  side: Callable[[], Mapping[str, np.ndarray]]
+  metadata: Metadata
+  watch: Callable[[Any, log.Writer], Callable[[Any, int], dict[str, float]]]
+  start: Callable[[], tuple[Any, Any]] | None = None
+  patience: int = 0
+
+
+class Done(NamedTuple):
+  """A finished run: its last step, val_loss by step where it was evaluated."""
+
+  step: int
+  evaluated: Mapping[int, float]
+  parameters: int
+  images_per_s: float
+
+
+def stale(evaluated: Mapping[int, float], patience: int) -> bool:
+  """Whether so many evaluations have passed since the best; 0: never."""
+  if not patience or not evaluated:
+    return False
+  best = min(evaluated, key=lambda step: (evaluated[step], step))
+  return sum(step > best for step in evaluated) >= patience
+
+
 class Loop(NamedTuple):
   """The steps of a run and what is done between them.
 
-  metadata: of its checkpoints; watch: of monitor.make.
+  watch: as Job.watch gives it; evaluated: val_loss by step so far.
   """
 
-  config: ConfigDict
+  job: Job
   program: Program
-  metadata: Metadata
   checkpoints: Checkpoints
   meter: Meter
   watch: Callable[[TrainState, int], dict[str, float]]
   mesh: Any
+  evaluated: dict[int, float]
 
   def run(
     self,
@@ -330,11 +378,13 @@ class Loop(NamedTuple):
     trace: Callable[[int, TrainState], None],
   ) -> None:
     """Does `steps`; SystemExit once a signal was answered by a save."""
-    config, last = self.config, steps.stop - 1
+    config, last = self.job.config, steps.stop - 1
     # A check that reruns operations one by one moves constants to the device.
     transfers = 'allow' if config.debug else 'disallow'
     with guard.StopSignal() as stop:
       for step in steps:
+        if stale(self.evaluated, self.job.patience):
+          break
         trace(step, state)
         batch = next(batches)
         with jax.transfer_guard(transfers):
@@ -345,7 +395,7 @@ class Loop(NamedTuple):
         watched: dict[str, float] = {}
         if step % config.eval_every == 0 or step == last:
           self.meter.settle()
-          watched = self.watch(state, step)
+          watched = self.evaluate(state, step)
           self.meter.restart_clock(step)
         if step % config.save_every == 0 or step == last or stopped:
           self.save(step, state, watched)
@@ -361,16 +411,79 @@ class Loop(NamedTuple):
           raise SystemExit(128 + stopped)
       self.checkpoints.wait()
 
+  def evaluate(self, state: TrainState, step: int) -> dict[str, float]:
+    """What is measured of the state."""
+    watched = self.watch(state, step)
+    if 'val_loss' in watched:
+      self.evaluated[step] = watched['val_loss']
+    return watched
+
   def save(
     self, step: int, state: TrainState, watched: dict[str, float]
   ) -> None:
     """Starts to save the state; watched: what was measured of it."""
     self.meter.settle()
-    images_seen = step * self.config.batch_size
-    info = {**self.metadata.info, 'images_seen': images_seen}
+    metadata = self.job.metadata
+    images_seen = step * self.job.config.batch_size
+    info = {**metadata.info, 'images_seen': images_seen}
     metrics = {k: v for k, v in watched.items() if k == 'val_loss'}
-    metadata = self.metadata._replace(info=info)
+    metadata = metadata._replace(info=info)
     self.checkpoints.save(step, state, metadata, metrics or None)
+
+
+def train(job: Job, workdir: str) -> Done:
+  """Trains, or goes on from the newest sound checkpoint, to the end."""
+  config, mesh = job.config, devices.make_mesh()
+  root = jax.random.key(config.seed)
+  program = compile_program(job.method, config, job.steps, mesh)
+  parameters = sum(x.size for x in jax.tree.leaves(program.abstract.params))
+  checkpoints = Checkpoints(
+    os.path.join(files.absolute(workdir), 'checkpoints'),
+    config.keep_every,
+    'val_loss',
+  )
+  start, fresh = checkpoints.latest or 0, checkpoints.latest is None
+  if fresh and job.start:
+    assert program.place is not None
+    state = program.place(*job.start())
+  else:
+    key = stream(root, 'init')
+    state = begin(checkpoints, program, key, job.metadata, config.allow_changes)
+  log.get_logger().info(
+    '%s, %.2f M parameters, %d images, %d steps of %d, %d device(s).',
+    config.method,
+    parameters / 1e6,
+    len(job.rows),
+    job.steps,
+    config.batch_size,
+    mesh.shape['data'],
+  )
+  if jax.process_index() == 0:
+    files.write_json(os.path.join(workdir, 'config.json'), config)
+  evaluated = {
+    int(line['step']): line['val_loss']
+    for line in log.read_metrics(workdir)
+    if 'val_loss' in line and line['step'] <= start and not fresh
+  }
+  writer = log.Writer(workdir, start)
+  watch = job.watch(mesh, writer)
+  meter = Meter(
+    config, job.steps, start, writer, lambda: checkpoints.latest or 0
+  )
+  with (
+    contextlib.closing(checkpoints),  # each is closed though others fail
+    contextlib.closing(writer),
+    contextlib.closing(meter),
+    debug.profiler(config.profile, workdir) as trace,
+  ):
+    loop = Loop(job, program, checkpoints, meter, watch, mesh, evaluated)
+    if fresh and job.start:  # what training is to be better than
+      loop.save(0, state, loop.evaluate(state, 0))
+    batches = _batches(job.side(), job.dataset, job.rows, config, start, mesh)
+    train_key = devices.replicate(stream(root, 'train'), mesh)
+    loop.run(state, batches, train_key, range(start + 1, job.steps + 1), trace)
+    last = checkpoints.latest or 0
+  return Done(last, evaluated, parameters, meter.images_per_s())
 
 
 def fit(
@@ -384,57 +497,30 @@ def fit(
   teacher: Teacher | None = None,
 ) -> dict[str, Any]:
   """Trains, or goes on from the newest sound checkpoint, to the results."""
-  mesh = devices.make_mesh()
-  check_batches(config, len(rows), mesh)
-  steps, size = count_steps(config, len(rows)), config.batch_size
-  root = jax.random.key(config.seed)
-  program = compile_program(method, config, steps, mesh)
-  parameters = sum(x.size for x in jax.tree.leaves(program.abstract.params))
+  check_batches(config, len(rows), devices.make_mesh())
+  steps = count_steps(config, len(rows))
   told = teacher.fill_in(config) if teacher else config
-  metadata = Metadata(files.plain(told), info.as_dict())
-  checkpoints = Checkpoints(
-    os.path.join(files.absolute(workdir), 'checkpoints'),
-    config.keep_every,
-    'val_loss',
-  )
-  start = checkpoints.latest or 0
-  state = begin(
-    checkpoints, program, stream(root, 'init'), metadata, config.allow_changes
-  )
-  log.get_logger().info(
-    '%s, %.2f M parameters, %d images, %d steps of %d, %d device(s).',
-    config.method,
-    parameters / 1e6,
-    len(rows),
+  job = Job(
+    method,
+    config,
     steps,
-    size,
-    mesh.shape['data'],
+    dataset,
+    rows,
+    lambda: _side(method, teacher, dataset, rows, workdir),
+    Metadata(files.plain(told), info.as_dict()),
+    functools.partial(monitor.make, method, config, dataset, info),
   )
-  if jax.process_index() == 0:
-    files.write_json(os.path.join(workdir, 'config.json'), config)
-  writer = log.Writer(workdir, start)
-  watch = monitor.make(method, config, dataset, info, mesh, writer)
-  meter = Meter(config, steps, start, writer, lambda: checkpoints.latest or 0)
-  with (
-    contextlib.closing(checkpoints),  # each is closed though others fail
-    contextlib.closing(writer),
-    contextlib.closing(meter),
-    debug.profiler(config.profile, workdir) as trace,
-  ):
-    side = _side(method, teacher, dataset, rows, workdir)
-    batches = _batches(side, dataset, rows, config, start, mesh)
-    train_key = devices.replicate(stream(root, 'train'), mesh)
-    loop = Loop(config, program, metadata, checkpoints, meter, watch, mesh)
-    loop.run(state, batches, train_key, range(start + 1, steps + 1), trace)
+  done = train(job, workdir)
+  images_seen = steps * config.batch_size
   results = {
     'task': 'pretrain',
     'steps': steps,
-    'images_seen': steps * size,
-    'parameters': parameters,
+    'images_seen': images_seen,
+    'parameters': done.parameters,
     'dataset': info.as_dict(),
     **proof,
-    'images_per_s': meter.images_per_s(),
-    'training_s': monitor.training_s(workdir, steps * size),
+    'images_per_s': done.images_per_s,
+    'training_s': monitor.training_s(workdir, images_seen),
     **monitor.last_metrics(workdir),
   }
   return files.write_results(workdir, results, config)

@@ -33,13 +33,13 @@ from micdiffrep_jax.draw.result import (
 from micdiffrep_jax.encoders import cache as feature_cache
 from micdiffrep_jax.encoders import encoder as encoders
 from micdiffrep_jax.encoders import features
-from micdiffrep_jax.heads import matrix, table, trained
+from micdiffrep_jax.heads import matrix, table
 from micdiffrep_jax.heads.matrix import Features
 from micdiffrep_jax.run import files, log
 from micdiffrep_jax.run.checks import lookup, not_empty
 from micdiffrep_jax.scores import bootstrap
 from micdiffrep_jax.scores.bootstrap import BOUNDS
-from micdiffrep_jax.studies import base, committees, grid, imagenet
+from micdiffrep_jax.studies import base, committees, grid, imagenet, tuned
 from micdiffrep_jax.studies.base import Parts
 from micdiffrep_jax.studies.cuts import group_folds
 from micdiffrep_jax.studies.page_folds import row_title
@@ -101,6 +101,7 @@ def check(config: ConfigDict) -> None:
       f'folds={config.folds}: one is predicted, one chosen on, the rest fitted '
       'on. Set --config.folds to 3 or more.'
     )
+  tuned.check_ways(config)
   imagenet.check(config.floors)
   for text in config.committees:
     committees.parse(text, config.checkpoints, config.floors)
@@ -219,41 +220,74 @@ def predict(
   for part in log.progress(parts, desc='folds', unit='fold'):
     found = matrix.standardise(whole.x, part.train, maps=whole.maps)
     for name in heads:
-      if table.HEADS[name].fit is None:
-        row = _trained(name, found, part, chosen, training)
-      else:
-        row = grid.finish(name, found, part, dict(chosen))
+      row = grid.fitted(name, found, part, chosen, training)
       probs[name][part.test] = row.test[0]
       choices[name].append(row.chosen)
   return probs, choices
 
 
-def _trained(
-  name: str,
-  found: Features,
-  part: Parts,
-  chosen: Mapping[str, Any],
-  training: grid.Training,
-) -> grid.Row:
-  """A head with a learning rate: the setting that is best on validation."""
-  labels = part.labels[part.train]
-  scores, _ = grid.fit_cells(
-    name,
-    [found],
-    [grid.Spot(chosen['layers'], chosen['timestep'], chosen['grid'])],
-    part,
-    [grid.Cell(0, part.train, part.val, seed, {}) for seed in training.seeds],
-    part.val,
-    training,
-    class_weights=trained.class_weights(
-      training.heads.balanced, labels, part.classes
-    ),
+def predict_tuned(
+  one: Candidate,
+  ds: data.Dataset,
+  rotated: Sequence[Parts],
+  config: ConfigDict,
+  folder: str,
+) -> tuple[dict[str, np.ndarray], dict[str, list[dict]]]:
+  """As `predict`, of the encoder fine-tuned in each rotation.
+
+  Beside the head on the frozen encoder that all start from; {} where the
+  config fine-tunes in no way.
+  """
+  if not config.finetuned:
+    return {}, {}
+  s = tuned.subject(
+    one.encoder,
+    ds,
+    rotated[0].rows,
+    config.data.split,
+    _recipe(one, config),
+    os.path.join(folder, 'features'),
+    one.prefix,
   )
-  lines = grid.lines_of(scores)
-  best = max(lines, key=lambda line: line[training.criterion])
-  setting = trained.Setting(best['learning_rate'], best['weight_decay'])
-  told = {**chosen, 'setting': setting._asdict()}
-  return grid.finish(name, found, part, told, training, setting)
+  shape = len(rotated[0].rows), rotated[0].classes
+  probs: dict[str, np.ndarray] = {}
+  choices: dict[str, list[dict]] = {}
+  for i, part in enumerate(rotated):
+    own = os.path.join(folder, str(i))
+    found = tuned.answers(s, config.finetuned, part, own)
+    for name, said in found.probs.items():
+      probs.setdefault(name, np.zeros(shape))[part.test] = said
+      choices.setdefault(name, []).append(found.chosen[name])
+  return probs, choices
+
+
+def _recipe(one: Candidate, config: ConfigDict) -> ConfigDict:
+  """config.finetune at the noise of a candidate."""
+  found = config.finetune.copy_and_resolve_references()
+  with found.unlocked():
+    found.timestep = one.timestep
+  return found
+
+
+def check_tuned(
+  found: Sequence[Candidate],
+  ds: data.Dataset,
+  rotated: Sequence[Parts],
+  config: ConfigDict,
+) -> None:
+  """Raises ValueError where a candidate cannot be fine-tuned as is asked."""
+  fewest = min(len(part.train) for part in rotated)
+  for one in found if config.finetuned else ():
+    tuned.check_encoder(one.encoder)
+    with tuned.flags_of_part():
+      tuned.check_tuning(
+        _recipe(one, config),
+        one.encoder,
+        ds,
+        config.data.split,
+        fewest,
+        config.finetuned,
+      )
 
 
 def predict_floors(
@@ -309,7 +343,9 @@ def run(config: ConfigDict, workdir: str) -> dict[str, Any]:
   told: dict[Key, dict[str, Any]] = {}
   named: dict[str, str] = {}  # the first row of each checkpoint
   training = grid.Training(config.training, (config.seed,), True, 'accuracy')
-  for number, one in enumerate(candidates(config, ds, rows)):
+  every = candidates(config, ds, rows)
+  check_tuned(every, ds, rotated, config)
+  for number, one in enumerate(every):
     folder = os.path.join(features_folder, str(number))
     read = _features(one, ds, rows, config, folder)
     chosen = {
@@ -319,7 +355,10 @@ def run(config: ConfigDict, workdir: str) -> dict[str, Any]:
     }
     found, choices = predict(read, rotated, config.heads, chosen, training)
     named.setdefault(one.path, one.name)
-    for head in config.heads:
+    place = os.path.join(workdir, 'finetuned', str(number))
+    more, more_choices = predict_tuned(one, ds, rotated, config, place)
+    found, choices = found | more, choices | more_choices
+    for head in found:
       key = Key(one.name, one.prefix + head)
       probs[key] = found[head]
       told[key] = {
@@ -378,7 +417,8 @@ def pairs(keys: Sequence[Key]) -> list[tuple[Key, Key]]:
   """The first encoder's heads with all others of their kind, and floors.
 
   Floors stand against its first head alone; without an encoder, against the
-  first floor. Of every encoder the first head stands against its other heads.
+  first floor. Of every encoder the first head stands against its other heads,
+  and fine-tuned against frozen.
   """
   if keys[0].head.startswith(FLOOR):
     return [(keys[0], key) for key in keys[1:]]
@@ -397,6 +437,13 @@ def pairs(keys: Sequence[Key]) -> list[tuple[Key, Key]]:
     if '/' not in key.head:
       heads.setdefault(key.encoder, []).append(key)
   own = [(a, b) for a, *others in heads.values() for b in others]
+  own += [
+    (a, b)
+    for mine in heads.values()
+    for a in mine
+    for b in mine
+    if a.head.startswith(tuned.TUNED) and b.head == tuned.FROZEN
+  ]
   return found + own
 
 

@@ -373,6 +373,39 @@ def finish(
   )
 
 
+def fitted(
+  name: str,
+  found: Features,
+  parts: Parts,
+  chosen: Mapping[str, Any],
+  training: Training,
+) -> Row:
+  """A head with the settings that are best on validation, finished.
+
+  chosen: where its features are read; training: of a head with a learning rate.
+  """
+  if table.HEADS[name].fit is not None:
+    return finish(name, found, parts, dict(chosen))
+  labels = parts.labels[parts.train]
+  scores, _ = fit_cells(
+    name,
+    [found],
+    [Spot(chosen['layers'], chosen['timestep'], chosen['grid'])],
+    parts,
+    [Cell(0, parts.train, parts.val, seed, {}) for seed in training.seeds],
+    parts.val,
+    training,
+    class_weights=trained.class_weights(
+      training.heads.balanced, labels, parts.classes
+    ),
+  )
+  lines = lines_of(scores)
+  best = max(lines, key=lambda line: line[training.criterion])
+  setting = Setting(best['learning_rate'], best['weight_decay'])
+  told = {**chosen, 'setting': setting._asdict()}
+  return finish(name, found, parts, told, training, setting)
+
+
 def finish_trial(
   cache: Cache, parts: Parts, trial: Trial, training: Training
 ) -> Row:

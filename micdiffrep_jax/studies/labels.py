@@ -32,10 +32,12 @@ from micdiffrep_jax.run.checks import not_empty, one_of
 from micdiffrep_jax.scores import bootstrap
 from micdiffrep_jax.scores.bootstrap import BOUNDS
 from micdiffrep_jax.scores.metrics import HEADLINE
-from micdiffrep_jax.studies import ablate, base, grid, imagenet, probe
+from micdiffrep_jax.studies import ablate, base, grid, imagenet, probe, tuned
 from micdiffrep_jax.studies.base import Parts
 from micdiffrep_jax.studies.cuts import group_classes
 from micdiffrep_jax.studies.grid import Spot
+
+VALIDATION = ('share', 'all')  # labels of it that choices may use
 
 
 class Draw(NamedTuple):
@@ -62,9 +64,7 @@ class Said(NamedTuple):
 def check(config: ConfigDict) -> None:
   """Raises ValueError for what can be told to be wrong before anything runs."""
   ablate.check(config)
-  one_of(
-    ('share', 'all'), config.validation, 'validation', '--config.validation'
-  )
+  one_of(VALIDATION, config.validation, 'validation', '--config.validation')
   if config.online.views:
     raise ValueError(
       f'online.views={config.online.views}: draws of labels share features '
@@ -75,6 +75,7 @@ def check(config: ConfigDict) -> None:
       'Choosing the epoch would use all validation labels for every share. '
       'Set --config.heads.best_epoch=False.'
     )
+  tuned.check_ways(config)
   not_empty(config.fractions, '--config.fractions')
   not_empty(range(config.draws_of_labels), '--config.draws_of_labels')
 
@@ -243,6 +244,40 @@ def encoder_answers(
   return said
 
 
+def tuned_answers(
+  source: base.Source,
+  draws: Sequence[Draw],
+  parts: Parts,
+  config: ConfigDict,
+  folder: str,
+) -> list[Said]:
+  """What the encoder says that was fine-tuned on each draw, in some ways.
+
+  And the head on the frozen one that all of them started from.
+  """
+  s = tuned.subject(
+    source.encoder,
+    source.ds,
+    parts.rows,
+    config.data.split,
+    config.finetune,
+    os.path.join(folder, 'features'),
+    source.name,
+  )
+  said = []
+  for same in by_rows(draws):
+    draw = same[0]
+    cut = parts._replace(train=draw.train, val=draw.val)
+    own = os.path.join(folder, f'{draw.share:g}_{draw.number}')
+    found = tuned.answers(s, config.finetuned, cut, own)
+    said += [
+      Said(name, one, probs.argmax(1), found.chosen[name])
+      for name, probs in found.probs.items()
+      for one in same
+    ]
+  return said
+
+
 def floor_answers(
   ds: data.Dataset,
   draws: Sequence[Draw],
@@ -292,6 +327,8 @@ def run(config: ConfigDict, workdir: str) -> dict[str, Any]:
   study = base.open_study(config, layers_of, config.step or None)
   ds, parts, split = study.ds, study.parts, config.data.split
   draws = make_draws(ds, parts, config)
+  if config.finetuned:
+    check_tuned(study, draws, config)
   absent = imagenet.told(config.floors)
   said: list[Said] = []
   folder = os.path.join(workdir, 'features')
@@ -300,6 +337,9 @@ def run(config: ConfigDict, workdir: str) -> dict[str, Any]:
   for source in base.sources(study, config, place):
     cache = source.extract(timesteps)
     answers = encoder_answers(cache, draws, parts, config)
+    if config.finetuned:
+      own = os.path.join(workdir, 'finetuned', base.who_of(source.name))
+      answers += tuned_answers(source, draws, parts, config, own)
     said += [s._replace(method=source.name + s.method) for s in answers]
   said += floor_answers(ds, draws, parts, config.floors, config.seed, folder)
 
@@ -327,6 +367,26 @@ def run(config: ConfigDict, workdir: str) -> dict[str, Any]:
   return results
 
 
+def check_tuned(
+  study: base.Study, draws: Sequence[Draw], config: ConfigDict
+) -> None:
+  """Raises ValueError where a draw cannot be fine-tuned on."""
+  fewest = min(len(draw.train) for draw in draws)
+  for draw in draws:
+    cut = study.parts._replace(train=draw.train)
+    tuned.check_classes(cut, study.ds.classes, '--config.fractions')
+  tuned.check_encoder(study.encoder)
+  with tuned.flags_of_part():
+    tuned.check_tuning(
+      config.finetune,
+      study.encoder,
+      study.ds,
+      config.data.split,
+      fewest,
+      config.finetuned,
+    )
+
+
 def _record(draw: Draw, groups: np.ndarray) -> dict[str, Any]:
   """How large a draw is; groups of all rows."""
   return {
@@ -347,7 +407,8 @@ def score(
 ) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
   """One record per method, share and set of test images; and comparisons.
 
-  A comparison is of a method on features with a floor, at the same share.
+  A comparison is of a method on features with a floor, at the same share; of a
+  fine-tuned encoder with the frozen one too.
   """
   test = parts.rows[parts.test]
   labels, groups = data.labels(ds)[test], data.groups(ds)[test]
@@ -395,7 +456,7 @@ def score(
     for (method, share, name), a in found.items()
     if not method.startswith(FLOOR)
     for floor in methods
-    if floor.startswith(FLOOR)
+    if floor.startswith(FLOOR) or floor == frozen_of(method)
   ]
   return curves, comparisons
 
@@ -431,9 +492,18 @@ def write(
   page.write_csv(path, list(lines[0]), lines)
 
 
+def frozen_of(method: str) -> str:
+  """The row that a fine-tuned one started from; '' of others."""
+  origin, slash, name = method.rpartition('/')
+  tuned_one = name.startswith(tuned.TUNED)
+  return f'{origin}{slash}{tuned.FROZEN}' if tuned_one else ''
+
+
 def kind_of(method: str) -> str:
   """MSFA, or what a method is read from; of each the figure shows the best."""
-  origin = method.rpartition('/')[0]
+  origin, _, name = method.rpartition('/')
+  if name.startswith(tuned.TUNED):
+    return f'{origin} fine-tuned'
   return 'MSFA' if method == 'mlp_concat' else origin or 'encoder'
 
 

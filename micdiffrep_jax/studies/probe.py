@@ -59,6 +59,11 @@ PAIRS = (
   ('kernel_layers', 'kernel'),
   ('kernel_layers', 'random/kernel_layers'),
   ('kernel_layers', 'floor/imagenet'),
+  ('finetuned', 'frozen'),
+  ('finetuned', 'floor/nearest_pixels'),
+  ('finetuned', 'floor/nearest_hog'),
+  ('finetuned', 'floor/kernel_hog'),
+  ('finetuned', 'floor/imagenet'),
 )
 
 

@@ -148,7 +148,7 @@ def about_data(found: Sequence[Run]) -> list[str]:
 
 def in_short(found: Sequence[Run]) -> Section:
   """The result in a sentence, before anything else."""
-  probes = [r for r in found if r.task in ('probe', 'evaluate')]
+  probes = [r for r in found if r.task in ('probe', 'finetune', 'evaluate')]
   section = _section('In short', lambda run: [page_probe.headline(run)], probes)
   blocks = [b for b in section.blocks if not getattr(b, 'tone', '')]
   return Section('In short', blocks)
@@ -248,6 +248,23 @@ def pretraining(run: Run) -> list[Block]:
 
 def _number(x: float | None, text: str = '{:.4f}', scale: float = 1.0) -> str:
   return '' if x is None else text.format(scale * x)
+
+
+def finetuning(run: Run) -> list[Block]:
+  """What was trained on, on how many images, and its curves."""
+  record = record_of(run)
+  config = record['config']
+  facts = [
+    ('trained', config['tune']),
+    ('first stage', config['from_stage']),
+    ('parameters trained', f'{record["trained_parameters"] / 1e6:.2f} M'),
+    ('share of labelled groups', f'{100 * record["share"]:g} %'),
+    ('training images', record['train_images']),
+    ('training groups', record['train_groups']),
+    ('validation images', record['val_images']),
+    ('step kept', record['best_step']),
+  ]
+  return [_facts(facts), *curves(log.read_metrics(run.folder))]
 
 
 def curves(lines: Sequence[Mapping[str, float]]) -> list[Block]:
@@ -435,7 +452,7 @@ def _parts(
 
 
 # Tasks and what a section shows of each run of theirs, in the page's order.
-_PROBES = ('ablate', 'probe', 'evaluate')
+_PROBES = ('ablate', 'probe', 'finetune', 'evaluate')
 SECTIONS: dict[str, tuple[Sequence[str], Callable[[Run], Sequence[Block]]]] = {
   'Results': (_PROBES, page_probe.results),
   'Table 1': (('table1',), page_table1.blocks),
@@ -444,6 +461,7 @@ SECTIONS: dict[str, tuple[Sequence[str], Callable[[Run], Sequence[Block]]]] = {
   'Splits': (('splits',), page_splits.blocks),
   'Cross-validation': (('cross_validate',), page_folds.blocks),
   'Few labels': (('label_efficiency',), page_labels.blocks),
+  'Fine-tuning': (('finetune',), finetuning),
   'Pretraining': (('pretrain',), pretraining),
   'Samples': (('sample',), samples),
   'Data': ((), counts),
