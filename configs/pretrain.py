@@ -151,6 +151,12 @@ def get_config(preset: str = 'paper') -> ConfigDict:
   config.monitor.probe_images = 1000  # of train and of validation; 0: no probe
   config.monitor.probe_timestep = 20  # of [0, T), 0 the least noise
 
+  config.stop = ConfigDict()  # ends a run whose features gain no more
+  # '' | features_kept, which two views of an image share | feature_rank |
+  # val_loss: read of validation images, without labels, every eval_every steps.
+  config.stop.metric = ''
+  config.stop.patience = 3  # evaluations without a better one
+
   config.allow_changes = False  # resume although data or settings changed
   config.allow_failed_audit = False  # train on data that the audit refuses
   config.debug = False  # stop at NaN, reused keys, promoted ranks; slow

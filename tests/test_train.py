@@ -208,6 +208,47 @@ def test_side_arrays_travel_with_their_images(tmp_path, monkeypatch):
   assert line['twice'] > 0
 
 
+def test_a_run_ends_where_its_features_gain_no_more(tmp_path, monkeypatch):
+  def loss(params, extra, batch, key):
+    return jnp.sum(params['w']), (extra, {'loss': jnp.sum(params['w'])})
+
+  method = dataclasses.replace(linear_method(), loss=loss)
+  monkeypatch.setattr(train, 'make_method', lambda *_: method)
+  kept = {2: 0.5, 4: 0.7, 6: 0.6, 8: 0.65, 10: 0.9}
+  seen = []
+
+  def make(method, config, dataset, info, mesh, writer):
+    def watch(state, step):
+      seen.append(step)
+      found = {'features_kept': kept.get(step, 0.8), 'val_loss': 1 / step}
+      writer.scalars(step, found)
+      return found
+
+    return watch
+
+  monkeypatch.setattr(train.monitor, 'make', make)
+  config = tiny_config(
+    **{
+      'steps': 20,
+      'eval_every': 2,
+      'save_every': 100,
+      'stop.metric': 'features_kept',
+      'stop.patience': 2,
+    }
+  )
+  results = train.run(config, str(tmp_path))
+  # Of 4 is the best; 6 and 8 are two without a better one.
+  assert seen == [2, 4, 6, 8]
+  assert (results['steps'], results['images_seen']) == (8, 8 * 16)
+  assert results['ended_early']
+  assert final_state(tmp_path)[0] == 8
+  assert train.run(config, str(tmp_path))['steps'] == 8
+  assert seen == [2, 4, 6, 8]
+  # With more patience it goes on from there: 10 is the best, then three.
+  config.stop.patience = 3
+  assert train.run(config, str(tmp_path))['steps'] == 16
+
+
 def test_changed_settings_are_named_and_refused(uninterrupted):
   workdir = str(uninterrupted[0])
   changed = tiny_config(**{'optim.lr': 2e-3, 'model.dropout': 0.1})
@@ -267,6 +308,9 @@ def test_a_loss_that_is_not_finite_stops_the_run(tmp_path):
     ({'augment.flip': 2.0}, '--config.augment.flip'),
     ({'ema_decay': 1.0}, '--config.ema_decay'),
     ({'data.split': 'groped'}, "Did you mean 'grouped'"),
+    ({'stop.metric': 'kept'}, '--config.stop.metric'),
+    ({'stop.metric': 'val_loss', 'stop.patience': 0}, '--config.stop.patience'),
+    ({'stop.metric': 'val_loss', 'monitor.images': 1}, 'monitor.images=1'),
   ],
 )
 def test_bad_fields_are_refused_before_any_compile(

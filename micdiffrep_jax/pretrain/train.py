@@ -33,11 +33,15 @@ from micdiffrep_jax.pretrain.state import Program, TrainState, compile_program
 from micdiffrep_jax.pretrain.teacher import Teacher, folder_of, open_teacher
 from micdiffrep_jax.run import debug, devices, files, guard, log
 from micdiffrep_jax.run.checkpoint import Checkpoints, Metadata, read_metadata
+from micdiffrep_jax.run.checks import in_range, one_of
 from micdiffrep_jax.run.keys import stream
 
+# Readings that may end a run; only val_loss is better where it is lower. None
+# of them reads a label.
+STOP_METRICS = ('val_loss', 'feature_rank', 'features_kept')
 # Fields that change what is seen of a run, not what it computes.
 HARMLESS = (
-  'log_every save_every keep_every eval_every monitor allow_changes '
+  'log_every save_every keep_every eval_every monitor stop allow_changes '
   'allow_failed_audit debug profile fsdp'
 ).split()
 
@@ -323,7 +327,8 @@ class Job(NamedTuple):
       val_loss the lowest is the best.
     start: -> params and extra to begin with, of which step 0 is evaluated too;
       None begins with those that method.init draws.
-    patience: evaluations without a better val_loss that end the run; 0: none.
+    patience: evaluations without a better `judge` that end the run; 0: none.
+    judge: one of STOP_METRICS.
   """
 
   method: Method
@@ -336,15 +341,39 @@ class Job(NamedTuple):
   watch: Callable[[Any, log.Writer], Callable[[Any, int], dict[str, float]]]
   start: Callable[[], tuple[Any, Any]] | None = None
   patience: int = 0
+  judge: str = 'val_loss'
 
 
 class Done(NamedTuple):
-  """A finished run: its last step, val_loss by step where it was evaluated."""
+  """A finished run: its last step; evaluated: as Loop has it."""
 
   step: int
   evaluated: Mapping[int, float]
   parameters: int
   images_per_s: float
+
+
+def judged(
+  step: int, metrics: Mapping[str, float], name: str
+) -> dict[int, float]:
+  """{step: the metric, negative where more is better}; {} where it lacks."""
+  if name not in metrics:
+    return {}
+  return {step: metrics[name] if name == 'val_loss' else -metrics[name]}
+
+
+def check_stop(config: ConfigDict, dataset: data.Dataset) -> None:
+  """Raises ValueError for a config.stop that could never end the run."""
+  if not config.stop.metric:
+    return
+  one_of(STOP_METRICS, config.stop.metric, 'metric', '--config.stop.metric')
+  in_range(config.stop.patience, 1, 10**6, '--config.stop.patience')
+  images = len(data.rows(dataset, config.data.split, 'val'))
+  if min(images, config.monitor.images) < 2:
+    raise ValueError(
+      f'stop.metric={config.stop.metric!r} is read of validation images: there '
+      f'are {images}, and --config.monitor.images={config.monitor.images}.'
+    )
 
 
 def stale(evaluated: Mapping[int, float], patience: int) -> bool:
@@ -358,7 +387,8 @@ def stale(evaluated: Mapping[int, float], patience: int) -> bool:
 class Loop(NamedTuple):
   """The steps of a run and what is done between them.
 
-  watch: as Job.watch gives it; evaluated: val_loss by step so far.
+  watch: as Job.watch gives it; evaluated: what judges, by step so far, the
+  lower the better.
   """
 
   job: Job
@@ -384,7 +414,7 @@ class Loop(NamedTuple):
     with guard.StopSignal() as stop:
       for step in steps:
         if stale(self.evaluated, self.job.patience):
-          break
+          break  # it ended before
         trace(step, state)
         batch = next(batches)
         with jax.transfer_guard(transfers):
@@ -397,7 +427,8 @@ class Loop(NamedTuple):
           self.meter.settle()
           watched = self.evaluate(state, step)
           self.meter.restart_clock(step)
-        if step % config.save_every == 0 or step == last or stopped:
+        ended = step == last or stale(self.evaluated, self.job.patience)
+        if step % config.save_every == 0 or ended or stopped:
           self.save(step, state, watched)
         if stopped:
           self.checkpoints.wait()
@@ -409,13 +440,21 @@ class Loop(NamedTuple):
             last,
           )
           raise SystemExit(128 + stopped)
+        if ended and step < last:
+          log.get_logger().info(
+            'Ended at step %d of %d: %s has not improved for %d evaluations.',
+            step,
+            last,
+            self.job.judge,
+            self.job.patience,
+          )
+          break
       self.checkpoints.wait()
 
   def evaluate(self, state: TrainState, step: int) -> dict[str, float]:
     """What is measured of the state."""
     watched = self.watch(state, step)
-    if 'val_loss' in watched:
-      self.evaluated[step] = watched['val_loss']
+    self.evaluated.update(judged(step, watched, self.job.judge))
     return watched
 
   def save(
@@ -460,11 +499,10 @@ def train(job: Job, workdir: str) -> Done:
   )
   if jax.process_index() == 0:
     files.write_json(os.path.join(workdir, 'config.json'), config)
-  evaluated = {
-    int(line['step']): line['val_loss']
-    for line in log.read_metrics(workdir)
-    if 'val_loss' in line and line['step'] <= start and not fresh
-  }
+  evaluated: dict[int, float] = {}
+  for line in log.read_metrics(workdir):
+    if line['step'] <= start and not fresh:
+      evaluated |= judged(int(line['step']), line, job.judge)
   writer = log.Writer(workdir, start)
   watch = job.watch(mesh, writer)
   meter = Meter(
@@ -498,6 +536,7 @@ def fit(
 ) -> dict[str, Any]:
   """Trains, or goes on from the newest sound checkpoint, to the results."""
   check_batches(config, len(rows), devices.make_mesh())
+  check_stop(config, dataset)
   steps = count_steps(config, len(rows))
   told = teacher.fill_in(config) if teacher else config
   job = Job(
@@ -509,12 +548,15 @@ def fit(
     lambda: _side(method, teacher, dataset, rows, workdir),
     Metadata(files.plain(told), info.as_dict()),
     functools.partial(monitor.make, method, config, dataset, info),
+    patience=config.stop.patience if config.stop.metric else 0,
+    judge=config.stop.metric or 'val_loss',
   )
   done = train(job, workdir)
-  images_seen = steps * config.batch_size
+  images_seen = done.step * config.batch_size
   results = {
     'task': 'pretrain',
-    'steps': steps,
+    'steps': done.step,
+    'ended_early': done.step < steps,
     'images_seen': images_seen,
     'parameters': done.parameters,
     'dataset': info.as_dict(),
