@@ -46,19 +46,22 @@ def test_it_is_small_and_says_what_was_measured():
     (measured,) = [
       row
       for row in csv.DictReader(f)
-      if (row['probe'], row['row']) == ('finer stem, grouped', 'kernel')
+      if (row['probe'], row['row']) == ('results/bundle.npz', 'kernel')
       and (row['images'], row['metric']) == ('all', 'accuracy')
     ]
   for name, value in meta.test['all']['accuracy'].items():
     assert round(value, 4) == float(measured[name])
   assert meta.fitted_on_test_images
+  measured = classifier.load_bundle(BUNDLE, 'measured').meta
+  assert not measured.fitted_on_test_images
+  assert measured.training_images < meta.training_images
 
 
 def test_as_an_encoder_it_has_five_layers():
   encoder = encoders.load_encoder(BUNDLE)
   layers = features.check_request(encoder.method, (), (1,))
   assert layers == ('down0_0', 'down1_0', 'down2_0', 'down3_0', 'mid')
-  assert encoder.info.images_seen == 256_000
+  assert encoder.info.images_seen == 128_000
   params = sum(x.size for x in jax.tree.leaves(encoder.variables))
   assert params > 4e6
 
