@@ -14,7 +14,7 @@ from micdiffrep_jax.run import files
 
 _INK, _FAINT, _RANDOM, _FLOOR = '#1f3b63', '#9aa5b1', '#b07d2b', '#8a8f96'
 # Of lines that carry their names; told apart by the colour-blind too.
-_DIRECT = (_INK, '#c4601c', '#3f8f5f', '#8a4f9e')
+_DIRECT = (_INK, '#c4601c', '#3f8f5f', '#8a4f9e', '#a8325a', '#2f8fa8')
 
 
 def encode(figure: Figure, kind: str) -> bytes:
@@ -130,6 +130,7 @@ def few_labels(
   xlabel: str,
   ylabel: str,
   title: str = '',
+  log_x: bool = True,
 ) -> Figure:
   """The best line of each kind, with its band and name; the others faint.
 
@@ -154,7 +155,9 @@ def few_labels(
     if 'low' in line:
       band = line['low'], line['high']
       axes.fill_between(x, *band, color=color, alpha=0.12, linewidth=0)
-  axes.set(xlabel=xlabel, ylabel=ylabel, title=title, xscale='log')
+  axes.set(xlabel=xlabel, ylabel=ylabel, title=title)
+  if log_x:
+    axes.set_xscale('log')
   at = sorted({float(x) for line in series.values() for x in line['x']})
   axes.set_xticks(at, [f'{x:g}' for x in at])
   axes.minorticks_off()

@@ -186,23 +186,30 @@ def compare(
 
 
 def draw(table: Sequence[Mapping[str, Any]]) -> Figure:
-  """Accuracy of each row, from the leakiest split to the honest one."""
+  """Accuracy of the best row of each encoder, from the leakiest split on.
+
+  Of random weights and floors too, EfficientNet by itself; the others faint.
+  """
   order = [*reversed(splits.NAMES), splits.GIVEN]
   series: dict[str, dict[str, list[float]]] = {}
+  kinds: dict[str, str] = {}
   for line in sorted(table, key=lambda x: order.index(x['split'])):
     if (line['images'], line['metric']) == ('all', 'accuracy'):
       name = row_title(line)
+      origin, _, row = line['method'].rpartition('/')
+      kinds[name] = line['encoder'] + origin + row * (row == imagenet.NAME)
       points = series.setdefault(name, {k: [] for k in ('x', 'y', *BOUNDS[1:])})
       points['x'].append(order.index(line['split']))
       for key, bound in zip(('y', *BOUNDS[1:]), BOUNDS):
         points[key].append(100 * line[bound])
   shown = [n for n in order if any(x['split'] == n for x in table)]
-  figure = plots.curves(
+  figure = plots.few_labels(
     series,
+    kinds,
     '',  # the ticks say it, on two lines
     'test accuracy, %',
     'What each leak is worth: accuracy by what stays together',
-    dotted=[name for name in series if name.startswith('floor')],
+    log_x=False,
   )
   (axes,) = figure.axes
   axes.set_xticks(
