@@ -34,13 +34,19 @@ result_of() {
   "$PYTHON" -c 'import json, sys; print(json.load(open(sys.argv[1]))[sys.argv[2]])' "$@"
 }
 
-run "${main[@]}" "${recipe[@]}" --config.steps=600 --config.log_every=50 \
-  --config.eval_every=600 --config.monitor.samples=0 "--workdir=$out/speed"
-if $DRY_RUN; then steps=STEPS; else
+# Once: a finished run that is started again tells no speed.
+if [[ ! -e $out/steps ]]; then
+  run "${main[@]}" "${recipe[@]}" --config.steps=600 --config.log_every=50 \
+    --config.eval_every=600 --config.monitor.samples=0 "--workdir=$out/speed"
+fi
+if $DRY_RUN; then steps=STEPS; elif [[ -e $out/steps ]]; then
+  steps=$(<"$out/steps")
+else
   speed=$(result_of "$out/speed/results.json" images_per_s)
   # Nine tenths: readings and saves take their share.
   batch=$(result_of "$out/speed/config.json" batch_size)
   steps=$("$PYTHON" -c "print(max(1, int(0.9 * 60 * $minutes * $speed / $batch)))")
+  echo "$steps" >"$out/steps"
 fi
 run "${main[@]}" "${recipe[@]}" "--config.steps=$steps" "--config.eval_every=$steps" \
   --config.save_every=2000 "--workdir=$out/run"

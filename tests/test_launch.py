@@ -165,6 +165,10 @@ exit 0
   assert '--config.steps=210 ' in of['run']
   assert '--config.optim.lr=1 ' in of['run']
   assert f'--config.probe={out}/probe ' in of['bundle']
+  # Again: the speed is not counted anew, and the steps are those of before.
+  assert launch(fakes, *command, '10', '--config.optim.lr=1').returncode == 0
+  again = [x for x in record(fakes) if 'micdiffrep_jax.main' in x][4:]
+  assert again == tasks[1:]
   for minutes in ('0', 'ten'):
     done = launch(fakes, *command, minutes)
     assert done.returncode == 2
