@@ -4,13 +4,12 @@ Three evaluators and a picture. Validation images only: the test part is never
 touched here.
 """
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 import functools
 import itertools
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 from ml_collections import ConfigDict
 import numpy as np
 from sklearn.linear_model import RidgeClassifierCV
@@ -20,9 +19,9 @@ from micdiffrep_jax.data import dataset as data
 from micdiffrep_jax.draw import grids
 from micdiffrep_jax.encoders import encoder as encoders
 from micdiffrep_jax.encoders import features
+from micdiffrep_jax.encoders.cache import make_view_fn
 from micdiffrep_jax.heads.matrix import pool
-from micdiffrep_jax.methods import Method, views
-from micdiffrep_jax.methods.base import to_float
+from micdiffrep_jax.methods import Method
 from micdiffrep_jax.pretrain import readings
 from micdiffrep_jax.run import devices, log
 from micdiffrep_jax.run.keys import stream
@@ -109,14 +108,12 @@ def feature_spread(
   """
   method, mesh, key = subject.method, subject.mesh, subject.key()
   layer = method.output or method.layers[-1]
-  feature_fn = features.make_feature_fn(method, (layer,), 1)
+  as_is = features.make_feature_fn(method, (layer,), 1)
+  changed = make_view_fn(method, (layer,), 1, VIEW)
   other = devices.replicate(stream(key, 'view'), mesh)
 
-  @jax.jit
-  def change(images: jax.Array, seeds: jax.Array) -> jax.Array:
-    return jax.vmap(_changed)(features.image_keys(other, seeds), images)
-
-  def read(variables: Any, shown: Iterable[features.Batch], key: Any) -> Any:
+  def read(feature_fn: Callable, variables: Any, key: Any) -> np.ndarray:
+    shown = subject.batches(rows)
     found = [
       means[layer][:valid]
       for valid, means in features.passes(
@@ -126,23 +123,11 @@ def feature_spread(
     return np.concatenate(found).reshape(len(rows), -1)
 
   def spread(variables: Any) -> tuple[float, float]:
-    shown = subject.batches(rows)
-    first = read(variables, shown, key)
-    changed = (
-      batch._replace(images=change(batch.images, batch.seeds))
-      for batch in subject.batches(rows)
-    )
-    return effective_rank(first), kept_share(
-      first, read(variables, changed, other)
-    )
+    first = read(as_is, variables, key)
+    second = read(changed, variables, other)
+    return effective_rank(first), kept_share(first, second)
 
   return spread
-
-
-def _changed(key: jax.Array, image: jax.Array) -> jax.Array:
-  """Another view (h, w, c) uint8 of an image of that kind."""
-  made = views.augment(key, to_float(image)[None], VIEW)[0]
-  return jnp.round((made + 1) * 127.5).astype(jnp.uint8)
 
 
 def quick_probe(

@@ -411,10 +411,10 @@ class Loop(NamedTuple):
     config, last = self.job.config, steps.stop - 1
     # A check that reruns operations one by one moves constants to the device.
     transfers = 'allow' if config.debug else 'disallow'
+    if stale(self.evaluated, self.job.patience):
+      return  # it ended before
     with guard.StopSignal() as stop:
       for step in steps:
-        if stale(self.evaluated, self.job.patience):
-          break  # it ended before
         trace(step, state)
         batch = next(batches)
         with jax.transfer_guard(transfers):
@@ -423,11 +423,12 @@ class Loop(NamedTuple):
         # Asked once: a signal may come at any line.
         stopped = stop.agreed(step, self.mesh)
         watched: dict[str, float] = {}
-        if step % config.eval_every == 0 or step == last:
+        ended = step == last
+        if step % config.eval_every == 0 or ended:
           self.meter.settle()
           watched = self.evaluate(state, step)
           self.meter.restart_clock(step)
-        ended = step == last or stale(self.evaluated, self.job.patience)
+          ended = ended or stale(self.evaluated, self.job.patience)
         if step % config.save_every == 0 or ended or stopped:
           self.save(step, state, watched)
         if stopped:

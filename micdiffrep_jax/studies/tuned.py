@@ -68,15 +68,10 @@ def check(config: ConfigDict) -> None:
   finetune.check(config)
 
 
-def level_of(reader: Reader, config: ConfigDict) -> int:
-  """The noise at which features are read; 0 where an encoder knows none."""
-  return config.timestep if reader.timesteps > 1 else 0
-
-
 def spot_of(reader: Reader, config: ConfigDict) -> Spot:
   """Where features are read; ValueError for what the encoder has not."""
   layers = read_layers(reader, tuple(config.layers))
-  t = level_of(reader, config)
+  (t,) = features.timesteps_of(reader, (config.timestep,))
   features.check_request(reader, layers, (t,))
   return Spot(layers, t, config.grid)
 
@@ -105,7 +100,8 @@ def subject(
     config.eval_batch_size,
     deviation=config.deviation,
   )
-  t = level_of(encoder.method, config)
+  t = spot.timestep
+  assert isinstance(t, int)  # of one noise level
   where = (source.extract((t,)), t, spot.layers, spot.grid)
   found = matrix.literal(
     feature_cache.matrix(*where), feature_cache.maps_of(*where)
