@@ -257,15 +257,19 @@ def _labels(listed: list[sources.Source], data: ConfigDict) -> list[list[str]]:
     return labels
   first = listed[0]
   mapping = classes.parse_class_map(data.class_map)
-  found = first.labels or [x for f in first.files for x in f.split('/')[:-1]]
+  found: Sequence[str]
   if first.labels is not None:
+    found = first.labels
     labels[0] = [mapping.get(x, x) for x in found]
   elif data.class_field:
     found = bids.classes(first.place, first.files, data.class_field)
     labels[0] = [mapping.get(x, x) for x in found]
   elif any('/' in f for f in first.files) or data.classes:
     labels[0] = _labels_of_folders(first, mapping, data)
+    folders = {f.rpartition('/')[0] for f in first.files}
+    found = [name for folder in folders for name in folder.split('/')]
   else:
+    found = ()
     log.get_logger().warning(
       '%s has no class folders: its pictures count as unlabelled.',
       first.origin,

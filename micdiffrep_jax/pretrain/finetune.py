@@ -289,15 +289,20 @@ def _best(workdir: str, done: train.Done) -> tuple[str, int]:
 
 
 def _head_of(tuned: Encoder, first: SavedHead) -> SavedHead:
-  """The head that stands beside the encoder's weights, as a file holds it."""
-  variables = devices.fetch(
-    {k: tuned.variables[k] for k in ('head', 'shift', 'scale')}
-  )
+  """The head of a fine-tuned encoder, as a file holds it."""
   told = {'encoder': tuned.info.as_dict(), 'checkpoint': tuned.info.path}
   kept = {k: v for k, v in first.info.items() if k not in ('strength',)}
+  return head_beside(tuned, {**kept, **told})
+
+
+def head_beside(tuned: Encoder, info: dict[str, Any]) -> SavedHead:
+  """The head that stands beside a fine-tuned encoder's weights."""
+  held = devices.fetch(
+    {k: tuned.variables[k] for k in ('head', 'shift', 'scale')}
+  )
   return SavedHead(
-    {name: np.asarray(x)[None] for name, x in variables['head'].items()},
-    np.asarray(variables['shift']),
-    np.asarray(variables['scale']),
-    {**kept, **told},
+    {name: np.asarray(x)[None] for name, x in held['head'].items()},
+    np.asarray(held['shift']),
+    np.asarray(held['scale']),
+    info,
   )

@@ -185,6 +185,23 @@ def told(study: Study, split: str) -> dict[str, Any]:
   }
 
 
+def told_of_head(
+  ds: data.Dataset, split: str, grid: int, config: ConfigDict
+) -> dict[str, Any]:
+  """What a head's file says of the data and of how features were extracted."""
+  return {
+    'extracted_grid': grid,
+    'deviation': config.deviation,
+    'draws': config.draws,
+    'feature_seed': config.seed,
+    'classes': ds.classes,
+    'dataset': ds.fingerprint,
+    'preparation': ds.info.settings,
+    'split': split,
+    'split_hash': data.split_hash(ds, split),
+  }
+
+
 class Source(NamedTuple):
   """An encoder whose features of rows lie in a folder, once they are extracted.
 

@@ -21,7 +21,8 @@ from micdiffrep_jax.encoders.encoder import Encoder
 from micdiffrep_jax.heads import head_file
 from micdiffrep_jax.heads.head_file import SavedHead
 from micdiffrep_jax.heads.table import HEADS
-from micdiffrep_jax.run import debug, devices, files, guard
+from micdiffrep_jax.pretrain.finetune import head_beside
+from micdiffrep_jax.run import debug, files, guard
 from micdiffrep_jax.run.checks import one_of, whole_number
 from micdiffrep_jax.studies import base, grid, imagenet, labels, probe, tuned
 from micdiffrep_jax.studies.base import Parts, Study
@@ -109,17 +110,10 @@ def given_head(
         '--config.start=fit.'
       )
   elif encoder.config.method == 'finetune':
-    held = devices.fetch(
-      {k: encoder.variables[k] for k in ('head', 'shift', 'scale')}
-    )
     fields = encoder.config
     names = ('classes', 'layers', 'timestep', 'grid', 'deviation', 'draws')
-    head = SavedHead(
-      {name: np.asarray(x)[None] for name, x in held['head'].items()},
-      held['shift'],
-      held['scale'],
-      {**{k: fields[k] for k in names}, 'kind': fields.net.kind},
-    )
+    told = {**{k: fields[k] for k in names}, 'kind': fields.net.kind}
+    head = head_beside(encoder, told)
   else:
     raise ValueError(
       f'{path!r} holds no head: it is neither a bundle nor a fine-tuned run. '

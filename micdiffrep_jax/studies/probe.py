@@ -209,19 +209,10 @@ def run(config: ConfigDict, workdir: str) -> dict[str, Any]:
 def save_head(workdir: str, row: Row, study: Study, config: ConfigDict) -> None:
   """Writes the head of a row, with what its features and classes are."""
   assert row.head is not None
-  ds = study.ds
   told = {
-    'extracted_grid': max(config.grids),
-    'deviation': config.deviation,
-    'draws': config.draws,
-    'feature_seed': config.seed,
-    'classes': ds.classes,
+    **base.told_of_head(study.ds, config.data.split, max(config.grids), config),
     'encoder': study.encoder.info.as_dict(),
     'checkpoint': config.checkpoint,
-    'dataset': ds.fingerprint,
-    'preparation': ds.info.settings,
-    'split': config.data.split,
-    'split_hash': data.split_hash(ds, config.data.split),
   }
   head_file.save(workdir, row.head._replace(info=row.head.info | told))
 

@@ -173,18 +173,8 @@ def told_of_head(
   config: ConfigDict, ds: data.Dataset, split: str, spot: Spot
 ) -> dict[str, Any]:
   """What a head's file says of the features and classes that it reads."""
-  return {
-    **spot._asdict(),
-    'extracted_grid': spot.grid,
-    'deviation': config.deviation,
-    'draws': config.draws,
-    'feature_seed': config.seed,
-    'classes': ds.classes,
-    'dataset': ds.fingerprint,
-    'preparation': ds.info.settings,
-    'split': split,
-    'split_hash': data.split_hash(ds, split),
-  }
+  told = base.told_of_head(ds, split, spot.grid, config)
+  return {**spot._asdict(), **told}
 
 
 def check_encoder(encoder: Encoder) -> None:
