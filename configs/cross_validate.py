@@ -11,6 +11,8 @@ saw none of its group, so that encoders, layers and timesteps can be chosen on
 several times the groups that validation has. The first of `checkpoints` at the
 first timestep is what the others are compared with, pairwise; without any, the
 first of `floors`. So is the first of `heads` with its others, in each encoder.
+With several --config.fractions, such as (0.01,0.05,0.1,1.0), the same is done
+for each share of the labels, and label_efficiency.png shows the curves.
 An encoder that was trained with labels is refused: it may have read those of
 the images.
 """
@@ -51,6 +53,9 @@ def get_config(preset: str = '') -> ConfigDict:
   config.batch_size = 128  # of the encoder, over all devices
 
   config.folds = 5  # one predicted, one to choose on, the rest to fit on
+  # Of the groups to fit on, how many have labels; drawn anew for each fold.
+  config.fractions = (1.0,)
+  config.validation = 'share'  # share | all: labels that choices may use
   # Any of a probe's: logistic, prototypes, kernel_layers (one per layer), and
   # trained ones as `training` says: linear, mlp, mlp_layers, attention.
   config.heads = ('kernel', 'knn')

@@ -17,7 +17,7 @@ from micdiffrep_jax.draw.result import Run
 from micdiffrep_jax.encoders import cache
 from micdiffrep_jax.encoders import encoder as encoders
 from micdiffrep_jax.heads import matrix
-from micdiffrep_jax.studies import folds, grid, page_folds, report
+from micdiffrep_jax.studies import base, folds, grid, page_folds, report
 from micdiffrep_jax.studies.base import Parts
 from micdiffrep_jax.studies.folds import Key
 from micdiffrep_jax.studies.grid import Row
@@ -75,7 +75,7 @@ def test_the_encoder_that_sees_is_told_from_the_one_that_does_not(finished):
 def test_the_first_is_compared_with_all_of_its_kind_and_the_floors(finished):
   _, results = finished
   found = {
-    (*c['a'].values(), *c['b'].values()): c['accuracy']
+    (*Key(**c['a'])[:2], *Key(**c['b'])[:2]): c['accuracy']
     for c in results['comparisons']
     if c['images'] == 'all' and '+ blind' not in c['a']['encoder']
   }
@@ -227,6 +227,52 @@ def test_a_trained_head_predicts_what_no_fold_showed_it():
   ] * 3
 
 
+@pytest.mark.parametrize('validation', ['share', 'all'])
+def test_a_share_of_the_labels_is_of_whole_groups(ds, validation):
+  whole = base.labelled_parts(ds, 'patient')
+  known = np.concatenate([whole.train, whole.val])
+  rotated = folds.rotate(whole, data.groups(ds)[whole.rows[known]], 3, 0)
+  groups = data.groups(ds)[rotated[0].rows]
+  config = get_config(validation=validation)
+  few, more = (
+    folds.with_labels(rotated, groups, share, config) for share in (0.2, 0.5)
+  )
+  for full, small, large in zip(rotated, few, more, strict=True):
+    np.testing.assert_array_equal(small.test, full.test)
+    assert set(small.train) < set(large.train) < set(full.train)
+    torn = set(groups[small.train]) & set(
+      groups[np.setdiff1d(full.train, small.train)]
+    )
+    assert not torn
+    assert set(small.labels[small.train]) == set(range(full.classes))
+    assert (len(small.val) == len(full.val)) == (validation == 'all')
+  first, second = (set(groups[part.train]) for part in few[:2])
+  assert first != second  # drawn anew
+
+
+def test_few_labels_stand_beside_all_in_one_table(alone, tmp_path):
+  with alone.unlocked():
+    alone.fractions = (0.2, 1.0)
+    alone.checkpoints = ('a', 'b')
+    alone.layers = ('image', 'mean')
+    alone.floors = ('majority',)
+    alone.committees = ('a+b',)
+  results = folds.run(alone, str(tmp_path))
+  rows = [Key(r['encoder'], r['head'], r['share']) for r in results['rows']]
+  assert len(set(rows)) == len(rows) == 8
+  assert {key.share for key in rows} == {0.2, 1.0}
+  for c in results['comparisons']:
+    assert c['a']['share'] == c['b']['share']
+  # The first with three others, the committee with two, at both shares.
+  assert len({(str(c['a']), str(c['b'])) for c in results['comparisons']}) == 10
+  assert os.path.getsize(tmp_path / 'label_efficiency.png') > 5000
+  assert 'a image, t = 1, nearest neighbours, all layers, 20 % of the' in (
+    folds.text(results)
+  )
+  with open(tmp_path / 'comparisons.csv') as f:
+    assert {line['share'] for line in csv.DictReader(f)} == {'0.2', '1.0'}
+
+
 def test_an_encoder_that_had_labels_is_refused(ds, monkeypatch):
   taught = fake_encoder(ds)
   method = dataclasses.replace(
@@ -261,6 +307,8 @@ def test_only_what_pretraining_is_known_to_have_drawn_is_counted(ds):
     ({'heads': ('mpl',)}, 'heads'),
     ({'grid': 3}, 'grid'),
     ({'folds': 2}, 'folds'),
+    ({'fractions': ()}, 'fractions'),
+    ({'validation': 'none'}, 'validation'),
     ({'floors': ('none',)}, 'floors'),
   ],
 )

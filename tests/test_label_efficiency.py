@@ -13,8 +13,7 @@ from micdiffrep_jax.data import dataset as data
 from micdiffrep_jax.scores.metrics import HEADLINE
 from micdiffrep_jax.studies import base
 from micdiffrep_jax.studies import labels as label_efficiency
-from micdiffrep_jax.studies.cuts import group_classes
-from micdiffrep_jax.studies.labels import subsets
+from micdiffrep_jax.studies.cuts import group_classes, subsets
 
 SHARES = (0.01, 0.05, 0.1, 0.25, 1.0)
 

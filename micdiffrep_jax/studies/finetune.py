@@ -24,7 +24,15 @@ from micdiffrep_jax.heads.table import HEADS
 from micdiffrep_jax.pretrain.finetune import head_beside
 from micdiffrep_jax.run import debug, files, guard
 from micdiffrep_jax.run.checks import one_of, whole_number
-from micdiffrep_jax.studies import base, grid, imagenet, labels, probe, tuned
+from micdiffrep_jax.studies import (
+  base,
+  cuts,
+  grid,
+  imagenet,
+  labels,
+  probe,
+  tuned,
+)
 from micdiffrep_jax.studies.base import Parts, Study
 from micdiffrep_jax.studies.grid import Row
 from micdiffrep_jax.studies.tuned import FROZEN, TUNED
@@ -41,7 +49,7 @@ def check(config: ConfigDict) -> None:
   """Raises ValueError for what can be told to be wrong before anything runs."""
   one_of(STARTS, config.start, 'start of the head', '--config.start')
   one_of(
-    labels.VALIDATION, config.validation, 'validation', '--config.validation'
+    cuts.VALIDATION, config.validation, 'validation', '--config.validation'
   )
   if not 0 < config.share <= 1:
     raise ValueError(

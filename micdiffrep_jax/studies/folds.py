@@ -12,6 +12,7 @@ Letters: n labelled rows of train and validation, k classes.
 """
 
 from collections.abc import Mapping, Sequence
+import itertools
 import os
 import shutil
 from typing import Any, NamedTuple
@@ -36,12 +37,12 @@ from micdiffrep_jax.encoders import features
 from micdiffrep_jax.heads import matrix, table
 from micdiffrep_jax.heads.matrix import Features
 from micdiffrep_jax.run import files, log
-from micdiffrep_jax.run.checks import lookup, not_empty
+from micdiffrep_jax.run.checks import lookup, not_empty, one_of
 from micdiffrep_jax.scores import bootstrap
 from micdiffrep_jax.scores.bootstrap import BOUNDS
 from micdiffrep_jax.studies import base, committees, grid, imagenet, tuned
 from micdiffrep_jax.studies.base import Parts
-from micdiffrep_jax.studies.cuts import group_folds
+from micdiffrep_jax.studies.cuts import VALIDATION, group_folds, subsets
 from micdiffrep_jax.studies.page_folds import row_title
 
 
@@ -60,10 +61,14 @@ class Candidate(NamedTuple):
 
 
 class Key(NamedTuple):
-  """A row: encoder '' is of a floor, a head 'random/...' of random weights."""
+  """A row: encoder '' is of a floor, a head 'random/...' of random weights.
+
+  share: of the labelled groups of each fold.
+  """
 
   encoder: str
   head: str
+  share: float = 1.0
 
 
 def check(config: ConfigDict) -> None:
@@ -88,7 +93,7 @@ def check(config: ConfigDict) -> None:
       'The same encoder with the same layers stands twice in '
       f'--config.checkpoints={config.checkpoints!r}.'
     )
-  for field in ('timesteps', 'heads'):
+  for field in ('timesteps', 'heads', 'fractions'):
     not_empty(config[field], f'--config.{field}')
   for name in config.heads:
     lookup(table.HEADS, name, 'head', '--config.heads')
@@ -101,6 +106,7 @@ def check(config: ConfigDict) -> None:
       f'folds={config.folds}: one is predicted, one chosen on, the rest fitted '
       'on. Set --config.folds to 3 or more.'
     )
+  one_of(VALIDATION, config.validation, 'validation', '--config.validation')
   tuned.check_ways(config)
   imagenet.check(config.floors)
   for text in config.committees:
@@ -232,11 +238,12 @@ def predict_tuned(
   rotated: Sequence[Parts],
   config: ConfigDict,
   folder: str,
+  runs: str,
 ) -> tuple[dict[str, np.ndarray], dict[str, list[dict]]]:
   """As `predict`, of the encoder fine-tuned in each rotation.
 
   Beside the head on the frozen encoder that all start from; {} where the
-  config fine-tunes in no way.
+  config fine-tunes in no way. folder: for features; runs: for what is trained.
   """
   if not config.finetuned:
     return {}, {}
@@ -253,7 +260,7 @@ def predict_tuned(
   probs: dict[str, np.ndarray] = {}
   choices: dict[str, list[dict]] = {}
   for i, part in enumerate(rotated):
-    own = os.path.join(folder, str(i))
+    own = os.path.join(runs, str(i))
     found = tuned.answers(s, config.finetuned, part, own)
     for name, said in found.probs.items():
       probs.setdefault(name, np.zeros(shape))[part.test] = said
@@ -322,6 +329,66 @@ def rotate(
   return found
 
 
+def with_labels(
+  rotated: Sequence[Parts], groups: np.ndarray, share: float, config: ConfigDict
+) -> list[Parts]:
+  """The rotations with a share of the labelled groups, drawn in each anew.
+
+  groups: of all their rows. What is predicted stays.
+  """
+  found = []
+  for i, part in enumerate(rotated):
+    few = {}
+    for name in ('train', 'val'):
+      at = getattr(part, name)
+      if name == 'train' or config.validation == 'share':
+        (kept,) = subsets(
+          part.labels[at], groups[at], (share,), config.seed + i
+        )
+        at = at[kept]
+      few[name] = at
+    found.append(part._replace(**few))
+  return found
+
+
+def predict_all(
+  every: Sequence[Candidate],
+  ds: data.Dataset,
+  rows: np.ndarray,
+  by_share: Mapping[float, Sequence[Parts]],
+  config: ConfigDict,
+  workdir: str,
+) -> tuple[dict[Key, np.ndarray], dict[Key, dict[str, Any]]]:
+  """Probabilities (n, k) of all encoders, and what is told of each row."""
+  probs: dict[Key, np.ndarray] = {}
+  told: dict[Key, dict[str, Any]] = {}
+  training = grid.Training(config.training, (config.seed,), True, 'accuracy')
+  for number, one in enumerate(every):
+    folder = os.path.join(workdir, 'features', str(number))
+    runs = os.path.join(workdir, 'finetuned', str(number))
+    read = _features(one, ds, rows, config, folder)
+    chosen = {
+      'layers': one.layers,
+      'timestep': one.timestep,
+      'grid': config.grid,
+    }
+    for share, cut in by_share.items():
+      found, choices = predict(read, cut, config.heads, chosen, training)
+      own = os.path.join(runs, f'{share:g}')
+      more, more_choices = predict_tuned(one, ds, cut, config, runs, own)
+      found, choices = found | more, choices | more_choices
+      for head in found:
+        key = Key(one.name, one.prefix + head, share)
+        probs[key] = found[head]
+        told[key] = {
+          'chosen': choices[head],
+          'images_seen': one.encoder.info.images_seen,
+          'drawn_in_pretraining': drawn(one, ds, rows),
+          **one.encoder.info.facts,
+        }
+  return probs, told
+
+
 def run(config: ConfigDict, workdir: str) -> dict[str, Any]:
   """Predicts by every candidate; writes table, predictions and a picture.
 
@@ -339,38 +406,20 @@ def run(config: ConfigDict, workdir: str) -> dict[str, Any]:
   features_folder = os.path.join(workdir, 'features')
   os.makedirs(workdir, exist_ok=True)
 
-  probs: dict[Key, np.ndarray] = {}
-  told: dict[Key, dict[str, Any]] = {}
-  named: dict[str, str] = {}  # the first row of each checkpoint
-  training = grid.Training(config.training, (config.seed,), True, 'accuracy')
+  by_share = {
+    share: with_labels(rotated, groups, share, config)
+    for share in config.fractions
+  }
   every = candidates(config, ds, rows)
-  check_tuned(every, ds, rotated, config)
-  for number, one in enumerate(every):
-    folder = os.path.join(features_folder, str(number))
-    read = _features(one, ds, rows, config, folder)
-    chosen = {
-      'layers': one.layers,
-      'timestep': one.timestep,
-      'grid': config.grid,
-    }
-    found, choices = predict(read, rotated, config.heads, chosen, training)
-    named.setdefault(one.path, one.name)
-    place = os.path.join(workdir, 'finetuned', str(number))
-    more, more_choices = predict_tuned(one, ds, rotated, config, place)
-    found, choices = found | more, choices | more_choices
-    for head in found:
-      key = Key(one.name, one.prefix + head)
-      probs[key] = found[head]
-      told[key] = {
-        'chosen': choices[head],
-        'images_seen': one.encoder.info.images_seen,
-        'drawn_in_pretraining': drawn(one, ds, rows),
-        **one.encoder.info.facts,
-      }
-  probs |= predict_floors(
-    ds, rotated, config.floors, config.seed, features_folder
-  )
-  members = members_of(config, named)
+  for cut in by_share.values():
+    check_tuned(every, ds, cut, config)
+  probs, told = predict_all(every, ds, rows, by_share, config, workdir)
+  for share, cut in by_share.items():
+    floors = predict_floors(
+      ds, cut, config.floors, config.seed, features_folder
+    )
+    probs |= {key._replace(share=share): p for key, p in floors.items()}
+  members = members_of(config, every)
   for key, own in members.items():
     probs[key] = committees.average([probs[one] for one in own])
     told[key] = {'members': [one._asdict() for one in own]}
@@ -395,25 +444,38 @@ def run(config: ConfigDict, workdir: str) -> dict[str, Any]:
 
 
 def members_of(
-  config: ConfigDict, named: Mapping[str, str]
+  config: ConfigDict, every: Sequence[Candidate]
 ) -> dict[Key, list[Key]]:
   """The rows that each committee averages, of each head.
 
-  named: by checkpoint the name of its row, of several the first.
+  Of a checkpoint with several rows, the first.
   """
+  named: dict[str, str] = {}
+  for one in every:
+    named.setdefault(one.path, one.name)
   found = {}
   for text in config.committees:
     parts = committees.parse(text, config.checkpoints, config.floors)
     title = ' + '.join(named.get(part, part) for part in parts)
-    for head in config.heads:
-      found[Key(title, head)] = [
-        Key(named.get(part, ''), committees.row_of(part, head))
+    for head, share in itertools.product(config.heads, config.fractions):
+      found[Key(title, head, share)] = [
+        Key(named.get(part, ''), committees.row_of(part, head), share)
         for part in parts
       ]
   return found
 
 
 def pairs(keys: Sequence[Key]) -> list[tuple[Key, Key]]:
+  """What is compared at each share of the labels."""
+  shares = dict.fromkeys(key.share for key in keys)
+  return [
+    pair
+    for share in shares
+    for pair in _pairs([key for key in keys if key.share == share])
+  ]
+
+
+def _pairs(keys: Sequence[Key]) -> list[tuple[Key, Key]]:
   """The first encoder's heads with all others of their kind, and floors.
 
   Floors stand against its first head alone; without an encoder, against the
@@ -528,7 +590,7 @@ def write(workdir: str, results: Mapping[str, Any]) -> None:
   )
   page.write_csv(
     os.path.join(workdir, 'comparisons.csv'),
-    ('a', 'a_head', 'b', 'b_head', 'images', 'metric', *BOUNDS),
+    ('a', 'a_head', 'b', 'b_head', 'share', 'images', 'metric', *BOUNDS),
     [
       line
       for c in differences
@@ -538,6 +600,7 @@ def write(workdir: str, results: Mapping[str, Any]) -> None:
           'a_head': c['a']['head'],
           'b': c['b']['encoder'],
           'b_head': c['b']['head'],
+          'share': c['a']['share'],
           'images': c['images'],
         },
         c,
@@ -557,6 +620,32 @@ def write(workdir: str, results: Mapping[str, Any]) -> None:
     'accuracy in percent, each group predicted by heads that saw none of it',
   )
   plots.save(os.path.join(workdir, 'cross_validation.png'), figure)
+  if len({row['share'] for row in rows}) > 1:
+    draw_shares(workdir, rows)
+
+
+def draw_shares(workdir: str, rows: Sequence[Mapping[str, Any]]) -> None:
+  """label_efficiency.png: of each encoder the best head, against the share."""
+  series: dict[str, dict[str, list[float]]] = {}
+  kinds: dict[str, str] = {}
+  for row in sorted(rows, key=lambda row: row['share']):
+    name = row_title({**row, 'share': 1.0})
+    origin, _, head = row['head'].rpartition('/')
+    way = 'fine-tuned' if head.startswith(tuned.TUNED) else ''
+    kinds[name] = f'{row["encoder"]} {origin}{way}' if row['encoder'] else name
+    line = series.setdefault(name, {})
+    line.setdefault('x', []).append(100 * row['share'])
+    for axis, bound in zip(('y', 'low', 'high'), BOUNDS):
+      value = 100 * row['all']['accuracy'][bound]
+      line.setdefault(axis, []).append(value)
+  figure = plots.few_labels(
+    series,
+    kinds,
+    'labelled groups to fit on, %',
+    'accuracy, %',
+    'Each group predicted by heads that saw none of it',
+  )
+  plots.save(os.path.join(workdir, 'label_efficiency.png'), figure)
 
 
 def save_predictions(
@@ -589,7 +678,7 @@ def text(results: Mapping[str, Any]) -> str:
   """Plain text: accuracy of every row, and differences to the first."""
   told = results['data']
   minus = {
-    tuple(c['b'].values()): page.brackets(c['accuracy'], '+')
+    Key(**c['b']): page.brackets(c['accuracy'], '+')
     for c in results['comparisons']
     if c['images'] == 'all'
     and c['a']['encoder'] == results['rows'][0]['encoder']
@@ -598,7 +687,9 @@ def text(results: Mapping[str, Any]) -> str:
     row_title(row): {
       'accuracy': page.brackets(row['all']['accuracy']),
       'patients': page.brackets(row['patients']['accuracy']),
-      'first minus this': minus.get((row['encoder'], row['head']), ''),
+      'first minus this': minus.get(
+        Key(row['encoder'], row['head'], row['share']), ''
+      ),
     }
     for row in results['rows']
   }

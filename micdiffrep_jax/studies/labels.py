@@ -34,10 +34,8 @@ from micdiffrep_jax.scores.bootstrap import BOUNDS
 from micdiffrep_jax.scores.metrics import HEADLINE
 from micdiffrep_jax.studies import ablate, base, grid, imagenet, probe, tuned
 from micdiffrep_jax.studies.base import Parts
-from micdiffrep_jax.studies.cuts import group_classes
+from micdiffrep_jax.studies.cuts import VALIDATION, subsets
 from micdiffrep_jax.studies.grid import Spot
-
-VALIDATION = ('share', 'all')  # labels of it that choices may use
 
 
 class Draw(NamedTuple):
@@ -78,34 +76,6 @@ def check(config: ConfigDict) -> None:
   tuned.check_ways(config)
   not_empty(config.fractions, '--config.fractions')
   not_empty(range(config.draws_of_labels), '--config.draws_of_labels')
-
-
-def subsets(
-  labels: np.ndarray,
-  groups: np.ndarray,
-  fractions: Sequence[float],
-  seed: int,
-) -> list[np.ndarray]:
-  """Positions of the rows of each share of the groups, one draw.
-
-  labels (n,) int >= 0, groups (n,). Groups are drawn within each class, at
-  least one, and whole; a smaller share lies within every larger one.
-  """
-  bad = [f for f in fractions if not 0 < f <= 1]
-  if bad:
-    raise ValueError(
-      f'Shares {bad} are outside (0, 1]. Set them with --config.fractions.'
-    )
-  numbers, of_class = group_classes(labels, groups)
-  rng = np.random.default_rng(seed)
-  order = [rng.permutation(numbers[of_class == c]) for c in np.unique(of_class)]
-  found = []
-  for fraction in fractions:
-    kept = np.concatenate(
-      [o[: max(1, round(fraction * len(o)))] for o in order]
-    )
-    found.append(np.flatnonzero(np.isin(groups, kept)))
-  return found
 
 
 def make_draws(

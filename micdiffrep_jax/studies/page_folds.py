@@ -52,8 +52,10 @@ def blocks(run: Run) -> list[Block]:
 
 
 def row_title(row: Mapping[str, Any]) -> str:
-  """Encoder and head of a row of a cross-validation."""
-  return ', '.join(x for x in (row['encoder'], title(row['head'])) if x)
+  """Encoder and head of a row of a cross-validation, and a share below 1."""
+  share = row.get('share', 1.0)
+  few = f'{100 * share:g} % of the labels' if share < 1 else ''
+  return ', '.join(x for x in (row['encoder'], title(row['head']), few) if x)
 
 
 def _share(part: int | None, whole: int) -> str:
