@@ -14,7 +14,10 @@ from micdiffrep_jax.run import files
 
 _INK, _FAINT, _RANDOM, _FLOOR = '#1f3b63', '#9aa5b1', '#b07d2b', '#8a8f96'
 # Of lines that carry their names; told apart by the colour-blind too.
-_DIRECT = (_INK, '#c4601c', '#3f8f5f', '#8a4f9e', '#a8325a', '#2f8fa8')
+_DIRECT = (
+  *(_INK, '#c4601c', '#3f8f5f', '#8a4f9e', '#a8325a', '#2f8fa8'),
+  *('#8c8a2f', '#7a5230'),
+)
 
 
 def encode(figure: Figure, kind: str) -> bytes:
