@@ -3,21 +3,27 @@
 python -m benchmarks.recipe --preset=tiny [--only=crop_px,levels_px] \
   [--batch_size=32] [--rounds=7] [--steps=4] [--traced]
 
-Sides alternate; a round is `steps` updates of each, and the share the median of
-the rounds' ratios. FLOPs are those of the step as traced; --traced compiles and
-runs nothing.
+Parts are those of config.recipe, the optimizer, dropout, and the methods that
+add to the denoising loss. Sides alternate; a round is `steps` updates of each,
+and the share the median of the rounds' ratios. FLOPs are those of the step as
+traced; --traced compiles and runs nothing.
 """
 
 import argparse
+from collections.abc import Callable
+from typing import Any
 
 import jax
+import jax.numpy as jnp
+from ml_collections import ConfigDict
 import numpy as np
 
-from benchmarks import common
+from benchmarks import common, functions
 from configs import pretrain
-from micdiffrep_jax.encoders import encoder
-from micdiffrep_jax.pretrain.state import compile_program
 from micdiffrep_jax.run import devices
+
+METHODS = ('ddpm_contrast', 'contrast_alone', 'ddpm_aligned')
+_TEACHER = (8, 8, 112)  # a map of EfficientNet-Lite0's block10 at 128 px
 
 
 def arguments() -> argparse.Namespace:
@@ -34,54 +40,59 @@ def arguments() -> argparse.Namespace:
   return parser.parse_args()
 
 
-def parts(config, size_px: int) -> dict[str, dict]:
-  """Fields of config.recipe by the name of a side."""
+def parts(config: ConfigDict, size_px: int) -> dict[str, dict[str, Any]]:
+  """Fields of the config by the name of a side."""
   blocks, levels = config.model.blocks, len(config.model.multipliers)
   px = size_px // 8
   return {
-    'tell_augment': {'tell_augment': True},
+    'tell_augment': {'recipe.tell_augment': True},
     'blocks + 1 at last level': {
-      'blocks': (blocks,) * (levels - 1) + (blocks + 1,)
+      'recipe.blocks': (blocks,) * (levels - 1) + (blocks + 1,)
     },
-    'density': {'density': 'lognormal'},
-    'blank_px': {'blank_px': px},
-    'levels_px': {'levels_px': px},
-    'self_condition own': {'self_condition': 'own'},
-    'self_condition first': {'self_condition': 'first'},
-    'crop_px': {'crop_px': size_px // 2},
+    'density': {'recipe.density': 'lognormal'},
+    'blank_px': {'recipe.blank_px': px},
+    'levels_px': {'recipe.levels_px': px},
+    'self_condition own': {'recipe.self_condition': 'own'},
+    'self_condition first': {'recipe.self_condition': 'first'},
+    'crop_px': {'recipe.crop_px': size_px // 2},
+    'dropout': {'model.dropout': 0.1},
+    'muon': {'optim.name': 'muon'},
   }
 
 
-def lowered(preset: str, batch_size: int, fields: dict):
-  """A step as traced, and what it takes."""
-  config, size_px = pretrain.get_config(preset), common.SIZES_PX[preset]
-  config.batch_size = batch_size
-  config.recipe.update(fields)
-  mesh = devices.make_mesh()
-  method = encoder.make_method(config, size_px, 1)
-  program = compile_program(method, config, 1000, mesh)
-  key = devices.replicate(jax.random.key(0), mesh)
-  images = np.random.default_rng(0).integers(
-    0, 256, (batch_size, size_px, size_px, 1), np.uint8
-  )
-  batch = devices.place({'image': images}, mesh)
-  return program, program.step.lower(program.abstract, batch, key), batch, key
+def config_of(
+  name: str, preset: str, fields: dict[str, Any], batch_size: int
+) -> ConfigDict:
+  """Of a side: the DDPM with some fields changed, or another method."""
+  config = functions.config_of(name if name in METHODS else 'ddpm', preset)
+  config.update_from_flattened_dict({**fields, 'batch_size': batch_size})
+  if 'teacher' in config:
+    config.teacher.shape = _TEACHER
+  return config
 
 
-def make_run(program, traced, batch, key, steps: int):
+def filled(shapes: Any) -> Any:
+  """Arrays of these shapes: small weights, and a key."""
+
+  def array(x: jax.ShapeDtypeStruct) -> jax.Array:
+    if jnp.issubdtype(x.dtype, jax.dtypes.prng_key):
+      return jax.device_put(jax.random.key(0), x.sharding)
+    value = 0.01 if jnp.issubdtype(x.dtype, jnp.floating) else 0
+    return jax.device_put(np.full(x.shape, value, x.dtype), x.sharding)
+
+  return jax.tree.map(array, shapes)
+
+
+def make_run(
+  traced: jax.stages.Lowered, shapes: tuple, steps: int
+) -> Callable[[], None]:
   """run(): `steps` updates, and waits for the last."""
-  compiled, state = traced.compile(), None
+  compiled, (state, *rest) = traced.compile(), filled(shapes)
 
-  def run():
+  def run() -> None:
     nonlocal state
-    if state is None:
-      # As init gives it, but nothing is compiled for it.
-      state = jax.tree.map(
-        lambda x: jax.device_put(np.full(x.shape, 0.01, x.dtype), x.sharding),
-        program.abstract,
-      )
     for _ in range(steps):
-      state, metrics = compiled(state, batch, key)
+      state, metrics = compiled(state, *rest)
     jax.block_until_ready(metrics)
 
   return run
@@ -89,14 +100,17 @@ def make_run(program, traced, batch, key, steps: int):
 
 def main() -> None:
   args = arguments()
-  sides = parts(pretrain.get_config(args.preset), common.SIZES_PX[args.preset])
-  wanted = args.only.split(',') if args.only else list(sides)
+  size_px = common.SIZES_PX[args.preset]
+  sides = parts(pretrain.get_config(args.preset), size_px)
+  wanted = args.only.split(',') if args.only else [*sides, *METHODS]
   runs, flops = {}, {}
   for name in ('base', *wanted):
-    found = lowered(args.preset, args.batch_size, sides.get(name, {}))
-    flops[name] = found[1].cost_analysis()['flops']
+    config = config_of(name, args.preset, sides.get(name, {}), args.batch_size)
+    step, shapes = functions.step(config, size_px, devices.make_mesh())
+    traced = step.lower(*shapes)
+    flops[name] = traced.cost_analysis()['flops']
     if not args.traced:
-      runs[name] = make_run(*found, args.steps)
+      runs[name] = make_run(traced, shapes, args.steps)
   record = {
     'preset': args.preset,
     'batch_size': args.batch_size,
