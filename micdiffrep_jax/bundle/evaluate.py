@@ -19,9 +19,8 @@ from micdiffrep_jax.data import dataset as data
 from micdiffrep_jax.data import duplicates, groups, identity, store
 from micdiffrep_jax.data.sources import Source
 from micdiffrep_jax.draw import plots
-from micdiffrep_jax.run import log
+from micdiffrep_jax.run import files, log
 from micdiffrep_jax.run.checks import lookup, one_of
-from micdiffrep_jax.run.files import write_results
 from micdiffrep_jax.scores import bootstrap, pooling
 
 _SOURCE = '--config.data.source'
@@ -81,7 +80,7 @@ class Case(NamedTuple):
   junk: Mapping[str, int]
 
 
-def run(config: ConfigDict, workdir: str) -> dict[str, Any]:
+def run(config: ConfigDict, workdir: str) -> files.Results:
   """Scores config.bundle on labelled pictures; writes results, predictions.
 
   Those of config.data.source, or the test part of a data set, config.data.path.
@@ -110,7 +109,7 @@ def run(config: ConfigDict, workdir: str) -> dict[str, Any]:
   test, normal = score(model, found, labels, case, at, config)
   draw(workdir, test)
   failed = [[i.name, i.reason] for i in found.items if i.failed]
-  record = write_results(
+  record = files.write_results(
     workdir,
     {
       'task': 'evaluate',
@@ -130,7 +129,7 @@ def run(config: ConfigDict, workdir: str) -> dict[str, Any]:
       'failed': failed,
       'head': config.head,
       'measured': case.measured,
-      'bundle_meta': model.meta.as_dict(),
+      'bundle_meta': model.meta.to_json(),
     },
     config,
   )

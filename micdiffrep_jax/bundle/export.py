@@ -48,10 +48,10 @@ class Probe(NamedTuple):
   rows: np.ndarray
   val: np.ndarray
   test: dict[str, np.ndarray]
-  results: dict[str, Any]
+  results: files.Results
 
 
-def run(config: ConfigDict, workdir: str) -> dict[str, Any]:
+def run(config: ConfigDict, workdir: str) -> files.Results:
   """Writes config.out, by default workdir/bundle.npz, and what it is worth.
 
   The file is read again and compared with the probe's own validation
@@ -107,8 +107,8 @@ def run(config: ConfigDict, workdir: str) -> dict[str, Any]:
       **compared,
       'test': stored.meta.test,
       **more,
-      'encoder': model.encoder.info.as_dict(),
-      'others': [one.encoder.info.as_dict() for one in others],
+      'encoder': model.encoder.info.to_json(),
+      'others': [one.encoder.info.to_json() for one in others],
       'data': {
         'fingerprint': dataset.fingerprint,
         'split': meta.split,
@@ -171,7 +171,7 @@ def write_more(
   config: ConfigDict,
   model: Classifier,
   stored: Classifier,
-  results: dict[str, Any],
+  results: files.Results,
   workdir: str,
 ) -> dict[str, Any]:
   """Writes the other forms that the config asks for; what results say of them.
@@ -229,7 +229,7 @@ def join(folders: Sequence[str], probes: Sequence[Probe]) -> Probe:
   first, *rest = probes
   for folder, one in zip(folders[1:], rest):
     for key in ('dataset', 'split', 'split_hash', 'classes'):
-      mine, theirs = first.head.info[key], one.head.info[key]
+      mine, theirs = (getattr(x.head.info, key) for x in (first, one))
       if mine != theirs:
         raise ValueError(
           f'{folder} is a probe of {key} {theirs!r}, {folders[0]} of {mine!r}: '
@@ -278,8 +278,8 @@ def _open(
   path and checkpoint: where its data set and encoder are, '' as it says.
   """
   info = probe.head.info
-  place = checkpoint or info['checkpoint']
-  known = encoders.EncoderInfo.from_dict(info['encoder'])
+  place = checkpoint or info.checkpoint or ''
+  known = encoders.EncoderInfo.from_json(info.encoder or {})
   encoder = encoders.load_encoder(place, known.step)
   if encoder.table is not None:
     raise ValueError(
@@ -292,7 +292,7 @@ def _open(
       '--config.checkpoint.'
     )
   dataset = data.open_dataset(path or probe.path)
-  if dataset.fingerprint != info['dataset']:
+  if dataset.fingerprint != info.dataset:
     raise ValueError(
       f'{dataset.path} is not the dataset that {folder} was fitted on. Set '
       '--config.data.path.'
@@ -302,7 +302,7 @@ def _open(
 
 def _rows(ds: data.Dataset, probe: Probe, refitted: bool) -> np.ndarray:
   """The rows of the data set that the head has seen."""
-  split = probe.head.info['split']
+  split = probe.head.info.split
   if refitted:
     return labelled_rows(ds, split)
   return np.concatenate([data.rows(ds, split, p) for p in ('train', 'val')])
@@ -347,21 +347,20 @@ def refit(
   rows = labelled_rows(ds, config.data.split)
   labels = data.labels(ds)[rows].astype(np.int64)
   log.get_logger().info('Head fitted again on all %d images.', len(rows))
-  layers = tuple(info['layers'])
   cache = feature_cache.fill(
     folder,
     encoder,
     ds,
     rows,
-    layers,
-    (info['timestep'],),
-    info['extracted_grid'],
-    info['draws'],
-    info['feature_seed'],
+    info.layers,
+    (info.timestep,),
+    info.extracted_grid,
+    info.draws,
+    info.feature_seed,
     config.batch_size,
-    deviation=info.get('deviation', False),
+    deviation=bool(info.deviation),
   )
-  where = (cache, info['timestep'], layers, info['grid'])
+  where = (cache, info.timestep, info.layers, info.grid)
   found = matrix.Features(
     feature_cache.matrix(*where),
     head.shift,
@@ -369,11 +368,11 @@ def refit(
     feature_cache.maps_of(*where),
   )
   name = table.name_of(info)
-  chosen = {setting: info[setting] for setting in table.HEADS[name].chooses}
+  chosen = {x: info.settings[x] for x in table.HEADS[name].chooses}
   heads = config.heads.copy_and_resolve_references().unlock()
   heads.best_epoch = False  # no image is left to choose it on
   every = np.arange(len(rows))
-  problem = Problem(found, labels, len(info['classes']), every, every[:1])
+  problem = Problem(found, labels, len(info.classes), every, every[:1])
   after, before = table.refit(
     name, problem, head.params, heads, config.seeds[:1], chosen
   )
@@ -390,22 +389,22 @@ def _meta(
   """What is to be known; used: encoders; images: that the heads have seen."""
   info, encoder = probe.head.info, used[0]
   return Meta(
-    classes=tuple(info['classes']),
+    classes=info.classes,
     size_px=encoder.info.size_px,
     channels=encoder.info.channels,
-    preparation=info.get('preparation', {}),
-    dataset=info['dataset'],
-    split=info['split'],
-    split_hash=info['split_hash'],
+    preparation=info.preparation or {},
+    dataset=info.dataset,
+    split=info.split,
+    split_hash=info.split_hash,
     same_data_in_pretraining=any(
-      one.info.fingerprint == info['dataset'] for one in used
+      one.info.fingerprint == info.dataset for one in used
     ),
     low_confidence=float(np.quantile(probe.val.max(1), _UNSURE)),
     normal_class=probe.normal_class,
     # Of a share of the labels fewer images than the parts have.
-    training_images=info.get('training_images', images),
+    training_images=info.training_images or images,
     fitted_on_test_images=refitted,
-    measured_on=measured_on(dataset, info['split']) if refitted else None,
+    measured_on=measured_on(dataset, info.split) if refitted else None,
   )
 
 
@@ -414,8 +413,9 @@ def _without_paths(
 ) -> tuple[encoders.Encoder, head_file.SavedHead]:
   """Paths of this machine are no part of a file that is given away."""
   info = dataclasses.replace(encoder.info, path='')
-  private = ('checkpoint', 'encoder', 'preparation')
-  public = {k: v for k, v in head.info.items() if k not in private}
+  public = dataclasses.replace(
+    head.info, checkpoint=None, encoder=None, preparation=None
+  )
   return encoder._replace(info=info), head._replace(info=public)
 
 
@@ -460,7 +460,7 @@ def _count(model: Classifier) -> dict[str, int]:
 def _count_one(model: Classifier) -> dict[str, int]:
   use = classifier.needed(
     model.encoder,
-    model.head.info['layers'],
+    model.head.info.layers,
     model.meta.size_px,
     model.meta.channels,
   )

@@ -82,7 +82,7 @@ class Patients:
     return len(rows)
 
 
-def run(config: ConfigDict, workdir: str) -> dict[str, Any]:
+def run(config: ConfigDict, workdir: str) -> files.Results:
   """Writes predictions.csv, a row per slice in the order of the inputs.
 
   Where patients are known, patients.csv has a row for each. SystemExit(3) where
@@ -133,7 +133,7 @@ def run(config: ConfigDict, workdir: str) -> dict[str, Any]:
     'failed': failed,
     **count_classes(model.classes, rows),
     'low_confidence_below': threshold,
-    'bundle': model.meta.as_dict(),
+    'bundle': model.meta.to_json(),
     'chosen': model.chosen,
   }
   record = files.write_results(workdir, record, config)

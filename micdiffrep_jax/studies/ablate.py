@@ -120,7 +120,7 @@ def key(source: Source, level: Level, config: ConfigDict) -> dict[str, Any]:
   )
   return files.plain(
     {
-      'encoder': source.encoder.info.as_dict(),
+      'encoder': source.encoder.info.to_json(),
       'encoder_config': source.encoder.config,
       'weights_seed': source.weights_seed,
       'dataset': source.ds.fingerprint,
@@ -258,7 +258,7 @@ def final_rows(
   return rows
 
 
-def run(config: ConfigDict, workdir: str) -> dict[str, Any]:
+def run(config: ConfigDict, workdir: str) -> files.Results:
   """Studies config.checkpoint; writes grid.csv, grid.json, plots, results."""
   check(config)
   study = base.open_study(config, choose_layers, config.step or None)

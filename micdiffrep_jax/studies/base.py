@@ -7,6 +7,7 @@ Letters: n rows of all parts.
 """
 
 from collections.abc import Callable, Mapping, Sequence
+import dataclasses
 import time
 from typing import Any, NamedTuple
 
@@ -20,6 +21,7 @@ from micdiffrep_jax.encoders import encoder as encoders
 from micdiffrep_jax.encoders import features
 from micdiffrep_jax.encoders.cache import Cache
 from micdiffrep_jax.encoders.encoder import Encoder
+from micdiffrep_jax.heads.base import HeadInfo
 from micdiffrep_jax.run.checks import one_of
 from micdiffrep_jax.scores import bootstrap
 from micdiffrep_jax.scores.bootstrap import BOUNDS
@@ -178,28 +180,29 @@ def open_study(
 def told(study: Study, split: str) -> dict[str, Any]:
   """What the results of every study say of what they are of."""
   return {
-    'encoder': study.encoder.info.as_dict(),
+    'encoder': study.encoder.info.to_json(),
     'pretraining_saw_test_images': study.seen,
     'data': describe(study.ds, split, study.parts),
     'elapsed_s': round(time.monotonic() - study.started_s, 1),
   }
 
 
-def told_of_head(
-  ds: data.Dataset, split: str, grid: int, config: ConfigDict
-) -> dict[str, Any]:
-  """What a head's file says of the data and of how features were extracted."""
-  return {
-    'extracted_grid': grid,
-    'deviation': config.deviation,
-    'draws': config.draws,
-    'feature_seed': config.seed,
-    'classes': ds.classes,
-    'dataset': ds.fingerprint,
-    'preparation': ds.info.settings,
-    'split': split,
-    'split_hash': data.split_hash(ds, split),
-  }
+def head_info(
+  info: HeadInfo, ds: data.Dataset, split: str, grid: int, config: ConfigDict
+) -> HeadInfo:
+  """What a head's file says, with its data and how features were extracted."""
+  return dataclasses.replace(
+    info,
+    extracted_grid=grid,
+    deviation=config.deviation,
+    draws=config.draws,
+    feature_seed=config.seed,
+    classes=ds.classes,
+    dataset=ds.fingerprint,
+    preparation=ds.info.settings,
+    split=split,
+    split_hash=data.split_hash(ds, split),
+  )
 
 
 class Source(NamedTuple):

@@ -56,7 +56,7 @@ def points(
   return found
 
 
-def run(config: ConfigDict, workdir: str) -> dict[str, Any]:
+def run(config: ConfigDict, workdir: str) -> files.Results:
   """Probes kept checkpoints; writes curve.csv, curve.png and results.json."""
   ablate.check(config)
   steps = kept_steps(config.checkpoint, config.steps)

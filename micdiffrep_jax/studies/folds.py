@@ -34,6 +34,7 @@ from micdiffrep_jax.encoders import cache as feature_cache
 from micdiffrep_jax.encoders import encoder as encoders
 from micdiffrep_jax.encoders import features
 from micdiffrep_jax.heads import matrix, table
+from micdiffrep_jax.heads.base import Settings
 from micdiffrep_jax.heads.matrix import Features
 from micdiffrep_jax.run import files, log
 from micdiffrep_jax.run.checks import lookup, not_empty
@@ -42,6 +43,7 @@ from micdiffrep_jax.scores.bootstrap import BOUNDS
 from micdiffrep_jax.studies import base, committees, grid, imagenet, tuned
 from micdiffrep_jax.studies.base import Parts
 from micdiffrep_jax.studies.cuts import group_folds
+from micdiffrep_jax.studies.grid import Spot
 from micdiffrep_jax.studies.page_folds import row_title
 
 
@@ -210,17 +212,17 @@ def predict(
   whole: Features,
   parts: Sequence[Parts],
   heads: Sequence[str],
-  chosen: Mapping[str, Any],
+  spot: Spot,
   training: grid.Training,
-) -> tuple[dict[str, np.ndarray], dict[str, list[dict]]]:
+) -> tuple[dict[str, np.ndarray], dict[str, list[Settings]]]:
   """Probabilities (n, k) of each head, and what each rotation chose."""
   shape = len(whole.x), parts[0].classes
   probs = {name: np.zeros(shape) for name in heads}
-  choices: dict[str, list[dict]] = {name: [] for name in heads}
+  choices: dict[str, list[Settings]] = {name: [] for name in heads}
   for part in log.progress(parts, desc='folds', unit='fold'):
     found = matrix.standardise(whole.x, part.train, maps=whole.maps)
     for name in heads:
-      row = grid.fitted(name, found, part, chosen, training)
+      row = grid.fitted(name, found, part, spot, training)
       probs[name][part.test] = row.test[0]
       choices[name].append(row.chosen)
   return probs, choices
@@ -232,7 +234,7 @@ def predict_tuned(
   rotated: Sequence[Parts],
   config: ConfigDict,
   folder: str,
-) -> tuple[dict[str, np.ndarray], dict[str, list[dict]]]:
+) -> tuple[dict[str, np.ndarray], dict[str, list[Settings]]]:
   """As `predict`, of the encoder fine-tuned in each rotation.
 
   Beside the head on the frozen encoder that all start from; {} where the
@@ -251,7 +253,7 @@ def predict_tuned(
   )
   shape = len(rotated[0].rows), rotated[0].classes
   probs: dict[str, np.ndarray] = {}
-  choices: dict[str, list[dict]] = {}
+  choices: dict[str, list[Settings]] = {}
   for i, part in enumerate(rotated):
     own = os.path.join(folder, str(i))
     found = tuned.answers(s, config.finetuned, part, own)
@@ -322,7 +324,7 @@ def rotate(
   return found
 
 
-def run(config: ConfigDict, workdir: str) -> dict[str, Any]:
+def run(config: ConfigDict, workdir: str) -> files.Results:
   """Predicts by every candidate; writes table, predictions and a picture.
 
   Features are kept in the workdir until all is done, so that a stopped run goes
@@ -348,12 +350,8 @@ def run(config: ConfigDict, workdir: str) -> dict[str, Any]:
   for number, one in enumerate(every):
     folder = os.path.join(features_folder, str(number))
     read = _features(one, ds, rows, config, folder)
-    chosen = {
-      'layers': one.layers,
-      'timestep': one.timestep,
-      'grid': config.grid,
-    }
-    found, choices = predict(read, rotated, config.heads, chosen, training)
+    spot = Spot(one.layers, one.timestep, config.grid)
+    found, choices = predict(read, rotated, config.heads, spot, training)
     named.setdefault(one.path, one.name)
     place = os.path.join(workdir, 'finetuned', str(number))
     more, more_choices = predict_tuned(one, ds, rotated, config, place)

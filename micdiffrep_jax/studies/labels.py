@@ -24,7 +24,7 @@ from micdiffrep_jax.draw.result import FLOOR, title
 from micdiffrep_jax.encoders import features
 from micdiffrep_jax.encoders.cache import Cache
 from micdiffrep_jax.heads import floors, matrix, table, trained
-from micdiffrep_jax.heads.base import Problem
+from micdiffrep_jax.heads.base import Problem, Settings
 from micdiffrep_jax.heads.matrix import Features
 from micdiffrep_jax.methods import Reader
 from micdiffrep_jax.run import files, log
@@ -58,7 +58,7 @@ class Said(NamedTuple):
   method: str
   draw: Draw
   classes: np.ndarray
-  chosen: dict[str, Any]
+  chosen: Settings
 
 
 def check(config: ConfigDict) -> None:
@@ -321,7 +321,7 @@ def layers_of(method: Reader, config: ConfigDict) -> tuple[str, ...]:
   return ablate.of_taps(method, probe.layers_of(method, config), config.taps)
 
 
-def run(config: ConfigDict, workdir: str) -> dict[str, Any]:
+def run(config: ConfigDict, workdir: str) -> files.Results:
   """Writes label_efficiency.csv, comparisons.csv, plots and results.json."""
   check(config)
   study = base.open_study(config, layers_of, config.step or None)

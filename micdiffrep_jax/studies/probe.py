@@ -6,6 +6,7 @@ final, and by what saves the predictions.
 """
 
 from collections.abc import Mapping, Sequence
+import dataclasses
 import os
 import shutil
 from typing import Any
@@ -160,7 +161,7 @@ def suite(
   return rows, [trial.record() for trial in grid.trials_of(tried)]
 
 
-def run(config: ConfigDict, workdir: str) -> dict[str, Any]:
+def run(config: ConfigDict, workdir: str) -> files.Results:
   """Probes config.checkpoint; writes results.json, predictions, head, plots."""
   check(config)
   study = base.open_study(config, layers_of, config.step or None)
@@ -209,12 +210,13 @@ def run(config: ConfigDict, workdir: str) -> dict[str, Any]:
 def save_head(workdir: str, row: Row, study: Study, config: ConfigDict) -> None:
   """Writes the head of a row, with what its features and classes are."""
   assert row.head is not None
-  told = {
-    **base.told_of_head(study.ds, config.data.split, max(config.grids), config),
-    'encoder': study.encoder.info.as_dict(),
-    'checkpoint': config.checkpoint,
-  }
-  head_file.save(workdir, row.head._replace(info=row.head.info | told))
+  side, split = max(config.grids), config.data.split
+  info = dataclasses.replace(
+    base.head_info(row.head.info, study.ds, split, side, config),
+    encoder=study.encoder.info.to_json(),
+    checkpoint=config.checkpoint,
+  )
+  head_file.save(workdir, row.head._replace(info=info))
 
 
 def _spread(labels: np.ndarray, probs: np.ndarray) -> dict[str, Any]:

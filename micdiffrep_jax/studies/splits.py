@@ -112,7 +112,7 @@ def drawn_in_pretraining(
   }
 
 
-def run(config: ConfigDict, workdir: str) -> dict[str, Any]:
+def run(config: ConfigDict, workdir: str) -> files.Results:
   """Probes under every split; writes splits.csv, splits.png, results.json.
 
   A probe that has finished with the same config is not run again.

@@ -46,7 +46,7 @@ COSTS = ('images_drawn', 'training_s', 'flops_per_image', 'parameters')
 class Cell(NamedTuple):
   """The probe of a method under a split: its results, and where they lie."""
 
-  found: dict[str, Any]
+  found: files.Results
   folder: str
 
 
@@ -123,7 +123,7 @@ def probe_config(
   return unit
 
 
-def finished(config: ConfigDict, folder: str, task: Any) -> dict[str, Any]:
+def finished(config: ConfigDict, folder: str, task: Any) -> files.Results:
   """The results of a cell, which is run unless it has been."""
   found = tasks.finished(folder, config)
   return task(config, folder) if found is None else found
@@ -180,7 +180,7 @@ def cost(encoder: encoders.Encoder) -> dict[str, Any]:
   }
 
 
-def run(config: ConfigDict, workdir: str) -> dict[str, Any]:
+def run(config: ConfigDict, workdir: str) -> files.Results:
   """Pretrains and probes what is not finished; writes the table.
 
   As table1.csv, table1.md, table1.html, table1.png and results.json.
