@@ -26,6 +26,7 @@ from micdiffrep_jax.run import archive
 from micdiffrep_jax.run.checks import one_of
 from micdiffrep_jax.run.records import Record
 from micdiffrep_jax.scores import calibration
+from micdiffrep_jax.scores.bootstrap import Score
 
 WHICH = ('final', 'measured')  # heads of a file
 BATCH = 32  # images at a time, always: results do not depend on how many come
@@ -67,7 +68,7 @@ class Meta(Record):
   training_images: int | None = None
   fitted_on_test_images: bool | None = None
   measured_on: Mapping[str, int] | None = None
-  test: Mapping[str, Any] | None = None
+  test: Mapping[str, Mapping[str, Score]] | None = None
 
 
 class Classifier(NamedTuple):
@@ -181,7 +182,7 @@ def needed(
 
 def _pack(
   model: Classifier, precision: str
-) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+) -> tuple[dict[str, np.ndarray], archive.Text]:
   """One encoder and its head, as arrays and as text."""
   encoder, head, meta = model.encoder, model.head, model.meta
   use = needed(encoder, head.info.layers, meta.size_px, meta.channels)
@@ -213,7 +214,7 @@ def _pack(
 
 def contents(
   model: Classifier, precision: str
-) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+) -> tuple[dict[str, np.ndarray], archive.Text]:
   """All arrays of a classifier, rounded, and what else is known of it."""
   packed = [_pack(one, precision) for one in model.members]
   arrays, text = packed[0]
@@ -237,7 +238,7 @@ def write(path: str, model: Classifier, precision: str) -> None:
 
 def _unpack(
   arrays: dict[str, np.ndarray],
-  text: dict[str, Any],
+  text: archive.Text,
   path: str,
   meta: Meta,
   known: Fingerprints,

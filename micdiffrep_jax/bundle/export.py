@@ -9,7 +9,7 @@ import dataclasses
 import json
 import os
 import shutil
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 from ml_collections import ConfigDict
@@ -25,6 +25,7 @@ from micdiffrep_jax.heads.base import Params, Problem
 from micdiffrep_jax.run import archive, files, log
 from micdiffrep_jax.run.checks import one_of
 from micdiffrep_jax.scores import bootstrap
+from micdiffrep_jax.scores.bootstrap import Score
 
 _COMPARED = 512  # validation images on which the file is compared with the run
 _SCORES = ('accuracy', 'balanced_accuracy')  # that a bundle tells of its head
@@ -49,6 +50,15 @@ class Probe(NamedTuple):
   val: np.ndarray
   test: dict[str, np.ndarray]
   results: files.Results
+
+
+class Compared(NamedTuple):
+  """A file beside its probe: probabilities and classes of the same images."""
+
+  compared_images: int
+  same_class: float  # the share of them
+  largest_difference: float
+  largest_difference_before_rounding: float
 
 
 def run(config: ConfigDict, workdir: str) -> files.Results:
@@ -104,7 +114,7 @@ def run(config: ConfigDict, workdir: str) -> files.Results:
       'bytes': os.path.getsize(out),
       'precision': config.precision,
       'fingerprints': config.fingerprints,
-      **compared,
+      **compared._asdict(),
       'test': stored.meta.test,
       **more,
       'encoder': model.encoder.info.to_json(),
@@ -120,7 +130,7 @@ def run(config: ConfigDict, workdir: str) -> files.Results:
   )
 
 
-def tell(out: str, meta: Meta, compared: dict[str, Any]) -> None:
+def tell(out: str, meta: Meta, compared: Compared) -> None:
   """Logs how large the file is, and how good."""
   assert meta.test is not None
   log.get_logger().info(
@@ -128,8 +138,8 @@ def tell(out: str, meta: Meta, compared: dict[str, Any]) -> None:
     'from the probe. Test accuracy of the head that has not seen it: %.1f %%.',
     out,
     os.path.getsize(out) / 1e6,
-    100 * compared['same_class'],
-    100 * meta.test['all']['accuracy']['value'],
+    100 * compared.same_class,
+    100 * meta.test['all']['accuracy'].value,
   )
 
 
@@ -173,13 +183,13 @@ def write_more(
   stored: Classifier,
   results: files.Results,
   workdir: str,
-) -> dict[str, Any]:
+) -> files.Results:
   """Writes the other forms that the config asks for; what results say of them.
 
   stored: the classifier with rounded weights, which exports compute with;
   results: of the probe, and the origins of its data.
   """
-  told: dict[str, Any] = {}
+  told: files.Results = {}
   if config.hub:
     hub.write(config.hub, model, config.precision, results, config.licence)
     told['hub'] = os.path.abspath(config.hub)
@@ -242,7 +252,7 @@ def join(folders: Sequence[str], probes: Sequence[Probe]) -> Probe:
 
 def _scores(
   stored: Classifier, dataset: data.Dataset, test: dict[str, np.ndarray]
-) -> dict[str, dict[str, Any]]:
+) -> dict[str, dict[str, Score]]:
   """Test scores of a file, by the head that has not seen test images.
 
   Of the file, as rounding moves a class now and then: whoever scores it on the
@@ -264,8 +274,7 @@ def _scores(
       0,
     )
     found[part] = {
-      metric: bootstrap.score(resampled[metric].mean)._asdict()
-      for metric in _SCORES
+      metric: bootstrap.score(resampled[metric].mean) for metric in _SCORES
     }
   return found
 
@@ -425,7 +434,7 @@ def _compare(
   dataset: data.Dataset,
   probe: Probe,
   refitted: bool,
-) -> dict[str, Any]:
+) -> Compared:
   """Predicts validation images as users will; ValueError if they are far off.
 
   Far from the probe's own predictions: its head and encoder do not belong
@@ -443,12 +452,12 @@ def _compare(
       f'Head and encoder do not give the predictions of the probe: they are '
       f'apart by up to {drift:.2f}. Probe the checkpoint again.'
     )
-  return {
-    'compared_images': len(at),
-    'same_class': float((have.argmax(1) == want.argmax(1)).mean()),
-    'largest_difference': float(np.abs(have - want).max()),
-    'largest_difference_before_rounding': drift,
-  }
+  return Compared(
+    len(at),
+    float((have.argmax(1) == want.argmax(1)).mean()),
+    float(np.abs(have - want).max()),
+    drift,
+  )
 
 
 def _count(model: Classifier) -> dict[str, int]:

@@ -170,7 +170,7 @@ def _of_run(path: str, step: int | None) -> Encoder:
 
 
 def of_archive(
-  arrays: dict[str, np.ndarray], text: dict[str, Any], path: str
+  arrays: dict[str, np.ndarray], text: archive.Text, path: str
 ) -> Encoder:
   """The encoder of a bundle, as archive.read gives it.
 

@@ -120,7 +120,7 @@ def quality(
   config: ConfigDict,
   batch_size: int,
   seed: int,
-) -> dict[str, Any]:
+) -> files.Results:
   """What results.json says of quality and loss; config: the sub-config."""
   spaces = {space.name: space.sets}
   if config.external:

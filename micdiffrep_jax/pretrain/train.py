@@ -531,10 +531,10 @@ def fit(
   dataset: data.Dataset,
   rows: np.ndarray,
   info: EncoderInfo,
-  proof: dict[str, Any],
+  proof: files.Results,
   workdir: str,
   teacher: Teacher | None = None,
-) -> dict[str, Any]:
+) -> files.Results:
   """Trains, or goes on from the newest sound checkpoint, to the results."""
   check_batches(config, len(rows), devices.make_mesh())
   check_stop(config, dataset)

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 import dataclasses
+import math
 import types
 from typing import (
   Any,
@@ -45,7 +46,8 @@ class Record:
     kinds = _kinds(cls)
     told = {k: _read(kinds[k], v) for k, v in record.items() if k in kinds}
     if cls.REST:
-      told[cls.REST] = {k: v for k, v in record.items() if k not in kinds}
+      rest = {k: v for k, v in record.items() if k not in told}
+      told[cls.REST] = _read(get_type_hints(cls)[cls.REST], rest)
     try:
       return cls(**told)
     except TypeError as e:
@@ -64,6 +66,8 @@ def _read(kind: Any, value: Any) -> Any:
   if origin in (Union, types.UnionType):
     kinds = [x for x in args if x is not types.NoneType]
     return value if value is None or kinds[1:] else _read(kinds[0], value)
+  if kind is float and value is None:
+    return math.nan  # which is not JSON
   if origin is tuple:
     return tuple(_read(args[0], x) for x in value)
   if origin is Mapping:
@@ -71,5 +75,6 @@ def _read(kind: Any, value: Any) -> Any:
   if isinstance(kind, type) and issubclass(kind, Record):
     return kind.from_json(value)
   if hasattr(kind, '_fields'):  # of a NamedTuple
-    return kind(**{k: value[k] for k in kind._fields})
+    hints = get_type_hints(kind)
+    return kind(**{k: _read(hints[k], value[k]) for k in kind._fields})
   return value

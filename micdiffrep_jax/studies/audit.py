@@ -65,7 +65,7 @@ def run(config: ConfigDict, workdir: str) -> files.Results:
   return record
 
 
-def audit(dataset: data.Dataset, config: ConfigDict) -> dict[str, Any]:
+def audit(dataset: data.Dataset, config: ConfigDict) -> files.Results:
   """All findings; `passed` speaks of the pixels and of config.data.split."""
   names = data.split_names(dataset)
   verdicts = {name: verdict(dataset, name) for name in names}

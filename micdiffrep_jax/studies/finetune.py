@@ -9,7 +9,6 @@ bundles and reports read it, and the bundle itself.
 import dataclasses
 import os
 import shutil
-from typing import Any
 
 from ml_collections import ConfigDict
 import numpy as np
@@ -195,7 +194,7 @@ def run(config: ConfigDict, workdir: str) -> files.Results:
 
 def about(
   study: Study, parts: Parts, config: ConfigDict, found: tuned.Tuned
-) -> dict[str, Any]:
+) -> files.Results:
   """What the results say of the run beside its scores."""
   groups = data.groups(study.ds)[parts.rows]
   return {
@@ -224,7 +223,7 @@ def finish(
   ds: data.Dataset,
   parts: Parts,
   config: ConfigDict,
-) -> dict[str, Any]:
+) -> files.Results:
   """Writes what a probe leaves, then the bundle made of it."""
   head = rows[TUNED].head
   assert head is not None

@@ -342,7 +342,7 @@ def run(config: ConfigDict, workdir: str) -> files.Results:
   os.makedirs(workdir, exist_ok=True)
 
   probs: dict[Key, np.ndarray] = {}
-  told: dict[Key, dict[str, Any]] = {}
+  told: dict[Key, files.Results] = {}
   named: dict[str, str] = {}  # the first row of each checkpoint
   training = grid.Training(config.training, (config.seed,), True, 'accuracy')
   every = candidates(config, ds, rows)
@@ -452,7 +452,7 @@ def score(
   ds: data.Dataset,
   rotated: Sequence[Parts],
   config: ConfigDict,
-) -> dict[str, Any]:
+) -> files.Results:
   """`rows` and `comparisons` of the results, from probabilities (n, k).
 
   members: of each committee, which is compared with all of them too.
@@ -500,7 +500,7 @@ def score(
       'b': b._asdict(),
       'images': name,
       **{
-        metric: bootstrap.difference(found, spread[b][name][metric])
+        metric: bootstrap.difference(found, spread[b][name][metric])._asdict()
         for metric, found in spread[a][name].items()
       },
     }

@@ -19,6 +19,7 @@ import numpy as np
 import pandas as pd
 
 from micdiffrep_jax.data import dataset as data
+from micdiffrep_jax.draw.page import Line
 from micdiffrep_jax.draw.result import FLOOR
 from micdiffrep_jax.encoders import cache as feature_cache
 from micdiffrep_jax.encoders.cache import Cache
@@ -70,7 +71,7 @@ class Trial(NamedTuple):
   setting: Setting
   score: float
 
-  def record(self) -> dict[str, Any]:
+  def record(self) -> Line:
     """As results.json holds it."""
     return {
       'kind': self.kind,
@@ -278,7 +279,7 @@ def average(scores: pd.DataFrame, criterion: str) -> pd.DataFrame:
   return means.rename('score').reset_index()
 
 
-def lines_of(table: pd.DataFrame) -> list[dict[str, Any]]:
+def lines_of(table: pd.DataFrame) -> list[Line]:
   """The lines of a table, of plain Python values."""
   return [
     {str(name): value for name, value in line.items()}

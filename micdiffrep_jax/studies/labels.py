@@ -387,7 +387,7 @@ def check_tuned(
     )
 
 
-def _record(draw: Draw, groups: np.ndarray) -> dict[str, Any]:
+def _record(draw: Draw, groups: np.ndarray) -> dict[str, float]:
   """How large a draw is; groups of all rows."""
   return {
     'share': draw.share,
@@ -404,7 +404,7 @@ def score(
   parts: Parts,
   resamples: int,
   seed: int,
-) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+) -> tuple[list[page.Line], list[page.Line]]:
   """One record per method, share and set of test images; and comparisons.
 
   A comparison is of a method on features with a floor, at the same share; of a
@@ -437,7 +437,7 @@ def score(
           'images': name,
           'chosen': [s.chosen for s in mine],
           **{
-            metric: bootstrap.interval_over_draws(x)
+            metric: bootstrap.interval_over_draws(x)._asdict()
             for metric, x in resampled.items()
           },
         }
@@ -449,7 +449,9 @@ def score(
       'share': share,
       'images': name,
       **{
-        metric: bootstrap.difference(x, found[floor, share, name][metric])
+        metric: bootstrap.difference(
+          x, found[floor, share, name][metric]
+        )._asdict()
         for metric, x in a.items()
       },
     }
@@ -511,7 +513,7 @@ def draw_curves(workdir: str, curves: Sequence[Mapping[str, Any]]) -> None:
   """label_efficiency_METRIC_IMAGES.png: a line per method."""
   for images in dict.fromkeys(c['images'] for c in curves):
     for metric in HEADLINE:
-      series: dict[str, dict[str, Any]] = {}
+      series: dict[str, dict[str, list[float]]] = {}
       kinds: dict[str, str] = {}
       for c in (c for c in curves if c['images'] == images):
         line = series.setdefault(title(c['method']), {})
