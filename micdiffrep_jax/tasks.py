@@ -117,7 +117,7 @@ def fill_in(
   return unit
 
 
-def finished(folder: str, config: ConfigDict) -> dict[str, Any] | None:
+def finished(folder: str, config: ConfigDict) -> files.Results | None:
   """The results of a finished run with this very config, or None."""
   path = epath.Path(folder) / 'results.json'
   if not path.exists():

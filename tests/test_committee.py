@@ -179,10 +179,7 @@ def test_a_committee_of_probes_averages_what_they_say(
     }
     for name in ('a', 'b')
   }
-  costs = {
-    name: dict.fromkeys(table1.COSTS, 3) | {'flags': [], 'training_s': None}
-    for name in cells
-  }
+  costs = {name: table1.Cost(3, None, 3, 3) for name in cells}
   config = table1_config.get_config('test')
   config.methods, config.splits = ('a', 'b'), ('patient',)
   config.probe.floors = ('imagenet',)
@@ -197,8 +194,8 @@ def test_a_committee_of_probes_averages_what_they_say(
   assert list(cell.found['rows']) == ['kernel']
   accuracy = cell.found['rows']['kernel']['test']['all']['accuracy']
   assert accuracy['value'] == pytest.approx((mean.argmax(1) == label).mean())
-  assert cost['images_drawn'] == (3 if other == 'imagenet' else 6)
-  assert cost['training_s'] is None
-  assert ('external' in cost['flags']) == (other == 'imagenet')
+  assert cost.images_drawn == (3 if other == 'imagenet' else 6)
+  assert cost.training_s is None
+  assert ('external' in cost.flags) == (other == 'imagenet')
   table = table1.rows_of({'c': found}, {'c': cost}, 'kernel')
   assert [(line['method'], line['row']) for line in table] == [('c', 'kernel')]

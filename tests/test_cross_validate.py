@@ -216,9 +216,9 @@ def test_a_trained_head_predicts_what_no_fold_showed_it():
   config = cross_config.get_config('test')
   config.training.epochs = 60
   training = grid.Training(config.training, (0,), True, 'accuracy')
-  chosen = {'layers': ('image',), 'timestep': 1, 'grid': 1}
+  spot = grid.Spot(('image',), 1, 1)
   probs, told = folds.predict(
-    matrix.literal(x.astype(np.float32)), rotated, ('linear',), chosen, training
+    matrix.literal(x.astype(np.float32)), rotated, ('linear',), spot, training
   )
   assert (probs['linear'].argmax(1) == labels).mean() > 0.8
   np.testing.assert_allclose(probs['linear'].sum(1), 1, atol=1e-6)

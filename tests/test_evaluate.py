@@ -255,10 +255,10 @@ def test_a_bundle_of_hashes_says_what_it_cannot_recognise(said):
 
 def test_classes_that_are_absent_are_told():
   found = evaluate.presence(('a', 'b', 'c'), ['c', 'a', 'a'])
-  assert found['present'] == ['a', 'c']
-  assert found['absent'] == ['b']
-  assert 'No picture is of b' in found['note']
-  assert 'note' not in evaluate.presence(('a', 'b'), ['b', 'a'])
+  assert found.present == ('a', 'c')
+  assert found.absent == ('b',)
+  assert 'No picture is of b' in found.note
+  assert 'note' not in evaluate.presence(('a', 'b'), ['b', 'a']).to_json()
 
 
 @pytest.mark.needs('pydicom')

@@ -19,7 +19,15 @@ from micdiffrep_jax.heads.head_file import SavedHead
 from micdiffrep_jax.methods import METHODS
 from micdiffrep_jax.pretrain import finetune as tuning
 from micdiffrep_jax.pretrain.finetune import Labelled
-from micdiffrep_jax.studies import base, finetune, folds, labels, report, tuned
+from micdiffrep_jax.studies import (
+  base,
+  finetune,
+  folds,
+  grid,
+  labels,
+  report,
+  tuned,
+)
 
 REAL_LOAD = encoders.load_encoder
 
@@ -57,11 +65,15 @@ def first_head(ds, classes=None):
     'M': rng.normal(size=(1, 4, tunable.WIDTH)).astype(np.float32),
     'M_bias': np.zeros((1, 4), np.float32),
   }
-  told = tuned.told_of_head(
-    tunable.get_config(), ds, 'patient', tuned.Spot(('three',), 0, 1)
+  info = base.head_info(
+    grid.new_info('linear', grid.Spot(('three',), 0, 1)),
+    ds,
+    'patient',
+    1,
+    tunable.get_config(),
   )
   ones = np.ones(tunable.WIDTH, np.float32)
-  return SavedHead(params, 0 * ones, ones, {**told, 'kind': 'linear'})
+  return SavedHead(params, 0 * ones, ones, info)
 
 
 def run(ds, workdir, **changes):
@@ -193,7 +205,7 @@ def test_a_bundle_gives_the_probabilities_of_the_trained_network(study, ds):
   trained = REAL_LOAD(str(place))
   t = tunable.method.tuning(METHODS, trained.config, tunable.SIZE, 1)
   logits = tunable.method.logits(t, trained.variables, ds.images[rows], None, 0)
-  temperature = model.head.info['temperature']
+  temperature = model.head.info.temperature
   direct = jax.nn.softmax(logits / temperature)
   np.testing.assert_allclose(found, direct, atol=5e-3)
   assert model.meta.training_images == (

@@ -135,7 +135,7 @@ def test_its_card_hides_neither_labels_nor_phantoms_nor_a_better_floor(model):
 
 def test_the_call_that_a_card_shows_has_features_of_the_head(model):
   card, info = hub.card(model, RESULTS, ''), model.head.info
-  said = f"t={info['timestep']}, layers='all', cells={info['grid']})"
+  said = f"t={info.timestep}, layers='all', cells={info.grid})"
   assert said in card
 
 

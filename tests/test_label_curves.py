@@ -21,22 +21,22 @@ def test_the_mean_is_scikit_learns_and_the_interval_holds_draws_and_groups():
   found = interval(said, groups)
   each = [balanced_accuracy_score(labels, s) for s in said]
   balanced = found['balanced_accuracy']
-  np.testing.assert_allclose(balanced['each'], each)
-  assert balanced['value'] == pytest.approx(np.mean(each))
-  assert balanced['low'] < balanced['value'] < balanced['high']
+  np.testing.assert_allclose(balanced.each, each)
+  assert balanced.value == pytest.approx(np.mean(each))
+  assert balanced.low < balanced.value < balanced.high
 
   # Same answers in each draw: groups alone make the interval. One group: draws.
   same = np.repeat(said[:1], 5, 0)
   by_groups, by_draws = interval(same, groups), interval(said, 0 * groups)
-  width = lambda f: f['accuracy']['high'] - f['accuracy']['low']  # noqa: E731
-  assert by_groups['accuracy']['deviation'] == 0
+  width = lambda f: f['accuracy'].high - f['accuracy'].low  # noqa: E731
+  assert by_groups['accuracy'].deviation == 0
   assert width(by_groups) > 0
   assert 0 < width(by_draws) < width(by_groups)
   p = (same[0] == labels).mean()
   per_group = (same[0] == labels).reshape(60, 5).mean(1)
   standard_error = per_group.std(ddof=1) / 60**0.5
   assert width(by_groups) == pytest.approx(3.92 * standard_error, rel=0.15)
-  assert by_groups['accuracy']['value'] == pytest.approx(p)
+  assert by_groups['accuracy'].value == pytest.approx(p)
 
 
 def test_a_difference_is_paired():
@@ -51,11 +51,11 @@ def test_a_difference_is_paired():
     for x in (said, worse)
   )
   found = bootstrap.difference(a, b)
-  assert found['value'] == pytest.approx(
+  assert found.value == pytest.approx(
     (said == labels).mean() - (worse == labels).mean()
   )
-  assert 0 < found['low'] < found['value'] < found['high']
+  assert 0 < found.low < found.value < found.high
   alone = bootstrap.interval_over_draws(a)
-  assert found['high'] - found['low'] < 0.6 * (alone['high'] - alone['low'])
+  assert found.high - found.low < 0.6 * (alone.high - alone.low)
   same = bootstrap.difference(a, a)
-  assert same == {'value': 0.0, 'low': 0.0, 'high': 0.0}
+  assert same == (0.0, 0.0, 0.0)

@@ -54,7 +54,7 @@ def test_the_measured_head_gives_the_measured_accuracy_again(
   found = run(evaluate, 'evaluate', tmp_path, head='measured', **asked)
   accuracy = found['rows']['bundle']['test']['all']['accuracy']['value']
   stored = classifier.load_bundle(told['bundle']).meta.test
-  assert accuracy == stored['all']['accuracy']['value']
+  assert accuracy == stored['all']['accuracy'].value
   assert f'As measured: {100 * accuracy:.1f} %.' in caplog.text
   # Rounding moves a picture or two of the probe's own.
   mine = probed['rows']['kernel']['test']['all']['accuracy']['value']

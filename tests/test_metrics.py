@@ -7,6 +7,7 @@ import pytest
 from scipy import special
 from sklearn import metrics as skm
 
+from micdiffrep_jax.run import files
 from micdiffrep_jax.scores import bootstrap, calibration, metrics
 from micdiffrep_jax.scores.bootstrap import Slices
 
@@ -143,8 +144,8 @@ def test_comparison_is_paired_and_signed():
   back = bootstrap.compare(y, p, better, g)
   assert back['difference'] == pytest.approx(-gain)
   # Unpaired, the two intervals overlap widely: pairing is what finds it.
-  wide = bootstrap.summarise(y, p, Slices(g), CLASSES)['all']['accuracy']
-  assert ours['high'] - ours['low'] < (wide['high'] - wide['low']) / 2
+  wide = bootstrap.summarise(y, p, Slices(g), CLASSES)['all'].scores['accuracy']
+  assert ours['high'] - ours['low'] < (wide.high - wide.low) / 2
 
 
 def test_p_value_is_two_sided():
@@ -182,20 +183,20 @@ def test_summary_reports_every_subset_as_json():
   )
   sets = ('all', 'sources', 'patients')
   assert set(got) == {*sets, *(f'{name}_without_normal' for name in sets)}
-  json.dumps(got, allow_nan=False)
-  assert got['all']['n'] == 420
-  assert got['sources']['n'] == 60
+  written = json.loads(json.dumps(files.plain(got), allow_nan=False))
+  assert got['all'].n == written['all']['n'] == 420
+  assert got['sources'].n == 60
   keep = variants == ''
   want = (p.argmax(1) == y)[keep].mean()
-  assert got['sources']['accuracy']['value'] == pytest.approx(want)
+  assert got['sources'].scores['accuracy'].value == pytest.approx(want)
   tumour = got['all_without_normal']
   keep = y != 2
   want = p[:, [0, 1, 3]][keep].argmax(1) == np.array([0, 1, 9, 2])[y[keep]]
-  assert tumour['accuracy']['value'] == pytest.approx(want.mean())
-  assert tumour['classes'] == ['G', 'M', 'P']
+  assert tumour.scores['accuracy'].value == pytest.approx(want.mean())
+  assert tumour.classes == ('G', 'M', 'P')
   for row in (got['all'], tumour):
-    value = row['balanced_accuracy']
-    assert value['low'] <= value['value'] <= value['high']
+    value = row.scores['balanced_accuracy']
+    assert value.low <= value.value <= value.high
 
 
 def test_a_class_without_rows_is_null_not_zero():
@@ -204,13 +205,14 @@ def test_a_class_without_rows_is_null_not_zero():
   got = bootstrap.summarise(
     y[keep], p[keep], Slices(g[keep]), CLASSES, resamples=20
   )
-  json.dumps(got, allow_nan=False)
-  assert got['all']['per_class']['P']['sensitivity']['value'] is None
-  assert got['all']['per_class']['P']['auroc']['value'] is None
+  written = json.loads(json.dumps(files.plain(got['all']), allow_nan=False))
+  assert written['per_class']['P']['sensitivity']['value'] is None
+  read = bootstrap.Summary.from_json(written)
+  assert np.isnan(read.per_class['P'].scores['auroc'].value)
   want = np.mean(
     [(p[y == j].argmax(1) == j).mean() for j in range(3)],
   )
-  assert got['all']['balanced_accuracy']['value'] == pytest.approx(want)
+  assert got['all'].scores['balanced_accuracy'].value == pytest.approx(want)
 
 
 @pytest.mark.parametrize(

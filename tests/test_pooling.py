@@ -68,7 +68,7 @@ def test_patients_are_pooled_from_their_untouched_sources():
   np.testing.assert_array_equal(
     sets['patients'].groups, groups[keep][want.first]
   )
-  assert sets['patients'].told == {'pooling': 'mean', 'of_several_labels': 0}
+  assert (sets['patients'].pooling, sets['patients'].mixed) == ('mean', 0)
   assert len(sets['sources'].labels) == keep.sum()
 
 

@@ -111,7 +111,7 @@ def test_the_bundle_alone_gives_the_same_probabilities(finished, ds):
     want = z['test.probs.mlp_concat'][order]
   # Another batch size sums in another order, and features are float16.
   np.testing.assert_allclose(got, want, atol=2e-3)
-  assert head.info['classes'] == list(ds.classes)
+  assert head.info.classes == ds.classes
 
 
 def test_test_labels_cannot_move_anything_but_the_scores(

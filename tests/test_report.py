@@ -10,6 +10,7 @@ from sklearn.metrics import balanced_accuracy_score
 
 from micdiffrep_jax.draw import page
 from micdiffrep_jax.draw.result import layer_title
+from micdiffrep_jax.run import files
 from micdiffrep_jax.scores import bootstrap
 from micdiffrep_jax.studies import report
 
@@ -33,6 +34,7 @@ def probe_record():
     CLASSES,
     resamples=20,
   )
+  test = files.plain(test)
   row = {'chosen': {'layers': ['mid'], 'timestep': 10, 'grid': 2}, 'test': test}
   trials = [
     {'kind': 'mlp', 'layers': [name], 'timestep': t, 'score': 0.5}

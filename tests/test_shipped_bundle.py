@@ -49,7 +49,7 @@ def test_it_is_small_and_says_what_was_measured():
       if (row['probe'], row['row']) == ('results/bundle.npz', 'kernel')
       and (row['images'], row['metric']) == ('all', 'accuracy')
     ]
-  for name, value in meta.test['all']['accuracy'].items():
+  for name, value in meta.test['all']['accuracy']._asdict().items():
     assert round(value, 4) == float(measured[name])
   assert meta.fitted_on_test_images
   measured = classifier.load_bundle(BUNDLE, 'measured').meta

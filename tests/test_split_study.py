@@ -1,6 +1,7 @@
 """The table of splits, on made-up probe results and a small phantom."""
 
 import csv
+import dataclasses
 import os
 
 import numpy as np
@@ -9,8 +10,9 @@ import pytest
 from configs import splits as splits_config
 from micdiffrep_jax.data import dataset as data
 from micdiffrep_jax.data import prepare
+from micdiffrep_jax.encoders.encoder import EncoderInfo
 from micdiffrep_jax.run import files
-from micdiffrep_jax.studies import page_splits, probe, splits
+from micdiffrep_jax.studies import probe, splits
 
 PHANTOM = 'phantom:size_px=16,patients=40,slices=3'
 
@@ -50,7 +52,7 @@ def test_a_row_tells_what_a_split_is_worth_against_the_honest_one():
 
 @pytest.mark.parametrize('split', ['paper', 'patient', 'leaky'])
 def test_test_images_that_pretraining_drew_are_counted(ds, split):
-  info = {'fingerprint': ds.fingerprint, 'split': 'patient'}
+  info = EncoderInfo(16, 1, fingerprint=ds.fingerprint, split='patient')
   found = splits.drawn_in_pretraining(info, ds, split)
   drawn = {
     i for i, part in enumerate(ds.manifest['patient']) if part == 'train'
@@ -59,16 +61,17 @@ def test_test_images_that_pretraining_drew_are_counted(ds, split):
   test = {i for i, part in enumerate(ds.manifest[split]) if part == 'test'}
   test &= labelled
   kin = {ds.manifest['group'][i] for i in drawn}
-  assert found['images'] == len(test)
-  assert found['seen'] == len(test & drawn)
-  assert found['relatives'] == sum(ds.manifest['group'][i] in kin for i in test)
-  said = page_splits.drawn_in_words(found)
+  assert found.images == len(test)
+  assert found.seen == len(test & drawn)
+  assert found.relatives == sum(ds.manifest['group'][i] in kin for i in test)
+  said = str(found)
   assert (
     said == 'none' if split == 'patient' else str(len(test & drawn)) in said
   )
-  other = splits.drawn_in_pretraining({**info, 'fingerprint': ''}, ds, split)
-  assert other['seen'] is None
-  assert 'unknown' in page_splits.drawn_in_words(other)
+  elsewhere = dataclasses.replace(info, fingerprint='')
+  other = splits.drawn_in_pretraining(elsewhere, ds, split)
+  assert other.seen is None
+  assert 'unknown' in str(other)
 
 
 def test_each_split_is_probed_once_with_its_encoder_and_the_table_says_it(
@@ -81,7 +84,7 @@ def test_each_split_is_probed_once_with_its_encoder_and_the_table_says_it(
     controls.append((bool(config.floors), config.random_encoder))
     layers.append(config.layers)
     split = 'paper' if config.checkpoint == 'own' else 'patient'
-    info = {'fingerprint': ds.fingerprint, 'split': split}
+    info = EncoderInfo(16, 1, fingerprint=ds.fingerprint, split=split)
     found = {**record(VALUES[config.data.split]), 'encoder': info, 'data': {}}
     return files.write_results(workdir, found, config)
 

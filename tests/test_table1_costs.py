@@ -12,6 +12,7 @@ from micdiffrep_jax.draw.result import Run
 from micdiffrep_jax.encoders import encoder as encoders
 from micdiffrep_jax.methods import METHODS
 from micdiffrep_jax.models import resnet, vit
+from micdiffrep_jax.run import files
 from micdiffrep_jax.studies import page_table1, table1
 
 SIZE = 16
@@ -92,11 +93,11 @@ def test_flops_of_captions_grow_with_the_text_tower():
 @pytest.mark.parametrize(
   ('name', 'flags'),
   [
-    ('ddpm', []),
-    pytest.param('ddpm_contrast', ['contrast'], marks=pytest.mark.slow),
-    ('moco', []),
-    ('clip', ['supervised_text']),
-    ('supervised', ['supervised']),
+    ('ddpm', ()),
+    pytest.param('ddpm_contrast', ('contrast',), marks=pytest.mark.slow),
+    ('moco', ()),
+    ('clip', ('supervised_text',)),
+    ('supervised', ('supervised',)),
   ],
 )
 def test_flags_tell_what_a_method_had_of_the_labels(
@@ -110,9 +111,9 @@ def test_flags_tell_what_a_method_had_of_the_labels(
     table1.checkpoints, 'find', lambda path: (f'{path}/checkpoints', 4)
   )
   found = table1.cost(encoder)
-  assert found['flags'] == flags
-  assert found['parameters'] == parameters(encoder)
-  assert found['training_s'] is None
+  assert found.flags == flags
+  assert found.parameters == parameters(encoder)
+  assert found.training_s is None
 
 
 def results():
@@ -123,25 +124,25 @@ def results():
     for name in ('knn', 'random/knn', 'floor/majority')
   }
   costs = {
-    'supervised': {
-      'flags': ['supervised'],
-      'images_drawn': 6400,
-      'training_s': 1234.4,
-      'flops_per_image': 2.5e9,
-      'parameters': 3_000_000,
-    },
-    'external': {
-      'flags': ['external', 'imagenet_supervised'],
-      'images_drawn': 0,
-      'training_s': None,
-      'flops_per_image': None,
-      'parameters': 40_000,
-    },
+    'supervised': page_table1.Cost(
+      images_drawn=6400,
+      training_s=1234.4,
+      flops_per_image=2.5e9,
+      parameters=3_000_000,
+      flags=('supervised',),
+    ),
+    'external': page_table1.Cost(
+      images_drawn=0,
+      training_s=None,
+      flops_per_image=None,
+      parameters=40_000,
+      flags=('external', 'imagenet_supervised'),
+    ),
   }
   cells = {name: {'grouped': table1.Cell({'rows': rows}, '')} for name in costs}
   return {
     'table': table1.rows_of(cells, costs, 'knn'),
-    'costs': costs,
+    'costs': files.plain(costs),
     'comparisons': [],
     'splits': ['grouped'],
     'headline': 'knn',

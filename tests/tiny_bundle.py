@@ -9,6 +9,7 @@ import numpy as np
 from micdiffrep_jax.bundle import classifier, fingerprints
 from micdiffrep_jax.encoders import encoder as encoders
 from micdiffrep_jax.heads import head_file
+from micdiffrep_jax.heads.base import HeadInfo
 from micdiffrep_jax.methods import recipe
 from micdiffrep_jax.run import devices
 
@@ -87,16 +88,16 @@ def model(
     params['W'] /= 4
     params['centres'] = rng.normal(0, 1, (1, 300, 8)).astype(np.float32)
     params['M'] = rng.normal(0, 9, (1, 3, 300)).astype(np.float32)
-  info = {
-    'kind': kind,
-    'layers': layers,
-    'timestep': 3,
-    'grid': 2,
-    'extracted_grid': 2,
-    'draws': 2,
-    'feature_seed': 0,
-    'temperature': 2.5,
-  }
+  info = HeadInfo(
+    kind,
+    layers,
+    timestep=3,
+    grid=2,
+    extracted_grid=2,
+    draws=2,
+    feature_seed=0,
+    temperature=2.5,
+  )
   shift = rng.normal(0, 0.1, d).astype(np.float32)
   head = head_file.SavedHead(params, shift, np.ones(d, np.float32), info)
   meta = classifier.Meta(CLASSES, SIZE, 1, low_confidence=0.4, normal_class='')

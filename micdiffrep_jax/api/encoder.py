@@ -59,7 +59,7 @@ class Encoder:
     self.channels: int = info.channels
     self.timesteps: int = encoder.method.timesteps
     self.classes: tuple[str, ...] = self._meta.classes
-    self.info = info.as_dict()
+    self.info = info.to_json()
 
   def __repr__(self) -> str:
     """What it is, in a line."""

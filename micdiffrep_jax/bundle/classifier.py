@@ -19,19 +19,21 @@ from micdiffrep_jax.encoders import encoder as encoders
 from micdiffrep_jax.encoders import features
 from micdiffrep_jax.encoders.encoder import Encoder
 from micdiffrep_jax.heads import head_file
-from micdiffrep_jax.heads.base import Params
+from micdiffrep_jax.heads.base import HeadInfo, Params
 from micdiffrep_jax.heads.table import HEADS
 from micdiffrep_jax.methods.base import bearing
 from micdiffrep_jax.run import archive
 from micdiffrep_jax.run.checks import one_of
+from micdiffrep_jax.run.records import Record
 from micdiffrep_jax.scores import calibration
+from micdiffrep_jax.scores.bootstrap import Score
 
 WHICH = ('final', 'measured')  # heads of a file
 BATCH = 32  # images at a time, always: results do not depend on how many come
 
 
 @dataclasses.dataclass(frozen=True)
-class Meta:
+class Meta(Record):
   """What whoever gets a classifier must know of it; None is not known.
 
   Attributes:
@@ -66,19 +68,7 @@ class Meta:
   training_images: int | None = None
   fitted_on_test_images: bool | None = None
   measured_on: Mapping[str, int] | None = None
-  test: Mapping[str, Any] | None = None
-
-  def as_dict(self) -> dict[str, Any]:
-    """What is known, as files hold it."""
-    known = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
-    return {k: v for k, v in known.items() if v is not None}
-
-  @classmethod
-  def from_dict(cls, record: Mapping[str, Any]) -> 'Meta':
-    """The inverse of as_dict."""
-    names = {f.name for f in dataclasses.fields(cls)}
-    known = {k: v for k, v in record.items() if k in names}
-    return cls(**{**known, 'classes': tuple(record['classes'])})
+  test: Mapping[str, Mapping[str, Score]] | None = None
 
 
 class Classifier(NamedTuple):
@@ -104,10 +94,10 @@ class Classifier(NamedTuple):
     return (self, *self.others)
 
   @property
-  def chosen(self) -> dict[str, Any]:
+  def chosen(self) -> Mapping[str, Any]:
     """How the head is fed, as results tell it; of a committee each head."""
     each = [
-      {'method': one.encoder.config.method, **one.head.info}
+      {'method': one.encoder.config.method, **one.head.info.to_json()}
       for one in self.members
     ]
     return {'members': each} if self.others else each[0]
@@ -125,13 +115,10 @@ def assemble(
   fingerprints: Fingerprints,
 ) -> Classifier:
   """Puts a classifier together; ValueError for layers that do not exist."""
-  layers = tuple(head.info['layers'])
-  features.check_request(encoder.method, layers, (head.info['timestep'],))
+  info = head.info
+  features.check_request(encoder.method, info.layers, (info.timestep,))
   feature_fn = features.make_feature_fn(
-    encoder.method,
-    layers,
-    head.info['extracted_grid'],
-    head.info.get('deviation', False),  # older heads had none
+    encoder.method, info.layers, info.extracted_grid, bool(info.deviation)
   )
   return Classifier(encoder, head, meta, fingerprints, feature_fn)
 
@@ -158,9 +145,9 @@ def logits(
     model.feature_fn,
     model.encoder.variables,
     images,
-    info['timestep'],
-    info['draws'],
-    info['feature_seed'],
+    info.timestep,
+    info.draws,
+    info.feature_seed,
     BATCH,
     seeds,
   )
@@ -177,9 +164,7 @@ def bundle_predict(
   another shape.
   """
   each = [
-    calibration.softmax(
-      logits(one, images, seeds), one.head.info['temperature']
-    )
+    calibration.softmax(logits(one, images, seeds), one.head.info.temperature)
     for one in model.members
   ]
   return np.mean(each, axis=0)
@@ -197,10 +182,10 @@ def needed(
 
 def _pack(
   model: Classifier, precision: str
-) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+) -> tuple[dict[str, np.ndarray], archive.Text]:
   """One encoder and its head, as arrays and as text."""
   encoder, head, meta = model.encoder, model.head, model.meta
-  use = needed(encoder, head.info['layers'], meta.size_px, meta.channels)
+  use = needed(encoder, head.info.layers, meta.size_px, meta.channels)
   leaves = dict(zip(use, jax.device_get(jax.tree.leaves(encoder.variables))))
   arrays: dict[str, np.ndarray] = {}
   for name, leaf in leaves.items():
@@ -215,7 +200,7 @@ def _pack(
     for name, x in params.items():
       # Outputs lead in a head; they become the last axis, as in the encoder.
       x = np.moveaxis(x, -1, 1)
-      if name in HEADS[head.info['kind']].exact:
+      if name in HEADS[head.info.kind].exact:
         x = x if precision == 'float32' else archive.trim(x)
         arrays[start + name] = x
       else:
@@ -223,13 +208,13 @@ def _pack(
   arrays |= {'shift': head.shift, 'scale': head.scale}
   return arrays, {
     'head': head.info,
-    'encoder': {'config': encoder.config, 'info': encoder.info.as_dict()},
+    'encoder': {'config': encoder.config, 'info': encoder.info.to_json()},
   }
 
 
 def contents(
   model: Classifier, precision: str
-) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+) -> tuple[dict[str, np.ndarray], archive.Text]:
   """All arrays of a classifier, rounded, and what else is known of it."""
   packed = [_pack(one, precision) for one in model.members]
   arrays, text = packed[0]
@@ -242,7 +227,7 @@ def contents(
       for name, x in own.items()
     }
   arrays |= model.fingerprints.arrays()
-  more = {'precision': precision, 'meta': model.meta.as_dict()}
+  more = {'precision': precision, 'meta': model.meta.to_json()}
   return arrays, text | more
 
 
@@ -253,7 +238,7 @@ def write(path: str, model: Classifier, precision: str) -> None:
 
 def _unpack(
   arrays: dict[str, np.ndarray],
-  text: dict[str, Any],
+  text: archive.Text,
   path: str,
   meta: Meta,
   known: Fingerprints,
@@ -264,9 +249,8 @@ def _unpack(
     {k: np.moveaxis(v, 1, -1) for k, v in archive.unpack(arrays, start).items()}
     for start in ('head.', 'measured.')
   )
-  head = head_file.SavedHead(
-    params, arrays['shift'], arrays['scale'], text['head']
-  )
+  info = HeadInfo.from_json(text['head'])
+  head = head_file.SavedHead(params, arrays['shift'], arrays['scale'], info)
   measured = {**params, **before} if before else None
   return assemble(encoder, head, meta, known)._replace(measured=measured)
 
@@ -316,7 +300,7 @@ def load_bundle(path: str, which: str = 'final') -> Classifier:
 def _load(path: str) -> Classifier:
   arrays, text = archive.read(path)
   try:
-    meta = Meta.from_dict(text['meta'])
+    meta = Meta.from_json(text['meta'])
     known = Fingerprints.from_arrays(arrays)
     if 'members' not in text:
       return _unpack(arrays, text, path, meta, known)

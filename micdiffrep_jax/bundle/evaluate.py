@@ -6,8 +6,9 @@ Letters: n images, k classes.
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 import contextlib
+import dataclasses
 import os
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from ml_collections import ConfigDict
 import numpy as np
@@ -19,10 +20,11 @@ from micdiffrep_jax.data import dataset as data
 from micdiffrep_jax.data import duplicates, groups, identity, store
 from micdiffrep_jax.data.sources import Source
 from micdiffrep_jax.draw import plots
-from micdiffrep_jax.run import log
+from micdiffrep_jax.run import files, log
 from micdiffrep_jax.run.checks import lookup, one_of
-from micdiffrep_jax.run.files import write_results
+from micdiffrep_jax.run.records import Record
 from micdiffrep_jax.scores import bootstrap, pooling
+from micdiffrep_jax.scores.bootstrap import Score, Summary
 
 _SOURCE = '--config.data.source'
 POLICIES = ('error', 'drop', 'keep')
@@ -52,7 +54,7 @@ class External(NamedTuple):
     """Of the pictures, (n,)."""
     return [item.name for item in self.items]
 
-  def overlap(self, model: Classifier, policy: str) -> dict[str, Any]:
+  def overlap(self, model: Classifier, policy: str) -> files.Results:
     """How many images were recognised, by how many fingerprints."""
     known = model.fingerprints
     return {
@@ -77,11 +79,20 @@ class Case(NamedTuple):
   labels: Sequence[str]
   who: identity.Identity
   groups: np.ndarray | None
-  measured: Mapping[str, Any] | None
+  measured: Mapping[str, Mapping[str, Score]] | None
   junk: Mapping[str, int]
 
 
-def run(config: ConfigDict, workdir: str) -> dict[str, Any]:
+@dataclasses.dataclass(frozen=True)
+class Presence(Record):
+  """Classes that pictures have, those that they lack, and what follows."""
+
+  present: tuple[str, ...]
+  absent: tuple[str, ...]
+  note: str | None = None
+
+
+def run(config: ConfigDict, workdir: str) -> files.Results:
   """Scores config.bundle on labelled pictures; writes results, predictions.
 
   Those of config.data.source, or the test part of a data set, config.data.path.
@@ -108,16 +119,17 @@ def run(config: ConfigDict, workdir: str) -> dict[str, Any]:
     workdir, model, found, labels, who, at, config.pooling
   )
   test, normal = score(model, found, labels, case, at, config)
-  draw(workdir, test)
+  draw(workdir, test['all'])
+  there = presence(model.classes, [labels[i] for i in at])
   failed = [[i.name, i.reason] for i in found.items if i.failed]
-  record = write_results(
+  record = files.write_results(
     workdir,
     {
       'task': 'evaluate',
       'rows': {'bundle': {'chosen': model.chosen, 'test': test}},
       'bundle': 'bundle',
       'normal_class': normal,
-      'classes': presence(model.classes, [labels[i] for i in at]),
+      'classes': there,
       'data': {
         'path': where(config.data.path or config.data.source),
         'patients': identity.count_patients(
@@ -130,52 +142,59 @@ def run(config: ConfigDict, workdir: str) -> dict[str, Any]:
       'failed': failed,
       'head': config.head,
       'measured': case.measured,
-      'bundle_meta': model.meta.as_dict(),
+      'bundle_meta': model.meta.to_json(),
     },
     config,
   )
-  tell(record)
+  tell(test, there, case.measured, failed)
   return record
 
 
-def tell(record: dict[str, Any]) -> None:
+def tell(
+  test: Mapping[str, Summary],
+  there: Presence,
+  measured: Mapping[str, Mapping[str, Score]] | None,
+  failed: Sequence[Sequence[str]],
+) -> None:
   """Logs the scores and what they are of; SystemExit(3) where files failed."""
-  say, failed = log.get_logger(), record['failed']
-  test = record['rows']['bundle']['test']
+  say = log.get_logger()
   for part, scored in test.items():
     say.info(
       '%s: %d images, accuracy %.1f %%, balanced %.1f %% (%.1f to %.1f).',
       part,
-      scored['n'],
-      100 * scored['accuracy']['value'],
-      *(100 * scored['balanced_accuracy'][k] for k in ('value', 'low', 'high')),
+      scored.n,
+      100 * scored.scores['accuracy'].value,
+      *(100 * x for x in scored.scores['balanced_accuracy']),
     )
-  if record['measured']:
-    say.info('%s', as_measured(record['measured'], test))
-  for name in record['classes']['present']:
-    scored = test['all']['per_class'][name]
-    recall = [100 * scored['sensitivity'][k] for k in bootstrap.BOUNDS]
+  if measured:
+    say.info('%s', as_measured(measured, test))
+  for name in there.present:
+    one = test['all'].per_class[name]
+    recall = [100 * x for x in one.scores['sensitivity']]
     say.info(
       'Recall of %s: %.1f %% (%.1f to %.1f), %d images.',
       name,
       *recall,
-      scored['n'],
+      one.n,
     )
-  if record['classes']['absent']:
-    say.warning('%s', record['classes']['note'])
+  if there.absent:
+    say.warning('%s', there.note)
   if failed:
     say.error(
       '%d of %d files cannot be read: %s.',
       len(failed),
-      test['all']['n'] + len(failed),
+      test['all'].n + len(failed),
       failed[:5],
     )
     raise SystemExit(predict.FAILED)
 
 
-def as_measured(measured: Mapping[str, Any], test: Mapping[str, Any]) -> str:
+def as_measured(
+  measured: Mapping[str, Mapping[str, Score]], test: Mapping[str, Summary]
+) -> str:
   """How the accuracy on the part that was measured compares with that."""
-  told, found = (x['all']['accuracy']['value'] for x in (measured, test))
+  told = measured['all']['accuracy'].value
+  found = test['all'].scores['accuracy'].value
   if told == found:
     return f'As measured: {100 * told:.1f} %.'
   return (
@@ -227,18 +246,16 @@ def where(given: str) -> str:
   return os.path.abspath(given) if os.path.exists(given) else given
 
 
-def presence(classes: Sequence[str], labels: Sequence[str]) -> dict[str, Any]:
+def presence(classes: Sequence[str], labels: Sequence[str]) -> Presence:
   """Which classes of the bundle the scored pictures have, and what follows."""
-  present = [name for name in classes if name in labels]
-  absent = [name for name in classes if name not in labels]
-  found: dict[str, Any] = {'present': present, 'absent': absent}
-  if absent:
-    found['note'] = (
-      f'No picture is of {", ".join(absent)}: accuracy and balanced accuracy '
-      f'are over {", ".join(present)} alone. A picture that is taken for an '
-      'absent class counts as wrong.'
-    )
-  return found
+  present = tuple(name for name in classes if name in labels)
+  absent = tuple(name for name in classes if name not in labels)
+  note = (
+    f'No picture is of {", ".join(absent)}: accuracy and balanced accuracy '
+    f'are over {", ".join(present)} alone. A picture that is taken for an '
+    'absent class counts as wrong.'
+  )
+  return Presence(present, absent, note if absent else None)
 
 
 def label(
@@ -326,7 +343,7 @@ def score(
   case: Case,
   at: np.ndarray,
   config: ConfigDict,
-) -> tuple[dict[str, Any], str]:
+) -> tuple[dict[str, Summary], str]:
   """The summary of the images `at`, and the class reported with and without."""
   normal = config.normal_class
   if normal == 'bundle':
@@ -374,16 +391,15 @@ def write_patients(
   return people.write(workdir, model.classes, threshold, how)
 
 
-def draw(workdir: str, test: dict[str, Any]) -> None:
+def draw(workdir: str, scored: Summary) -> None:
   """confusion.png and reliability.png."""
-  scored = test['all']
   plots.save(
     os.path.join(workdir, 'confusion.png'),
-    plots.confusion(scored['confusion'], scored['classes'], 'external images'),
+    plots.confusion(scored.confusion, scored.classes, 'external images'),
   )
   plots.save(
     os.path.join(workdir, 'reliability.png'),
-    plots.reliability({'this bundle': scored['reliability']}),
+    plots.reliability({'this bundle': scored.reliability._asdict()}),
   )
 
 

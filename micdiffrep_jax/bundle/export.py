@@ -9,7 +9,7 @@ import dataclasses
 import json
 import os
 import shutil
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 from ml_collections import ConfigDict
@@ -25,6 +25,7 @@ from micdiffrep_jax.heads.base import Params, Problem
 from micdiffrep_jax.run import archive, files, log
 from micdiffrep_jax.run.checks import one_of
 from micdiffrep_jax.scores import bootstrap
+from micdiffrep_jax.scores.bootstrap import Score
 
 _COMPARED = 512  # validation images on which the file is compared with the run
 _SCORES = ('accuracy', 'balanced_accuracy')  # that a bundle tells of its head
@@ -48,10 +49,19 @@ class Probe(NamedTuple):
   rows: np.ndarray
   val: np.ndarray
   test: dict[str, np.ndarray]
-  results: dict[str, Any]
+  results: files.Results
 
 
-def run(config: ConfigDict, workdir: str) -> dict[str, Any]:
+class Compared(NamedTuple):
+  """A file beside its probe: probabilities and classes of the same images."""
+
+  compared_images: int
+  same_class: float  # the share of them
+  largest_difference: float
+  largest_difference_before_rounding: float
+
+
+def run(config: ConfigDict, workdir: str) -> files.Results:
   """Writes config.out, by default workdir/bundle.npz, and what it is worth.
 
   The file is read again and compared with the probe's own validation
@@ -104,11 +114,11 @@ def run(config: ConfigDict, workdir: str) -> dict[str, Any]:
       'bytes': os.path.getsize(out),
       'precision': config.precision,
       'fingerprints': config.fingerprints,
-      **compared,
+      **compared._asdict(),
       'test': stored.meta.test,
       **more,
-      'encoder': model.encoder.info.as_dict(),
-      'others': [one.encoder.info.as_dict() for one in others],
+      'encoder': model.encoder.info.to_json(),
+      'others': [one.encoder.info.to_json() for one in others],
       'data': {
         'fingerprint': dataset.fingerprint,
         'split': meta.split,
@@ -120,7 +130,7 @@ def run(config: ConfigDict, workdir: str) -> dict[str, Any]:
   )
 
 
-def tell(out: str, meta: Meta, compared: dict[str, Any]) -> None:
+def tell(out: str, meta: Meta, compared: Compared) -> None:
   """Logs how large the file is, and how good."""
   assert meta.test is not None
   log.get_logger().info(
@@ -128,8 +138,8 @@ def tell(out: str, meta: Meta, compared: dict[str, Any]) -> None:
     'from the probe. Test accuracy of the head that has not seen it: %.1f %%.',
     out,
     os.path.getsize(out) / 1e6,
-    100 * compared['same_class'],
-    100 * meta.test['all']['accuracy']['value'],
+    100 * compared.same_class,
+    100 * meta.test['all']['accuracy'].value,
   )
 
 
@@ -171,15 +181,15 @@ def write_more(
   config: ConfigDict,
   model: Classifier,
   stored: Classifier,
-  results: dict[str, Any],
+  results: files.Results,
   workdir: str,
-) -> dict[str, Any]:
+) -> files.Results:
   """Writes the other forms that the config asks for; what results say of them.
 
   stored: the classifier with rounded weights, which exports compute with;
   results: of the probe, and the origins of its data.
   """
-  told: dict[str, Any] = {}
+  told: files.Results = {}
   if config.hub:
     hub.write(config.hub, model, config.precision, results, config.licence)
     told['hub'] = os.path.abspath(config.hub)
@@ -229,7 +239,7 @@ def join(folders: Sequence[str], probes: Sequence[Probe]) -> Probe:
   first, *rest = probes
   for folder, one in zip(folders[1:], rest):
     for key in ('dataset', 'split', 'split_hash', 'classes'):
-      mine, theirs = first.head.info[key], one.head.info[key]
+      mine, theirs = (getattr(x.head.info, key) for x in (first, one))
       if mine != theirs:
         raise ValueError(
           f'{folder} is a probe of {key} {theirs!r}, {folders[0]} of {mine!r}: '
@@ -242,7 +252,7 @@ def join(folders: Sequence[str], probes: Sequence[Probe]) -> Probe:
 
 def _scores(
   stored: Classifier, dataset: data.Dataset, test: dict[str, np.ndarray]
-) -> dict[str, dict[str, Any]]:
+) -> dict[str, dict[str, Score]]:
   """Test scores of a file, by the head that has not seen test images.
 
   Of the file, as rounding moves a class now and then: whoever scores it on the
@@ -264,8 +274,7 @@ def _scores(
       0,
     )
     found[part] = {
-      metric: bootstrap.score(resampled[metric].mean)._asdict()
-      for metric in _SCORES
+      metric: bootstrap.score(resampled[metric].mean) for metric in _SCORES
     }
   return found
 
@@ -278,8 +287,8 @@ def _open(
   path and checkpoint: where its data set and encoder are, '' as it says.
   """
   info = probe.head.info
-  place = checkpoint or info['checkpoint']
-  known = encoders.EncoderInfo.from_dict(info['encoder'])
+  place = checkpoint or info.checkpoint or ''
+  known = encoders.EncoderInfo.from_json(info.encoder or {})
   encoder = encoders.load_encoder(place, known.step)
   if encoder.table is not None:
     raise ValueError(
@@ -292,7 +301,7 @@ def _open(
       '--config.checkpoint.'
     )
   dataset = data.open_dataset(path or probe.path)
-  if dataset.fingerprint != info['dataset']:
+  if dataset.fingerprint != info.dataset:
     raise ValueError(
       f'{dataset.path} is not the dataset that {folder} was fitted on. Set '
       '--config.data.path.'
@@ -302,7 +311,7 @@ def _open(
 
 def _rows(ds: data.Dataset, probe: Probe, refitted: bool) -> np.ndarray:
   """The rows of the data set that the head has seen."""
-  split = probe.head.info['split']
+  split = probe.head.info.split
   if refitted:
     return labelled_rows(ds, split)
   return np.concatenate([data.rows(ds, split, p) for p in ('train', 'val')])
@@ -347,21 +356,20 @@ def refit(
   rows = labelled_rows(ds, config.data.split)
   labels = data.labels(ds)[rows].astype(np.int64)
   log.get_logger().info('Head fitted again on all %d images.', len(rows))
-  layers = tuple(info['layers'])
   cache = feature_cache.fill(
     folder,
     encoder,
     ds,
     rows,
-    layers,
-    (info['timestep'],),
-    info['extracted_grid'],
-    info['draws'],
-    info['feature_seed'],
+    info.layers,
+    (info.timestep,),
+    info.extracted_grid,
+    info.draws,
+    info.feature_seed,
     config.batch_size,
-    deviation=info.get('deviation', False),
+    deviation=bool(info.deviation),
   )
-  where = (cache, info['timestep'], layers, info['grid'])
+  where = (cache, info.timestep, info.layers, info.grid)
   found = matrix.Features(
     feature_cache.matrix(*where),
     head.shift,
@@ -369,11 +377,11 @@ def refit(
     feature_cache.maps_of(*where),
   )
   name = table.name_of(info)
-  chosen = {setting: info[setting] for setting in table.HEADS[name].chooses}
+  chosen = {x: info.settings[x] for x in table.HEADS[name].chooses}
   heads = config.heads.copy_and_resolve_references().unlock()
   heads.best_epoch = False  # no image is left to choose it on
   every = np.arange(len(rows))
-  problem = Problem(found, labels, len(info['classes']), every, every[:1])
+  problem = Problem(found, labels, len(info.classes), every, every[:1])
   after, before = table.refit(
     name, problem, head.params, heads, config.seeds[:1], chosen
   )
@@ -390,22 +398,22 @@ def _meta(
   """What is to be known; used: encoders; images: that the heads have seen."""
   info, encoder = probe.head.info, used[0]
   return Meta(
-    classes=tuple(info['classes']),
+    classes=info.classes,
     size_px=encoder.info.size_px,
     channels=encoder.info.channels,
-    preparation=info.get('preparation', {}),
-    dataset=info['dataset'],
-    split=info['split'],
-    split_hash=info['split_hash'],
+    preparation=info.preparation or {},
+    dataset=info.dataset,
+    split=info.split,
+    split_hash=info.split_hash,
     same_data_in_pretraining=any(
-      one.info.fingerprint == info['dataset'] for one in used
+      one.info.fingerprint == info.dataset for one in used
     ),
     low_confidence=float(np.quantile(probe.val.max(1), _UNSURE)),
     normal_class=probe.normal_class,
     # Of a share of the labels fewer images than the parts have.
-    training_images=info.get('training_images', images),
+    training_images=info.training_images or images,
     fitted_on_test_images=refitted,
-    measured_on=measured_on(dataset, info['split']) if refitted else None,
+    measured_on=measured_on(dataset, info.split) if refitted else None,
   )
 
 
@@ -414,8 +422,9 @@ def _without_paths(
 ) -> tuple[encoders.Encoder, head_file.SavedHead]:
   """Paths of this machine are no part of a file that is given away."""
   info = dataclasses.replace(encoder.info, path='')
-  private = ('checkpoint', 'encoder', 'preparation')
-  public = {k: v for k, v in head.info.items() if k not in private}
+  public = dataclasses.replace(
+    head.info, checkpoint=None, encoder=None, preparation=None
+  )
   return encoder._replace(info=info), head._replace(info=public)
 
 
@@ -425,7 +434,7 @@ def _compare(
   dataset: data.Dataset,
   probe: Probe,
   refitted: bool,
-) -> dict[str, Any]:
+) -> Compared:
   """Predicts validation images as users will; ValueError if they are far off.
 
   Far from the probe's own predictions: its head and encoder do not belong
@@ -443,12 +452,12 @@ def _compare(
       f'Head and encoder do not give the predictions of the probe: they are '
       f'apart by up to {drift:.2f}. Probe the checkpoint again.'
     )
-  return {
-    'compared_images': len(at),
-    'same_class': float((have.argmax(1) == want.argmax(1)).mean()),
-    'largest_difference': float(np.abs(have - want).max()),
-    'largest_difference_before_rounding': drift,
-  }
+  return Compared(
+    len(at),
+    float((have.argmax(1) == want.argmax(1)).mean()),
+    float(np.abs(have - want).max()),
+    drift,
+  )
 
 
 def _count(model: Classifier) -> dict[str, int]:
@@ -460,7 +469,7 @@ def _count(model: Classifier) -> dict[str, int]:
 def _count_one(model: Classifier) -> dict[str, int]:
   use = classifier.needed(
     model.encoder,
-    model.head.info['layers'],
+    model.head.info.layers,
     model.meta.size_px,
     model.meta.channels,
   )

@@ -116,7 +116,7 @@ def card(model: Classifier, results: Mapping[str, Any], licence: str) -> str:
     *_what(model),
     '## Use',
     '',
-    _USE.format(t=model.head.info['timestep'], cells=model.head.info['grid']),
+    _USE.format(t=model.head.info.timestep, cells=model.head.info.grid),
     '## Data and split',
     '',
     *_data(meta, results),
@@ -146,9 +146,9 @@ def _what(model: Classifier) -> Iterator[str]:
   yield (
     f'A frozen encoder ({config.method}'
     + (f', {how} {means} on {drawn:,} images, repeats counted' if drawn else '')
-    + f') reads {", ".join(info["layers"])} at noise level {info["timestep"]}, '
-    f'{info["grid"]} x {info["grid"]} cells each; a head of the kind '
-    f'`{info["kind"]}` tells the class. Pictures are padded to a square and '
+    + f') reads {", ".join(info.layers)} at noise level {info.timestep}, '
+    f'{info.grid} x {info.grid} cells each; a head of the kind '
+    f'`{info.kind}` tells the class. Pictures are padded to a square and '
     f'resized to {meta.size_px} px with {meta.channels} channel(s).'
   )
   yield ''

@@ -146,30 +146,30 @@ def classifier_fn(model: Classifier) -> Callable[[Array], Array]:
 def _member_fn(model: Classifier) -> Callable[[Array], Array]:
   """The same, of one encoder and its head."""
   head, info = model.head, model.head.info
-  apply = HEADS[info['kind']].apply
-  if apply is None or info.get('deviation', False):
+  apply = HEADS[info.kind].apply
+  if apply is None or info.deviation:
     raise ValueError(
-      f'A head of kind {info["kind"]!r}, with deviation='
-      f'{info.get("deviation", False)}, has no form for jax.export. Leave jax '
+      f'A head of kind {info.kind!r}, with deviation='
+      f'{bool(info.deviation)}, has no form for jax.export. Leave jax '
       'out of --config.exports.'
     )
   read = maps_fn(
     model.encoder,
-    info['layers'],
-    info['timestep'],
-    info['extracted_grid'],
-    info['draws'],
-    info['feature_seed'],
+    info.layers,
+    info.timestep,
+    info.extracted_grid,
+    info.draws,
+    info.feature_seed,
   )
   params = {name: x[0] for name, x in head.params.items()}
 
   def predict(images: Array) -> Array:
     maps = read(images)
-    x = _flat(maps, info['grid']).astype(jnp.float32)
+    x = _flat(maps, info.grid).astype(jnp.float32)
     z = (x - head.shift[None]) * head.scale[None]
-    layout = matrix.layout([x.shape for x in maps], info['grid'])
+    layout = matrix.layout([x.shape for x in maps], info.grid)
     logits = apply(params, z, layout)
-    return jax.nn.softmax(logits / info['temperature'], axis=-1)
+    return jax.nn.softmax(logits / info.temperature, axis=-1)
 
   return predict
 
@@ -210,14 +210,14 @@ def write(
 
   if 'jax' in forms:
     shape = meta.size_px, meta.channels
-    request = info['layers'], info['timestep'], info['extracted_grid']
+    request = info.layers, info.timestep, info.extracted_grid
     functions = {'classifier': classifier_fn(model)}
     if not model.others:  # they would be those of its first encoder alone
       functions['features'] = features_fn(model.encoder, *request)
     for name, function in functions.items():
       keep(f'{name}.jax_export', serialise(function, *shape))
   if 'torch' in forms:
-    tensors, told = torch_names.unet_encoder(model.encoder, info['timestep'])
+    tensors, told = torch_names.unet_encoder(model.encoder, info.timestep)
     raw = archive.check_safetensors(folder).save(tensors)
     keep('unet_encoder.safetensors', raw)
     text = json.dumps(files.plain(told), indent=2) + '\n'

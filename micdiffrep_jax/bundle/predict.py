@@ -9,7 +9,6 @@ Letters: n images, k classes.
 from collections import Counter
 from collections.abc import Sequence
 import os
-from typing import Any
 
 from ml_collections import ConfigDict
 import numpy as np
@@ -82,7 +81,7 @@ class Patients:
     return len(rows)
 
 
-def run(config: ConfigDict, workdir: str) -> dict[str, Any]:
+def run(config: ConfigDict, workdir: str) -> files.Results:
   """Writes predictions.csv, a row per slice in the order of the inputs.
 
   Where patients are known, patients.csv has a row for each. SystemExit(3) where
@@ -133,7 +132,7 @@ def run(config: ConfigDict, workdir: str) -> dict[str, Any]:
     'failed': failed,
     **count_classes(model.classes, rows),
     'low_confidence_below': threshold,
-    'bundle': model.meta.as_dict(),
+    'bundle': model.meta.to_json(),
     'chosen': model.chosen,
   }
   record = files.write_results(workdir, record, config)
@@ -143,7 +142,7 @@ def run(config: ConfigDict, workdir: str) -> dict[str, Any]:
 
 def count_classes(
   classes: Sequence[str], rows: Sequence[Sequence[str]]
-) -> dict[str, Any]:
+) -> files.Results:
   """How often each class is said in predictions.csv, and how often unsure."""
   header = columns(classes)
   told = [row[header.index('class')] for row in rows]
@@ -154,7 +153,7 @@ def count_classes(
   }
 
 
-def tell(record: dict[str, Any], path: str) -> None:
+def tell(record: files.Results, path: str) -> None:
   """Logs what became of the inputs; SystemExit(3) where some failed."""
   failed = record['failed']
   log.get_logger().info(

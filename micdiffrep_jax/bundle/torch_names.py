@@ -22,7 +22,7 @@ _LEAVES = {'kernel': 'weight', 'scale': 'weight', 'bias': 'bias'}
 
 def unet_encoder(
   encoder: Encoder, timestep: int
-) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+) -> tuple[dict[str, np.ndarray], archive.Text]:
   """The state dict, and the fields by which the network is built.
 
   It ends with the last tap on the way down that the encoder has. fields also

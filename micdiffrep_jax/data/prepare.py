@@ -73,7 +73,7 @@ class _Image(NamedTuple):
   row: manifest.Row
 
 
-def run(config: ConfigDict, workdir: str) -> dict[str, Any]:
+def run(config: ConfigDict, workdir: str) -> files.Results:
   """Prepares config.data.source into config.data.out, reports in workdir."""
   info = prepare(config.data, config.seed, workdir)
   record, out = info.to_json(), dataset.locate(config.data.out)

@@ -7,7 +7,7 @@ image in the order of the records, `rejected.csv` and `dataset.json`.
 
 from collections.abc import Iterable, Mapping, Sequence
 import csv
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 import hashlib
 import json
 import os
@@ -17,6 +17,7 @@ import zipfile
 import numpy as np
 
 from micdiffrep_jax.run import paths
+from micdiffrep_jax.run.records import Record
 
 MANIFEST = 'manifest.csv'
 REJECTED = 'rejected.csv'
@@ -34,7 +35,7 @@ _SHARD_BYTES = 1 << 29
 
 
 @dataclass(frozen=True, kw_only=True)
-class Info:
+class Info(Record):
   """What dataset.json says of a prepared dataset.
 
   counts: images per split, part and class. origins: names of the sources.
@@ -62,20 +63,6 @@ class Info:
   stamp: str = ''
   fingerprint: str
   files: Mapping[str, str] = field(default_factory=dict)
-
-  @classmethod
-  def from_json(cls, record: Mapping[str, Any]) -> 'Info':
-    """From dataset.json, of any version; raises ValueError for another file."""
-    known = {f.name for f in fields(cls)}
-    try:
-      kept = {k: v for k, v in record.items() if k in known}
-      return cls(**{**kept, 'classes': tuple(kept['classes'])})
-    except (AttributeError, KeyError, TypeError) as e:
-      raise ValueError(f'{INFO} describes no prepared dataset: {e}.') from None
-
-  def to_json(self) -> dict[str, Any]:
-    """All fields, as dataset.json holds them."""
-    return {f.name: getattr(self, f.name) for f in fields(self)}
 
 
 def user_cache() -> str:
@@ -234,7 +221,11 @@ def read_info(folder: str) -> Info:
       '--config.data.out=OUT` and give OUT as config.data.path.'
     )
   with open(path) as f:
-    return Info.from_json(json.load(f))
+    record = json.load(f)
+  try:
+    return Info.from_json(record)
+  except (AttributeError, TypeError, ValueError) as e:
+    raise ValueError(f'{path!r} describes no prepared dataset: {e}.') from None
 
 
 def _kind_of(path: str) -> str:

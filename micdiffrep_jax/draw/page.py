@@ -69,6 +69,7 @@ class Code(NamedTuple):
   title: str = ''
 
 
+Line = dict[str, Any]  # of a CSV file, by column
 Block = Table | Picture | Facts | Text | Heading | Code
 
 
@@ -219,7 +220,7 @@ def pivot(
 def write_csv(
   path: str | os.PathLike,
   columns: Sequence[str],
-  rows: Sequence[Sequence[Any]] | Sequence[Mapping[str, Any]],
+  rows: Sequence[Sequence[Any]] | Sequence[Line],
 ) -> None:
   """Writes a table that is either whole or absent; None is an empty cell.
 

@@ -10,6 +10,7 @@ from matplotlib.figure import Figure
 
 from micdiffrep_jax.draw import page, plots
 from micdiffrep_jax.draw.page import Picture, Text
+from micdiffrep_jax.run.records import Damaged
 
 RESULTS = 'results.json'
 CAPTIONS = {
@@ -95,10 +96,6 @@ WORDS = {
   'and the number by which it was corrected',
   'ECE': 'expected calibration error: the mean distance of the two, 0 at best',
 }
-
-
-class Damaged(ValueError):
-  """A results file lacks what its task writes."""
 
 
 class Record(dict[str, Any]):

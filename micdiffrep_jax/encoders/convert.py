@@ -40,7 +40,7 @@ class Converted(NamedTuple):
   name: str
 
 
-def run(config: ConfigDict, workdir: str) -> dict[str, Any]:
+def run(config: ConfigDict, workdir: str) -> files.Results:
   """Task `convert_clip`: reads config.source, writes workdir/checkpoints."""
   path, digest = find_source(config)
   external = config.source == _EFFICIENTNET
@@ -48,7 +48,7 @@ def run(config: ConfigDict, workdir: str) -> dict[str, Any]:
     efficientnet(path, config.input_px) if external else clip(path, config)
   )
   one = assemble(found, path, digest, config.size_px, config.channels)
-  info = one.info.as_dict()
+  info = one.info.to_json()
   with guard.lock(workdir):
     metadata = checkpoint.Metadata(files.plain(one.config), info)
     write(workdir, one.variables, metadata)

@@ -24,10 +24,11 @@ from micdiffrep_jax.methods.recipe import Recipe
 from micdiffrep_jax.run import archive, checkpoint, devices, paths
 from micdiffrep_jax.run.checks import lookup
 from micdiffrep_jax.run.keys import stream
+from micdiffrep_jax.run.records import Record
 
 
 @dataclasses.dataclass(frozen=True)
-class EncoderInfo:
+class EncoderInfo(Record):
   """What is known of frozen weights; None is not known.
 
   Attributes:
@@ -47,6 +48,7 @@ class EncoderInfo:
     facts: what else its method tells, such as whether it had labels.
   """
 
+  REST = 'facts'
   size_px: int
   channels: int
   path: str | None = None
@@ -61,23 +63,6 @@ class EncoderInfo:
   source_sha256: str | None = None
   sha256: str | None = None
   facts: Mapping[str, Any] = dataclasses.field(default_factory=dict)
-
-  def as_dict(self) -> dict[str, Any]:
-    """What is known, as results, checkpoints and bundles hold it: facts too."""
-    known = {
-      field.name: getattr(self, field.name)
-      for field in dataclasses.fields(self)
-      if field.name != 'facts'
-    }
-    return {k: v for k, v in known.items() if v is not None} | dict(self.facts)
-
-  @classmethod
-  def from_dict(cls, record: Mapping[str, Any]) -> 'EncoderInfo':
-    """The inverse of as_dict."""
-    names = {field.name for field in dataclasses.fields(cls)} - {'facts'}
-    known = {k: v for k, v in record.items() if k in names}
-    facts = {k: v for k, v in record.items() if k not in names}
-    return cls(**known, facts=facts)
 
 
 class Encoder(NamedTuple):
@@ -167,7 +152,7 @@ def _of_run(path: str, step: int | None) -> Encoder:
   metadata = checkpoint.read_metadata(directory, step)
   config = config_from_json(metadata.config)
   info = dataclasses.replace(
-    EncoderInfo.from_dict(metadata.info), path=str(path), step=step
+    EncoderInfo.from_json(metadata.info), path=str(path), step=step
   )
   method = make_method(config, info.size_px, info.channels)
   mesh = devices.make_mesh()
@@ -185,7 +170,7 @@ def _of_run(path: str, step: int | None) -> Encoder:
 
 
 def of_archive(
-  arrays: dict[str, np.ndarray], text: dict[str, Any], path: str
+  arrays: dict[str, np.ndarray], text: archive.Text, path: str
 ) -> Encoder:
   """The encoder of a bundle, as archive.read gives it.
 
@@ -198,7 +183,7 @@ def of_archive(
       'one is wanted. Give the checkpoint or the bundle of one of them.'
     )
   info = dataclasses.replace(
-    EncoderInfo.from_dict(text['encoder']['info']), path=str(path)
+    EncoderInfo.from_json(text['encoder']['info']), path=str(path)
   )
   config = config_from_json(text['encoder']['config'])
   method = make_method(config, info.size_px, info.channels)

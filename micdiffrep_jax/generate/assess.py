@@ -23,6 +23,7 @@ from micdiffrep_jax.encoders import features
 from micdiffrep_jax.methods import Method
 from micdiffrep_jax.run import devices, log
 from micdiffrep_jax.run.keys import stream
+from micdiffrep_jax.run.records import Record
 
 _BLOCK = 2048  # images compared at once
 
@@ -52,7 +53,7 @@ class Space(NamedTuple):
 
 
 @dataclasses.dataclass(frozen=True)
-class Scores:
+class Scores(Record):
   """How like the validation images a set of images is."""
 
   frechet_distance: float
@@ -62,7 +63,7 @@ class Scores:
 
 
 @dataclasses.dataclass(frozen=True)
-class Comparison:
+class Comparison(Record):
   """The scores of generated images, and of as many real ones: the floor.
 
   Attributes:
@@ -77,10 +78,6 @@ class Comparison:
   generated: Scores
   floor: Scores
 
-  def to_json(self) -> dict[str, Any]:
-    """As it stands in results.json."""
-    return dataclasses.asdict(self)
-
 
 class Nearest(NamedTuple):
   """The nearest reference of each query: distance (n,), row (n,) int64."""
@@ -90,7 +87,7 @@ class Nearest(NamedTuple):
 
 
 @dataclasses.dataclass(frozen=True)
-class Memorisation:
+class Memorisation(Record):
   """Whether samples lie closer to training images than unseen images do.
 
   Attributes:
@@ -101,7 +98,7 @@ class Memorisation:
     threshold: a percentile of the distances of unseen images.
     median_distance: of samples.
     median_distance_val: of unseen images.
-    space: the name of the features; '' for pixels.
+    space: the name of the features; None for pixels.
   """
 
   share_close: float
@@ -111,12 +108,7 @@ class Memorisation:
   threshold: float
   median_distance: float
   median_distance_val: float
-  space: str = ''
-
-  def to_json(self) -> dict[str, Any]:
-    """As it stands in results.json."""
-    record = dataclasses.asdict(self)
-    return {k: v for k, v in record.items() if v != ''}
+  space: str | None = None
 
 
 class Copies(NamedTuple):
@@ -287,7 +279,7 @@ def memorisation(
   val: np.ndarray,
   percentile: float,
   warn_share: float,
-  space: str = '',
+  space: str | None = None,
 ) -> Memorisation:
   """Whether samples lie closer to training images than unseen images do.
 
@@ -394,7 +386,7 @@ def find_copies(
   feats = nearest(np.concatenate([sets.generated, sets.val]), [sets.train])
   copies = {}
   for kind, near, rows, name in (
-    ('pixels', pixels, real.train, ''),
+    ('pixels', pixels, real.train, None),
     ('features', feats, space.train_rows, space.name),
   ):
     sample, val = near.distance[:n], near.distance[n:]

@@ -53,7 +53,7 @@ class Drawn(NamedTuple):
   seconds: Seconds
 
 
-def run(config: ConfigDict, workdir: str) -> dict[str, Any]:
+def run(config: ConfigDict, workdir: str) -> files.Results:
   """Draws config.images images, saves them and their figures, assesses them.
 
   Raises ValueError before any compile for what cannot be done.
@@ -83,9 +83,9 @@ def run(config: ConfigDict, workdir: str) -> dict[str, Any]:
       encoder, model, real, config.reconstruction, config.seed
     )
 
-  results: dict[str, Any] = {
+  results: files.Results = {
     'task': 'sample',
-    'model': encoder.info.as_dict(),
+    'model': encoder.info.to_json(),
     'steps': len(plan.t),
     'seconds': drawn.seconds._asdict(),
   }
@@ -96,7 +96,7 @@ def run(config: ConfigDict, workdir: str) -> dict[str, Any]:
   if config.memorisation.enabled:
     limits = config.memorisation.percentile, config.memorisation.warn_share
     copies = assess.find_copies(real, images, space, *limits)
-    results['memorisation'] = {k: c.found.to_json() for k, c in copies.items()}
+    results['memorisation'] = {k: c.found for k, c in copies.items()}
     shown, columns = images[: config.figure.images], config.figure.columns
     pictures['nearest'] = assess.nearest_figure(
       shown, real.dataset, copies, columns
@@ -120,14 +120,14 @@ def quality(
   config: ConfigDict,
   batch_size: int,
   seed: int,
-) -> dict[str, Any]:
+) -> files.Results:
   """What results.json says of quality and loss; config: the sub-config."""
   spaces = {space.name: space.sets}
   if config.external:
     images = len(space.sets.generated)
     spaces[config.external] = assess.external_sets(config.external, images)
-  results: dict[str, Any] = {
-    'quality': {k: assess.compare(*x).to_json() for k, x in spaces.items()}
+  results: files.Results = {
+    'quality': {k: assess.compare(*x) for k, x in spaces.items()}
   }
   if config.loss_images:
     rows = assess.evenly(real.val, config.loss_images)

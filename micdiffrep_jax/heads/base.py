@@ -3,7 +3,8 @@
 Letters: n rows, d features, k classes, v validation rows, a heads side by side.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+import dataclasses
 import functools
 from types import MappingProxyType
 from typing import Any, NamedTuple
@@ -14,10 +15,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from micdiffrep_jax.heads.matrix import Features, Maps
+from micdiffrep_jax.run.records import Record
 
 BLOCK = 256  # rows at a time
 
 Params = dict[str, Any]
+Settings = Mapping[str, Any]  # of a head, by name: a rate, a strength
 # params, x (b, d), maps -> logits (b, k)
 Apply = Callable[[Any, Array, Maps], Array]
 
@@ -47,11 +50,57 @@ class Fitted(NamedTuple):
   """
 
   params: Params
-  chosen: dict[str, Any]
+  chosen: Settings
   score: float
-  told: MappingProxyType | dict[str, Any] = MappingProxyType({})
+  told: Settings = MappingProxyType({})
   logits: np.ndarray | None = None
-  tried: tuple[tuple[dict[str, Any], float], ...] = ()
+  tried: tuple[tuple[Settings, float], ...] = ()
+
+
+@dataclasses.dataclass(frozen=True)
+class HeadInfo(Record):
+  """What is known of a fitted head: which features it reads, and what it tells.
+
+  Attributes:
+    kind: as Head has it.
+    layers: that it reads, side by side.
+    timestep: of the noise.
+    grid: cells a side that it reads.
+    extracted_grid: cells a side that its features were first averaged over.
+    draws: of the noise, whose features are averaged.
+    feature_seed: of these draws.
+    temperature: by which its logits are divided.
+    deviation: whether it reads each cell's deviation too; older heads do not.
+    classes: names, in the order of the logits.
+    dataset: fingerprint of the data set that it was fitted on.
+    preparation: settings of that data set.
+    split: of the data set.
+    split_hash: of that split.
+    training_images: that it was fitted on, where its study chose a share.
+    encoder: what is known of the encoder, as its info tells it.
+    checkpoint: where the encoder was read.
+    settings: those that its kind chooses, and what else was told of the fit.
+  """
+
+  REST = 'settings'
+  kind: str
+  layers: tuple[str, ...]
+  timestep: int
+  grid: int
+  extracted_grid: int
+  draws: int
+  feature_seed: int
+  temperature: float
+  deviation: bool | None = None
+  classes: tuple[str, ...] = ()
+  dataset: str = ''
+  preparation: Mapping[str, Any] | None = None
+  split: str = ''
+  split_hash: str = ''
+  training_images: int | None = None
+  encoder: Mapping[str, Any] | None = None
+  checkpoint: str | None = None
+  settings: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
 
 class Head(NamedTuple):

@@ -5,13 +5,13 @@ says which features they are. With the encoder's checkpoint that is a
 classifier.
 """
 
-from collections.abc import Sequence
 import json
 import os
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
+from micdiffrep_jax.heads.base import HeadInfo
 from micdiffrep_jax.heads.matrix import Features, layout, pool
 from micdiffrep_jax.heads.table import HEADS
 from micdiffrep_jax.run import files
@@ -21,14 +21,13 @@ class SavedHead(NamedTuple):
   """One head.
 
   params as its `predict` takes them, with a leading axis of one; shift and
-  scale (d,) float32; info: kind, classes, layers, timestep, grid, deviation,
-  draws, feature_seed, temperature, and where all of it came from.
+  scale (d,) float32.
   """
 
   params: dict[str, np.ndarray]
   shift: np.ndarray
   scale: np.ndarray
-  info: dict[str, Any]
+  info: HeadInfo
 
 
 def save(workdir: str, head: SavedHead) -> None:
@@ -44,7 +43,7 @@ def load(workdir: str) -> SavedHead:
   """Reads a head; ValueError where the folder holds none."""
   try:
     with open(os.path.join(workdir, 'head.json')) as f:
-      info = json.load(f)
+      info = HeadInfo.from_json(json.load(f))
     with np.load(os.path.join(workdir, 'head.npz'), allow_pickle=False) as z:
       arrays = {name: z[name] for name in z.files}
   except OSError as e:
@@ -60,20 +59,17 @@ def load(workdir: str) -> SavedHead:
   return SavedHead(params, arrays['shift'], arrays['scale'], info)
 
 
-def flatten(
-  info: dict[str, Any], extracted: dict[str, np.ndarray]
-) -> np.ndarray:
+def flatten(info: HeadInfo, extracted: dict[str, np.ndarray]) -> np.ndarray:
   """What a head takes (n, d), of what features.extract gives."""
-  layers: Sequence[str] = info['layers']
-  deviation = info.get('deviation', False)  # older heads had none
-  parts = [pool(extracted[name], info['grid'], deviation) for name in layers]
+  deviation = bool(info.deviation)
+  parts = [pool(extracted[name], info.grid, deviation) for name in info.layers]
   return np.concatenate(parts, axis=1)
 
 
 def logits(head: SavedHead, extracted: dict[str, np.ndarray]) -> np.ndarray:
   """Logits (n, k) of what features.extract gives: {layer: (n, g, g, c)}."""
-  shapes = [extracted[name].shape for name in head.info['layers']]
-  maps = layout(shapes, head.info['grid'])
+  shapes = [extracted[name].shape for name in head.info.layers]
+  maps = layout(shapes, head.info.grid)
   x = flatten(head.info, extracted)
   features = Features(x, head.shift, head.scale, maps)
-  return HEADS[head.info['kind']].predict(head.params, features)
+  return HEADS[head.info.kind].predict(head.params, features)

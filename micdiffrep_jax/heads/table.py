@@ -5,12 +5,19 @@ classic.HEADS.
 """
 
 from collections.abc import Sequence
-from typing import Any
 
 from ml_collections import ConfigDict
 
 from micdiffrep_jax.heads import classic, nets, trained
-from micdiffrep_jax.heads.base import Fitted, Head, Params, Problem, head_of
+from micdiffrep_jax.heads.base import (
+  Fitted,
+  Head,
+  HeadInfo,
+  Params,
+  Problem,
+  Settings,
+  head_of,
+)
 
 HEADS: dict[str, Head] = {
   name: head_of(net.apply, None, ('setting',), name)
@@ -18,7 +25,7 @@ HEADS: dict[str, Head] = {
 } | classic.HEADS
 
 
-def name_of(info: dict[str, Any]) -> str:
+def name_of(info: HeadInfo) -> str:
   """The head that a file's info speaks of: its kind, or one that fits it.
 
   A logistic regression, for one, is saved as a linear head.
@@ -26,7 +33,7 @@ def name_of(info: dict[str, Any]) -> str:
   return next(
     name
     for name, head in HEADS.items()
-    if head.kind == info['kind'] and set(head.chooses) <= set(info)
+    if head.kind == info.kind and set(head.chooses) <= set(info.settings)
   )
 
 
@@ -36,7 +43,7 @@ def refit(
   params: Params,
   heads: ConfigDict,
   seeds: Sequence[int],
-  chosen: dict[str, Any],
+  chosen: Settings,
 ) -> tuple[Params, Params]:
   """A head fitted again on more rows, and `params` of before beside it.
 
@@ -54,7 +61,7 @@ def fit(
   problem: Problem,
   heads: ConfigDict | None = None,
   seeds: Sequence[int] = (0,),
-  chosen: dict[str, Any] | None = None,
+  chosen: Settings | None = None,
 ) -> list[Fitted]:
   """Heads of a kind, one per seed; those without a learning rate have no seed.
 

@@ -4,7 +4,6 @@ Letters: b batch, h w pixels, c channels.
 """
 
 import functools
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -80,9 +79,7 @@ def known_tap(base: Method, name: str, flag: str) -> str:
   return lookup(encoder, name, 'tap of the encoder', flag)
 
 
-def average(
-  base: Method, params: Tree, extra: Tree, step: jax.Array
-) -> dict[str, Any]:
+def average(base: Method, params: Tree, extra: Tree, step: jax.Array) -> Tree:
   """`extra` with the running average of the network moved on."""
   return {**extra, **base.after(params['net'], {'ema': extra['ema']}, step)}
 

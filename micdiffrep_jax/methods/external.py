@@ -45,6 +45,9 @@ def prepare(
   )
 
 
+Fields = dict[str, Any]  # of a network, as config.model has them
+
+
 class Tower(NamedTuple):
   """A network(x (b, s, s, 3), normalised) -> (vector, taps) and its layers."""
 
@@ -52,25 +55,25 @@ class Tower(NamedTuple):
   layers: tuple[str, ...]
 
 
-def _efficientnet(model: dict[str, Any], size_px: int) -> Tower:
+def _efficientnet(model: Fields, size_px: int) -> Tower:
   del size_px  # convolutions take any
   layers = efficientnet.tap_names(model['stages'])
   return Tower(efficientnet.EfficientNetLite(**model), layers)
 
 
-def _resnet(model: dict[str, Any], size_px: int) -> Tower:
+def _resnet(model: Fields, size_px: int) -> Tower:
   del size_px  # what it was trained on, so it fits
   layers = resnet.clip_tap_names(model['blocks'])
   return Tower(resnet.ClipResNet(**model), layers)
 
 
-def _vit(model: dict[str, Any], size_px: int) -> Tower:
+def _vit(model: Fields, size_px: int) -> Tower:
   vit.check_vit(size_px, **model)
   layers = vit.clip_tap_names(model['depth'], model['out'])
   return Tower(vit.VisionTransformer(**model), layers)
 
 
-TOWERS: dict[str, Callable[[dict[str, Any], int], Tower]] = {
+TOWERS: dict[str, Callable[[Fields, int], Tower]] = {
   'efficientnet_lite': _efficientnet,
   'resnet': _resnet,
   'vit': _vit,

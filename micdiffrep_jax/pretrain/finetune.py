@@ -6,7 +6,7 @@ rows to train on and to validate are read.
 Letters: N images of the data set, n of some rows, d features, k classes.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 import dataclasses
 import hashlib
 import os
@@ -21,6 +21,7 @@ from micdiffrep_jax.data import dataset as data
 from micdiffrep_jax.encoders import encoder as encoders
 from micdiffrep_jax.encoders import features
 from micdiffrep_jax.encoders.encoder import Encoder, EncoderInfo
+from micdiffrep_jax.heads.base import HeadInfo
 from micdiffrep_jax.heads.head_file import SavedHead
 from micdiffrep_jax.heads.trained import class_weights
 from micdiffrep_jax.methods import METHODS
@@ -82,7 +83,7 @@ def net_of(head: SavedHead) -> ConfigDict:
   wide = [x.shape[1] for n, x in head.params.items() if n.split('.')[-1] == 'W']
   return ConfigDict(
     {
-      'kind': head.info['kind'],
+      'kind': head.info.kind,
       'hidden': wide[0] if wide else 0,
       'bias': any(name.endswith('M_bias') for name in head.params),
     }
@@ -92,24 +93,22 @@ def net_of(head: SavedHead) -> ConfigDict:
 def resolve(
   config: ConfigDict,
   encoder: Encoder,
-  told: Mapping[str, Any],
+  info: HeadInfo,
   net: ConfigDict,
   images: int,
 ) -> ConfigDict:
   """The config of the run: complete, as its checkpoints hold it.
 
-  told: of the head, which features and classes it reads; images: to train on.
+  info: of the head, which features and classes it reads; images: to train on.
   `base` is the config that made the encoder: a checkpoint is read without it.
   """
   found = config.copy_and_resolve_references().unlock()
   found.method = 'finetune'
   found.base = encoder.config.copy_and_resolve_references()
   found.net = net
-  for name in ('classes', 'layers'):
-    found[name] = tuple(told[name])
-  for name in ('timestep', 'grid'):
-    found[name] = told[name]
-  found.deviation = told.get('deviation', False)
+  for name in ('classes', 'layers', 'timestep', 'grid'):
+    found[name] = getattr(info, name)
+  found.deviation = bool(info.deviation)
   passes = config.epochs * images // config.batch_size
   found.steps = config.steps or max(config.min_steps, passes, 1)
   return found.lock()
@@ -118,15 +117,15 @@ def resolve(
 def prepare(
   config: ConfigDict,
   encoder: Encoder,
-  told: Mapping[str, Any],
+  info: HeadInfo,
   net: ConfigDict,
   images: int,
 ) -> tuple[ConfigDict, Tuning]:
   """What will be trained; ValueError, before anything runs, where it cannot."""
   check(config)
-  resolved = resolve(config, encoder, told, net, images)
-  info = encoder.info
-  t = method.tuning(METHODS, resolved, info.size_px, info.channels)
+  resolved = resolve(config, encoder, info, net, images)
+  size_px, channels = encoder.info.size_px, encoder.info.channels
+  t = method.tuning(METHODS, resolved, size_px, channels)
   method.method_of(t, resolved)
   make_schedule(resolved.optim, resolved.steps)
   mesh = devices.make_mesh()
@@ -159,7 +158,7 @@ def tune(
     split_hash=data.split_hash(ds, known.split),
     facts={
       **own.facts,
-      'base': before.as_dict(),
+      'base': before.to_json(),
       'rows_sha256': hashlib.sha256(rows.tobytes()).hexdigest(),
     },
   )
@@ -170,7 +169,7 @@ def tune(
     ds,
     known.train,
     lambda: _side(known, t.classes, config.balanced),
-    Metadata(files.plain(resolved), info.as_dict()),
+    Metadata(files.plain(resolved), info.to_json()),
     lambda mesh, writer: _watch(t, resolved, known, mesh, writer),
     lambda: _start(t, encoder, head, resolved.seed),
     config.patience,
@@ -290,12 +289,17 @@ def _best(workdir: str, done: train.Done) -> tuple[str, int]:
 
 def _head_of(tuned: Encoder, first: SavedHead) -> SavedHead:
   """The head of a fine-tuned encoder, as a file holds it."""
-  told = {'encoder': tuned.info.as_dict(), 'checkpoint': tuned.info.path}
-  kept = {k: v for k, v in first.info.items() if k not in ('strength',)}
-  return head_beside(tuned, {**kept, **told})
+  settings = {k: v for k, v in first.info.settings.items() if k != 'strength'}
+  info = dataclasses.replace(
+    first.info,
+    encoder=tuned.info.to_json(),
+    checkpoint=tuned.info.path,
+    settings=settings,
+  )
+  return head_beside(tuned, info)
 
 
-def head_beside(tuned: Encoder, info: dict[str, Any]) -> SavedHead:
+def head_beside(tuned: Encoder, info: HeadInfo) -> SavedHead:
   """The head that stands beside a fine-tuned encoder's weights."""
   held = devices.fetch(
     {k: tuned.variables[k] for k in ('head', 'shift', 'scale')}

@@ -51,7 +51,7 @@ def count_steps(config: ConfigDict, images: int) -> int:
   return config.steps or max(1, config.epochs * images // config.batch_size)
 
 
-def run(config: ConfigDict, workdir: str) -> dict[str, Any]:
+def run(config: ConfigDict, workdir: str) -> files.Results:
   """Task `pretrain`: trains config.method on the train part of a split."""
   dataset = data.open_dataset(config.data.path, cache=config.data.cache)
   split, spare = config.data.split, config.data.spare
@@ -531,10 +531,10 @@ def fit(
   dataset: data.Dataset,
   rows: np.ndarray,
   info: EncoderInfo,
-  proof: dict[str, Any],
+  proof: files.Results,
   workdir: str,
   teacher: Teacher | None = None,
-) -> dict[str, Any]:
+) -> files.Results:
   """Trains, or goes on from the newest sound checkpoint, to the results."""
   check_batches(config, len(rows), devices.make_mesh())
   check_stop(config, dataset)
@@ -547,7 +547,7 @@ def fit(
     dataset,
     rows,
     lambda: _side(method, teacher, dataset, rows, workdir),
-    Metadata(files.plain(told), info.as_dict()),
+    Metadata(files.plain(told), info.to_json()),
     functools.partial(monitor.make, method, config, dataset, info),
     patience=config.stop.patience if config.stop.metric else 0,
     judge=config.stop.metric or 'val_loss',
@@ -560,7 +560,7 @@ def fit(
     'ended_early': done.step < steps,
     'images_seen': images_seen,
     'parameters': done.parameters,
-    'dataset': info.as_dict(),
+    'dataset': info.to_json(),
     **proof,
     'images_per_s': done.images_per_s,
     'training_s': monitor.training_s(workdir, images_seen),

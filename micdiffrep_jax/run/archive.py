@@ -21,6 +21,7 @@ import numpy as np
 from micdiffrep_jax.run import files, paths
 from micdiffrep_jax.run.checks import one_of
 
+Text = dict[str, Any]  # what a file says in JSON of its arrays
 VERSION = 1
 PRECISIONS = ('float32', 'float16', 'int8')
 # What zipfile, zlib, numpy and json stumble over in a damaged file.
@@ -103,9 +104,7 @@ def unpack(arrays: dict[str, np.ndarray], prefix: str) -> dict[str, np.ndarray]:
   return found
 
 
-def write(
-  path: str, arrays: dict[str, np.ndarray], text: dict[str, Any]
-) -> None:
+def write(path: str, arrays: dict[str, np.ndarray], text: Text) -> None:
   """Writes the file, whole or not at all."""
   raw = json.dumps(files.plain({'version': VERSION, **text})).encode()
   arrays = {**arrays, 'json': np.frombuffer(raw, np.uint8)}
@@ -149,7 +148,7 @@ def weights_file(path: str) -> str:
 
 
 def write_folder(
-  folder: str, arrays: dict[str, np.ndarray], text: dict[str, Any]
+  folder: str, arrays: dict[str, np.ndarray], text: Text
 ) -> None:
   """Writes what `write` does as a folder; config.json last: it makes it one.
 
@@ -179,7 +178,7 @@ def write_folder(
   files.write_json(os.path.join(folder, CONFIG), whole)
 
 
-def _digest(config: dict[str, Any], pictures: dict[str, Any]) -> str:
+def _digest(config: Text, pictures: Text) -> str:
   """sha256 of the two texts of a folder, whatever the order of their keys."""
   raw = json.dumps(files.plain([config, pictures]), sort_keys=True)
   return hashlib.sha256(raw.encode()).hexdigest()
@@ -197,14 +196,14 @@ def check_safetensors(path: str) -> Any:
   return safetensors
 
 
-def _read_file(path: str) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+def _read_file(path: str) -> tuple[dict[str, np.ndarray], Text]:
   _check_sizes(path)
   with np.load(path, allow_pickle=False) as z:
     arrays = {name: z[name] for name in z.files}
   return arrays, json.loads(arrays['json'].tobytes())
 
 
-def _read_folder(folder: str) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+def _read_folder(folder: str) -> tuple[dict[str, np.ndarray], Text]:
   """Raises ValueError also where weights and config.json are of two models."""
   safetensors = check_safetensors(folder)
   with open(os.path.join(folder, CONFIG)) as f:
@@ -224,7 +223,7 @@ def _read_folder(folder: str) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
     raise ValueError(f'{WEIGHTS}: {e}') from e
 
 
-def read(path: str) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+def read(path: str) -> tuple[dict[str, np.ndarray], Text]:
   """The arrays and the text of a file or a folder.
 
   Raises ValueError for what is none, or damaged.

@@ -18,7 +18,9 @@ from ml_collections import ConfigDict
 import numpy as np
 
 from micdiffrep_jax.run import paths
+from micdiffrep_jax.run.records import Record
 
+Results = dict[str, Any]  # of a task, by the names that results.json has
 FULL = (errno.ENOSPC, errno.EDQUOT)  # what a system says of a full disk
 PACKAGES = (
   'micdiffrep_jax jax jaxlib flax optax orbax-checkpoint grain '
@@ -28,7 +30,7 @@ PACKAGES = (
 
 
 def plain(x: Any) -> Any:
-  """Numpy scalars and arrays, tuples and configs -> what JSON knows.
+  """Numpy values, tuples, records and configs -> what JSON knows.
 
   Names of files that are not UTF-8 are escaped, see paths.printable.
   """
@@ -36,6 +38,10 @@ def plain(x: Any) -> Any:
     return paths.printable(x)
   if isinstance(x, ConfigDict):
     return plain(x.to_dict())
+  if isinstance(x, Record):
+    return plain(x.to_json())
+  if hasattr(x, '_asdict'):  # of a NamedTuple
+    return plain(x._asdict())
   if isinstance(x, Mapping):
     return {paths.printable(str(k)): plain(v) for k, v in x.items()}
   if isinstance(x, list | tuple):
@@ -120,7 +126,7 @@ def versions() -> dict[str, str]:
 
 def write_results(
   workdir: str, results: Mapping[str, Any], config: ConfigDict
-) -> dict[str, Any]:
+) -> Results:
   """Completes `results` with their circumstances; writes results.json.
 
   Returns what was written: results, config, versions, device, command, time.

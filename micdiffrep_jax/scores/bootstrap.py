@@ -8,14 +8,15 @@ every metric is a vectorised function of such weights.
 Letters: n rows, k classes, g groups, r resamples, d draws of labels.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 import dataclasses
 import math
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
 from micdiffrep_jax.run.checks import lookup
+from micdiffrep_jax.run.records import Record
 from micdiffrep_jax.scores import calibration, metrics, pooling
 from micdiffrep_jax.scores.metrics import HEADLINE, METRICS, PER_CLASS, Rows
 
@@ -32,7 +33,62 @@ class Score(NamedTuple):
 
   def to_json(self) -> dict[str, float | None]:
     """By name; None for nan."""
-    return {name: _json(x) for name, x in self._asdict().items()}
+    known = self._asdict().items()
+    return {name: None if math.isnan(x) else x for name, x in known}
+
+
+class OverDraws(NamedTuple):
+  """A mean over draws with a 95 % interval over draws and test groups.
+
+  each: the value of every draw; deviation: of these, None of one.
+  """
+
+  value: float
+  low: float
+  high: float
+  each: tuple[float, ...]
+  deviation: float | None
+
+
+@dataclasses.dataclass(frozen=True)
+class ClassSummary(Record):
+  """What metrics say of one class: of its n rows against the rest."""
+
+  REST = 'scores'
+  n: int
+  scores: Mapping[str, Score]
+
+
+@dataclasses.dataclass(frozen=True)
+class Summary(Record):
+  """What every results table is made of: the metrics of one set of rows.
+
+  Attributes:
+    n: rows.
+    groups: that they are of.
+    scores: by the names of metrics.CRITERIA.
+    per_class: by the names of the classes.
+    classes: names, in the order of `confusion`.
+    confusion: counts of true against most probable class.
+    reliability: of the most probable class.
+    ece_bins: of the expected calibration error, in words.
+    interval: what the intervals are, in words.
+    pooling: of patients' slices, where the rows are patients.
+    of_several_labels: patients who were left out for that.
+  """
+
+  REST = 'scores'
+  n: int
+  groups: int
+  scores: Mapping[str, Score]
+  per_class: Mapping[str, ClassSummary]
+  classes: tuple[str, ...]
+  confusion: tuple[tuple[int, ...], ...]
+  reliability: calibration.Reliability
+  ece_bins: str
+  interval: str
+  pooling: str | None = None
+  of_several_labels: int | None = None
 
 
 def group_weights(
@@ -156,28 +212,17 @@ def resample(
   return found
 
 
-def interval_over_draws(
-  found: Resampled,
-) -> dict[str, float | list[float] | None]:
-  """Mean over draws with a 95 % interval over draws and test groups."""
-  several = len(found.once) > 1
-  return {
-    **score(found.mean)._asdict(),
-    'each': found.once.tolist(),
-    'deviation': float(found.once.std(ddof=1)) if several else None,
-  }
+def interval_over_draws(found: Resampled) -> OverDraws:
+  """What the mean over draws is."""
+  deviation = float(found.once.std(ddof=1)) if len(found.once) > 1 else None
+  return OverDraws(
+    *score(found.mean), each=tuple(found.once.tolist()), deviation=deviation
+  )
 
 
-def difference(a: Resampled, b: Resampled) -> dict[str, float]:
+def difference(a: Resampled, b: Resampled) -> Score:
   """Mean of a minus b over draws, with a 95 % interval, paired."""
-  return score(a.mean - b.mean)._asdict()
-
-
-def _json(x: Any) -> Any:
-  """Python numbers and lists; None for nan."""
-  if isinstance(x, np.ndarray):
-    return [_json(v) for v in x.tolist()]
-  return None if isinstance(x, float) and math.isnan(x) else x
+  return score(a.mean - b.mean)
 
 
 def summarise_rows(
@@ -187,7 +232,7 @@ def summarise_rows(
   classes: Sequence[str],
   resamples: int = 1000,
   seed: int = 0,
-) -> dict[str, Any]:
+) -> Summary:
   """Every metric of one set of rows with its 95 % group-bootstrap interval.
 
   Raises ValueError for labels and probabilities that do not fit together.
@@ -195,23 +240,23 @@ def summarise_rows(
   metrics.check(labels, probs)
   rows = resampled_rows(labels, probs, groups, resamples, seed)
   values = {name: metric.of(rows) for name, metric in METRICS.items()}
-  per_class = {
-    label: {name: score(values[name][:, j]).to_json() for name in PER_CLASS}
-    | {'n': int((labels == j).sum())}
-    for j, label in enumerate(classes)
-  }
-  curve = calibration.reliability(labels, probs)
-  return {
-    'n': len(labels),
-    'groups': rows.weights.shape[1],
-    **{name: score(values[name]).to_json() for name in metrics.CRITERIA},
-    'per_class': per_class,
-    'classes': list(classes),
-    'confusion': rows.confusion[0].astype(int).tolist(),
-    'reliability': {name: _json(x) for name, x in curve._asdict().items()},
-    'ece_bins': f'{calibration.ECE_BINS} of equal width',
-    'interval': f'95 %, percentile, {resamples} resamples of groups',
-  }
+  return Summary(
+    len(labels),
+    rows.weights.shape[1],
+    {name: score(values[name]) for name in metrics.CRITERIA},
+    {
+      label: ClassSummary(
+        int((labels == j).sum()),
+        {name: score(values[name][:, j]) for name in PER_CLASS},
+      )
+      for j, label in enumerate(classes)
+    },
+    tuple(classes),
+    tuple(map(tuple, rows.confusion[0].astype(int).tolist())),
+    calibration.reliability(labels, probs),
+    f'{calibration.ECE_BINS} of equal width',
+    f'95 %, percentile, {resamples} resamples of groups',
+  )
 
 
 class Slices(NamedTuple):
@@ -227,12 +272,16 @@ class Slices(NamedTuple):
 
 
 class Scored(NamedTuple):
-  """Rows to score: labels (n,), probs (n, k), groups (n,), what to tell."""
+  """Rows to score: labels (n,), probs (n, k), groups (n,).
+
+  pooling and mixed: as Summary tells them, of patients.
+  """
 
   labels: np.ndarray
   probs: np.ndarray
   groups: np.ndarray
-  told: dict[str, Any]
+  pooling: str | None = None
+  mixed: int | None = None
 
 
 def sets_of(
@@ -244,20 +293,20 @@ def sets_of(
   says of `how`. A set without rows is left out.
   """
   groups = np.asarray(slices.groups)
-  sets = {'all': Scored(labels, probs, groups, {})}
+  sets = {'all': Scored(labels, probs, groups)}
   if slices.variants is not None and (slices.variants == '').any():
     keep = slices.variants == ''
-    sets['sources'] = Scored(labels[keep], probs[keep], groups[keep], {})
+    sets['sources'] = Scored(labels[keep], probs[keep], groups[keep])
   if slices.patients is not None:
     patients = slices.patients
     if 'sources' in sets:
       patients = patients[slices.variants == '']
     of = sets.get('sources', sets['all'])
     pooled = pooling.pool(of.labels, of.probs, patients, how)
-    told = {'pooling': how, 'of_several_labels': pooled.mixed}
     if len(pooled.labels):
+      first = of.groups[pooled.first]
       sets['patients'] = Scored(
-        pooled.labels, pooled.probs, of.groups[pooled.first], told
+        pooled.labels, pooled.probs, first, how, pooled.mixed
       )
   return sets
 
@@ -271,8 +320,8 @@ def summarise(
   resamples: int = 1000,
   seed: int = 0,
   how: str = 'mean',
-) -> dict[str, Any]:
-  """What every results table is made of, as a dict that JSON can hold.
+) -> dict[str, Summary]:
+  """The summaries of all sets of rows.
 
   labels (n,) int; probs (n, k). Keys are those of sets_of, and each of them
   with '_without_normal' where `normal` names a class (see without_class).
@@ -283,10 +332,14 @@ def summarise(
       'none. Set it with --config.normal_class.'
     )
   labels, probs = np.asarray(labels), np.asarray(probs, np.float64)
-  result: dict[str, Any] = {}
-  for name, (y, p, g, told) in sets_of(labels, probs, slices, how).items():
-    found = summarise_rows(y, p, g, classes, resamples, seed)
-    result[name] = found | told
+  result: dict[str, Summary] = {}
+  for name, one in sets_of(labels, probs, slices, how).items():
+    y, p, g, pooled, mixed = one
+    result[name] = dataclasses.replace(
+      summarise_rows(y, p, g, classes, resamples, seed),
+      pooling=pooled,
+      of_several_labels=mixed,
+    )
     if normal and len(classes) > 2:
       y, p, kept = metrics.without_class(y, p, list(classes).index(normal))
       if len(y):

@@ -38,6 +38,7 @@ TAPS = ('all', 'encoder', 'decoder')
 MSFA = 'MSFA (MLP, all layers)'
 
 Level = tuple[int, ...]  # one timestep, or several whose features are fused
+Key = Mapping[str, Any]  # all that decides some scores, by name
 
 
 def check(config: ConfigDict) -> None:
@@ -106,7 +107,7 @@ def check_space(folder: str, need: int, timesteps: int, images: int) -> None:
   feature_cache.check_space(folder, total)
 
 
-def key(source: Source, level: Level, config: ConfigDict) -> dict[str, Any]:
+def key(source: Source, level: Level, config: ConfigDict) -> Key:
   """All that decides the scores of a timestep."""
   heads = {k: v for k, v in config.heads.items() if k != 'memory_mb'}
   fields = (
@@ -120,7 +121,7 @@ def key(source: Source, level: Level, config: ConfigDict) -> dict[str, Any]:
   )
   return files.plain(
     {
-      'encoder': source.encoder.info.as_dict(),
+      'encoder': source.encoder.info.to_json(),
       'encoder_config': source.encoder.config,
       'weights_seed': source.weights_seed,
       'dataset': source.ds.fingerprint,
@@ -133,19 +134,19 @@ def key(source: Source, level: Level, config: ConfigDict) -> dict[str, Any]:
   )
 
 
-def records(scores: pd.DataFrame) -> list[dict[str, Any]]:
+def records(scores: pd.DataFrame) -> list[page.Line]:
   """The lines of a table as files hold them, with layers as a list."""
   lines = grid.lines_of(scores.drop(columns='part'))
   return [{**line, 'layers': line['layers'].split('+')} for line in lines]
 
 
-def write(path: str, want: dict[str, Any], scores: pd.DataFrame) -> None:
+def write(path: str, want: Key, scores: pd.DataFrame) -> None:
   """Keeps the scores of a timestep, under what decides them."""
   files.write_json(path, {'key': want, 'heads': records(scores)})
 
 
 def read(
-  path: str, want: dict[str, Any], criterion: str = 'accuracy'
+  path: str, want: Key, criterion: str = 'accuracy'
 ) -> pd.DataFrame | None:
   """The scores of a finished timestep; None where they are of something else.
 
@@ -258,7 +259,7 @@ def final_rows(
   return rows
 
 
-def run(config: ConfigDict, workdir: str) -> dict[str, Any]:
+def run(config: ConfigDict, workdir: str) -> files.Results:
   """Studies config.checkpoint; writes grid.csv, grid.json, plots, results."""
   check(config)
   study = base.open_study(config, choose_layers, config.step or None)
@@ -362,7 +363,7 @@ def figure4(
   is_fused = scores['timestep'].str.contains('+', regex=False)
   is_msfa = (scores['part'] == 'concat') & (scores['kind'] == 'mlp')
   is_single = (scores['part'] == 'single') & (scores['kind'] == single)
-  series: dict[str, dict[str, Any]] = {
+  series: dict[str, dict[str, list[float]]] = {
     str(layer): _line(mine, criterion)
     for layer, mine in scores[is_single & ~is_fused].groupby(
       'layers', sort=False

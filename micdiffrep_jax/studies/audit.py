@@ -45,7 +45,7 @@ _CROSSING = {
 _NEIGHBOURS = duplicates.Thresholds(0.93, 0.5, 0.95)
 
 
-def run(config: ConfigDict, workdir: str) -> dict[str, Any]:
+def run(config: ConfigDict, workdir: str) -> files.Results:
   """Writes results.json and audit.html; SystemExit(3) where the audit fails."""
   dataset = data.open_dataset(config.data.path, cache=config.data.cache)
   checks.check(dataset, config.data.split)  # the name, before the work
@@ -65,7 +65,7 @@ def run(config: ConfigDict, workdir: str) -> dict[str, Any]:
   return record
 
 
-def audit(dataset: data.Dataset, config: ConfigDict) -> dict[str, Any]:
+def audit(dataset: data.Dataset, config: ConfigDict) -> files.Results:
   """All findings; `passed` speaks of the pixels and of config.data.split."""
   names = data.split_names(dataset)
   verdicts = {name: verdict(dataset, name) for name in names}
@@ -77,7 +77,7 @@ def audit(dataset: data.Dataset, config: ConfigDict) -> dict[str, Any]:
       f'{len(content["changed"])} images are not those of the manifest'
     )
   reasons += mask_reasons(dataset, content)
-  results: dict[str, Any] = {
+  results: files.Results = {
     'task': 'audit',
     'data': {
       'path': dataset.path,

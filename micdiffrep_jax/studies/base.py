@@ -7,6 +7,7 @@ Letters: n rows of all parts.
 """
 
 from collections.abc import Callable, Mapping, Sequence
+import dataclasses
 import time
 from typing import Any, NamedTuple
 
@@ -15,11 +16,14 @@ import numpy as np
 
 from micdiffrep_jax.data import dataset as data
 from micdiffrep_jax.data import identity
+from micdiffrep_jax.draw.page import Line
 from micdiffrep_jax.encoders import cache as feature_cache
 from micdiffrep_jax.encoders import encoder as encoders
 from micdiffrep_jax.encoders import features
 from micdiffrep_jax.encoders.cache import Cache
 from micdiffrep_jax.encoders.encoder import Encoder
+from micdiffrep_jax.heads.base import HeadInfo
+from micdiffrep_jax.run import files
 from micdiffrep_jax.run.checks import one_of
 from micdiffrep_jax.scores import bootstrap
 from micdiffrep_jax.scores.bootstrap import BOUNDS
@@ -65,7 +69,7 @@ def labelled_parts(ds: data.Dataset, split: str) -> Parts:
   return Parts(rows, train, val, test, known, len(ds.classes))
 
 
-def describe(ds: data.Dataset, split: str, parts: Parts) -> dict[str, Any]:
+def describe(ds: data.Dataset, split: str, parts: Parts) -> files.Results:
   """Which images a result is of."""
   return {
     'path': ds.path,
@@ -175,31 +179,32 @@ def open_study(
   return Study(encoder, ds, parts, layers, seen, started_s)
 
 
-def told(study: Study, split: str) -> dict[str, Any]:
+def told(study: Study, split: str) -> files.Results:
   """What the results of every study say of what they are of."""
   return {
-    'encoder': study.encoder.info.as_dict(),
+    'encoder': study.encoder.info.to_json(),
     'pretraining_saw_test_images': study.seen,
     'data': describe(study.ds, split, study.parts),
     'elapsed_s': round(time.monotonic() - study.started_s, 1),
   }
 
 
-def told_of_head(
-  ds: data.Dataset, split: str, grid: int, config: ConfigDict
-) -> dict[str, Any]:
-  """What a head's file says of the data and of how features were extracted."""
-  return {
-    'extracted_grid': grid,
-    'deviation': config.deviation,
-    'draws': config.draws,
-    'feature_seed': config.seed,
-    'classes': ds.classes,
-    'dataset': ds.fingerprint,
-    'preparation': ds.info.settings,
-    'split': split,
-    'split_hash': data.split_hash(ds, split),
-  }
+def head_info(
+  info: HeadInfo, ds: data.Dataset, split: str, grid: int, config: ConfigDict
+) -> HeadInfo:
+  """What a head's file says, with its data and how features were extracted."""
+  return dataclasses.replace(
+    info,
+    extracted_grid=grid,
+    deviation=config.deviation,
+    draws=config.draws,
+    feature_seed=config.seed,
+    classes=ds.classes,
+    dataset=ds.fingerprint,
+    preparation=ds.info.settings,
+    split=split,
+    split_hash=data.split_hash(ds, split),
+  )
 
 
 class Source(NamedTuple):
@@ -291,9 +296,7 @@ def who_of(name: str) -> str:
   return name.strip('/') or 'encoder'
 
 
-def by_metric(
-  head: Mapping[str, Any], scored: Mapping[str, Any]
-) -> list[dict[str, Any]]:
+def by_metric(head: Mapping[str, Any], scored: Mapping[str, Any]) -> list[Line]:
   """Lines of a CSV file, one per headline metric: its value and bounds."""
   return [
     {**head, 'metric': name, **{x: scored[name][x] for x in BOUNDS}}

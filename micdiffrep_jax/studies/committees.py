@@ -6,7 +6,6 @@ its own, so a committee reads no feature and fits nothing.
 
 from collections.abc import Mapping, Sequence
 import os
-from typing import Any
 
 import numpy as np
 
@@ -57,7 +56,7 @@ def join(
   folder: str,
   resamples: int,
   seed: int,
-) -> dict[str, Any]:
+) -> files.Results:
   """What probes say together of test images; writes predictions.npz too.
 
   members: the folder of each member's probe, or of one that has its floor.

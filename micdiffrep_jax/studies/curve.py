@@ -7,7 +7,6 @@ a curve is for choosing, so nothing here is tested.
 from collections.abc import Mapping, Sequence
 import os
 import shutil
-from typing import Any
 
 import jax
 from ml_collections import ConfigDict
@@ -37,7 +36,7 @@ def kept_steps(path: str, wanted: Sequence[int]) -> list[int]:
 
 def points(
   scores: pd.DataFrame, kinds: Sequence[str], criterion: str
-) -> list[dict[str, Any]]:
+) -> list[page.Line]:
   """The best cell of each row on validation, with its band over seeds."""
   averaged = grid.average(scores, criterion)
   found = []
@@ -56,14 +55,14 @@ def points(
   return found
 
 
-def run(config: ConfigDict, workdir: str) -> dict[str, Any]:
+def run(config: ConfigDict, workdir: str) -> files.Results:
   """Probes kept checkpoints; writes curve.csv, curve.png and results.json."""
   ablate.check(config)
   steps = kept_steps(config.checkpoint, config.steps)
   study = base.open_study(config, ablate.choose_layers, steps[-1])
   parts = study.parts
   absent = imagenet.told(config.floors)
-  found: list[dict[str, Any]] = []
+  found: list[page.Line] = []
   for step in ([0] if config.random_encoder else []) + steps:
     encoder = (
       encoders.load_encoder(config.checkpoint, step)
@@ -112,13 +111,13 @@ def run(config: ConfigDict, workdir: str) -> dict[str, Any]:
 
 def write(
   workdir: str,
-  found: Sequence[Mapping[str, Any]],
+  found: Sequence[page.Line],
   baselines: Mapping[str, float],
   criterion: str,
 ) -> None:
   """curve.csv and curve.png."""
   page.write_csv(os.path.join(workdir, 'curve.csv'), list(found[0]), found)
-  series: dict[str, dict[str, Any]] = {}
+  series: dict[str, dict[str, list[float]]] = {}
   for row in dict.fromkeys(point['row'] for point in found):
     mine = [point for point in found if point['row'] == row]
     series[row] = {'x': [p['images_seen'] for p in mine]} | {

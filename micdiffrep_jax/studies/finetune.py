@@ -6,9 +6,9 @@ alone, when everything is final. What it leaves is a probe's folder, so that
 bundles and reports read it, and the bundle itself.
 """
 
+import dataclasses
 import os
 import shutil
-from typing import Any
 
 from ml_collections import ConfigDict
 import numpy as np
@@ -19,6 +19,7 @@ from micdiffrep_jax.data import promises
 from micdiffrep_jax.encoders import encoder as encoders
 from micdiffrep_jax.encoders.encoder import Encoder
 from micdiffrep_jax.heads import head_file
+from micdiffrep_jax.heads.base import HeadInfo
 from micdiffrep_jax.heads.head_file import SavedHead
 from micdiffrep_jax.heads.table import HEADS
 from micdiffrep_jax.pretrain.finetune import head_beside
@@ -119,36 +120,45 @@ def given_head(
       )
   elif encoder.config.method == 'finetune':
     fields = encoder.config
-    names = ('classes', 'layers', 'timestep', 'grid', 'deviation', 'draws')
-    told = {**{k: fields[k] for k in names}, 'kind': fields.net.kind}
-    head = head_beside(encoder, told)
+    info = HeadInfo(
+      fields.net.kind,
+      fields.layers,
+      fields.timestep,
+      fields.grid,
+      extracted_grid=fields.grid,
+      draws=fields.draws,
+      feature_seed=fields.seed,
+      temperature=1.0,
+      deviation=fields.deviation,
+      classes=fields.classes,
+    )
+    head = head_beside(encoder, info)
   else:
     raise ValueError(
       f'{path!r} holds no head: it is neither a bundle nor a fine-tuned run. '
       'Set --config.start=fit.'
     )
-  if tuple(head.info['classes']) != tuple(ds.classes):
+  if head.info.classes != ds.classes:
     raise ValueError(
-      f'The head of {path!r} tells {tuple(head.info["classes"])} apart, '
-      f'{ds.path} has {tuple(ds.classes)}. Set --config.start=fit for a new '
+      f'The head of {path!r} tells {head.info.classes} apart, '
+      f'{ds.path} has {ds.classes}. Set --config.start=fit for a new '
       'head, or --config.data.path.'
     )
   one_of(
     [h.kind for name, h in HEADS.items() if name in tuned.HEAD_NAMES],
-    head.info['kind'],
+    head.info.kind,
     'kind of head to train on',
     '--config.start=fit',
   )
   found = config.copy_and_resolve_references()
   with found.unlocked():
-    found.layers = tuple(head.info['layers'])
-    found.deviation = head.info.get('deviation', False)
-    for name in ('timestep', 'grid', 'draws'):
-      found[name] = head.info[name]
+    found.deviation = bool(head.info.deviation)
+    for name in ('layers', 'timestep', 'grid', 'draws'):
+      found[name] = getattr(head.info, name)
   return found.lock(), head
 
 
-def run(config: ConfigDict, workdir: str) -> dict[str, Any]:
+def run(config: ConfigDict, workdir: str) -> files.Results:
   """Fine-tunes config.checkpoint; writes results, predictions, the bundle."""
   check(config)
   debug.parse_window(config.profile)
@@ -192,7 +202,7 @@ def run(config: ConfigDict, workdir: str) -> dict[str, Any]:
 
 def about(
   study: Study, parts: Parts, config: ConfigDict, found: tuned.Tuned
-) -> dict[str, Any]:
+) -> files.Results:
   """What the results say of the run beside its scores."""
   groups = data.groups(study.ds)[parts.rows]
   return {
@@ -201,8 +211,8 @@ def about(
     'chosen_on': 'validation images',
     'trials': {},
     **base.told(study, config.data.split),
-    'base': study.encoder.info.as_dict(),
-    'encoder': found.encoder.info.as_dict(),
+    'base': study.encoder.info.to_json(),
+    'encoder': found.encoder.info.to_json(),
     'share': config.share,
     'draw': config.draw,
     'train_images': len(parts.train),
@@ -216,18 +226,18 @@ def about(
 
 def finish(
   workdir: str,
-  results: dict[str, Any],
+  results: files.Results,
   rows: dict[str, Row],
   ds: data.Dataset,
   parts: Parts,
   config: ConfigDict,
-) -> dict[str, Any]:
+) -> files.Results:
   """Writes what a probe leaves, then the bundle made of it."""
   head = rows[TUNED].head
   assert head is not None
   images = len(parts.train) + len(parts.val)
-  told = {**head.info, 'training_images': images}
-  head_file.save(workdir, head._replace(info=told))
+  info = dataclasses.replace(head.info, training_images=images)
+  head_file.save(workdir, head._replace(info=info))
   probe.draw(workdir, results)
   probe.save_predictions(workdir, rows, ds, parts)
   written = files.write_results(workdir, results, config)

@@ -35,6 +35,7 @@ from micdiffrep_jax.encoders import cache as feature_cache
 from micdiffrep_jax.encoders import encoder as encoders
 from micdiffrep_jax.encoders import features
 from micdiffrep_jax.heads import matrix, table
+from micdiffrep_jax.heads.base import Settings
 from micdiffrep_jax.heads.matrix import Features
 from micdiffrep_jax.run import files, log
 from micdiffrep_jax.run.checks import lookup, not_empty, one_of
@@ -43,6 +44,7 @@ from micdiffrep_jax.scores.bootstrap import BOUNDS
 from micdiffrep_jax.studies import base, committees, grid, imagenet, tuned
 from micdiffrep_jax.studies.base import Parts
 from micdiffrep_jax.studies.cuts import VALIDATION, group_folds, subsets
+from micdiffrep_jax.studies.grid import Spot
 from micdiffrep_jax.studies.page_folds import row_title
 
 
@@ -216,17 +218,17 @@ def predict(
   whole: Features,
   parts: Sequence[Parts],
   heads: Sequence[str],
-  chosen: Mapping[str, Any],
+  spot: Spot,
   training: grid.Training,
-) -> tuple[dict[str, np.ndarray], dict[str, list[dict]]]:
+) -> tuple[dict[str, np.ndarray], dict[str, list[Settings]]]:
   """Probabilities (n, k) of each head, and what each rotation chose."""
   shape = len(whole.x), parts[0].classes
   probs = {name: np.zeros(shape) for name in heads}
-  choices: dict[str, list[dict]] = {name: [] for name in heads}
+  choices: dict[str, list[Settings]] = {name: [] for name in heads}
   for part in log.progress(parts, desc='folds', unit='fold'):
     found = matrix.standardise(whole.x, part.train, maps=whole.maps)
     for name in heads:
-      row = grid.fitted(name, found, part, chosen, training)
+      row = grid.fitted(name, found, part, spot, training)
       probs[name][part.test] = row.test[0]
       choices[name].append(row.chosen)
   return probs, choices
@@ -239,7 +241,7 @@ def predict_tuned(
   config: ConfigDict,
   folder: str,
   runs: str,
-) -> tuple[dict[str, np.ndarray], dict[str, list[dict]]]:
+) -> tuple[dict[str, np.ndarray], dict[str, list[Settings]]]:
   """As `predict`, of the encoder fine-tuned in each rotation.
 
   Beside the head on the frozen encoder that all start from; {} where the
@@ -258,7 +260,7 @@ def predict_tuned(
   )
   shape = len(rotated[0].rows), rotated[0].classes
   probs: dict[str, np.ndarray] = {}
-  choices: dict[str, list[dict]] = {}
+  choices: dict[str, list[Settings]] = {}
   for i, part in enumerate(rotated):
     own = os.path.join(runs, str(i))
     found = tuned.answers(s, config.finetuned, part, own)
@@ -358,22 +360,18 @@ def predict_all(
   by_share: Mapping[float, Sequence[Parts]],
   config: ConfigDict,
   workdir: str,
-) -> tuple[dict[Key, np.ndarray], dict[Key, dict[str, Any]]]:
+) -> tuple[dict[Key, np.ndarray], dict[Key, files.Results]]:
   """Probabilities (n, k) of all encoders, and what is told of each row."""
   probs: dict[Key, np.ndarray] = {}
-  told: dict[Key, dict[str, Any]] = {}
+  told: dict[Key, files.Results] = {}
   training = grid.Training(config.training, (config.seed,), True, 'accuracy')
   for number, one in enumerate(every):
     folder = os.path.join(workdir, 'features', str(number))
     runs = os.path.join(workdir, 'finetuned', str(number))
     read = _features(one, ds, rows, config, folder)
-    chosen = {
-      'layers': one.layers,
-      'timestep': one.timestep,
-      'grid': config.grid,
-    }
+    spot = Spot(one.layers, one.timestep, config.grid)
     for share, cut in by_share.items():
-      found, choices = predict(read, cut, config.heads, chosen, training)
+      found, choices = predict(read, cut, config.heads, spot, training)
       own = os.path.join(runs, f'{share:g}')
       more, more_choices = predict_tuned(one, ds, cut, config, runs, own)
       found, choices = found | more, choices | more_choices
@@ -389,7 +387,7 @@ def predict_all(
   return probs, told
 
 
-def run(config: ConfigDict, workdir: str) -> dict[str, Any]:
+def run(config: ConfigDict, workdir: str) -> files.Results:
   """Predicts by every candidate; writes table, predictions and a picture.
 
   Features are kept in the workdir until all is done, so that a stopped run goes
@@ -516,7 +514,7 @@ def score(
   ds: data.Dataset,
   rotated: Sequence[Parts],
   config: ConfigDict,
-) -> dict[str, Any]:
+) -> files.Results:
   """`rows` and `comparisons` of the results, from probabilities (n, k).
 
   members: of each committee, which is compared with all of them too.
@@ -564,7 +562,7 @@ def score(
       'b': b._asdict(),
       'images': name,
       **{
-        metric: bootstrap.difference(found, spread[b][name][metric])
+        metric: bootstrap.difference(found, spread[b][name][metric])._asdict()
         for metric, found in spread[a][name].items()
       },
     }

@@ -11,6 +11,7 @@ Letters: n rows of all parts, v validation rows, q test rows, k classes.
 from collections.abc import Iterable, Mapping, Sequence
 import functools
 import itertools
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from ml_collections import ConfigDict
@@ -18,11 +19,12 @@ import numpy as np
 import pandas as pd
 
 from micdiffrep_jax.data import dataset as data
+from micdiffrep_jax.draw.page import Line
 from micdiffrep_jax.draw.result import FLOOR
 from micdiffrep_jax.encoders import cache as feature_cache
 from micdiffrep_jax.encoders.cache import Cache
 from micdiffrep_jax.heads import floors, matrix, table, trained
-from micdiffrep_jax.heads.base import Problem
+from micdiffrep_jax.heads.base import HeadInfo, Problem, Settings
 from micdiffrep_jax.heads.head_file import SavedHead
 from micdiffrep_jax.heads.matrix import Features
 from micdiffrep_jax.heads.trained import Options, Setting
@@ -69,7 +71,7 @@ class Trial(NamedTuple):
   setting: Setting
   score: float
 
-  def record(self) -> dict[str, Any]:
+  def record(self) -> Line:
     """As results.json holds it."""
     return {
       'kind': self.kind,
@@ -87,7 +89,7 @@ class Row(NamedTuple):
   None where there is nothing to save.
   """
 
-  chosen: dict[str, Any]
+  chosen: Settings
   val: np.ndarray
   test: np.ndarray
   temperature: float = 1.0
@@ -277,7 +279,7 @@ def average(scores: pd.DataFrame, criterion: str) -> pd.DataFrame:
   return means.rename('score').reset_index()
 
 
-def lines_of(table: pd.DataFrame) -> list[dict[str, Any]]:
+def lines_of(table: pd.DataFrame) -> list[Line]:
   """The lines of a table, of plain Python values."""
   return [
     {str(name): value for name, value in line.items()}
@@ -323,14 +325,15 @@ def finish(
   name: str,
   found: Features,
   parts: Parts,
-  chosen: dict[str, Any],
+  spot: Spot,
   training: Training | None = None,
   setting: Setting | None = None,
-  given: dict[str, Any] | None = None,
+  given: Settings | None = None,
+  told: Settings = MappingProxyType({}),
 ) -> Row:
   """A head fitted with every seed, calibrated, and predicted.
 
-  found: features of all rows; chosen: what the search has chosen. training and
+  found: features of all rows; told: what else is known of it. training and
   setting are of a head that is trained by gradient; the others have their
   settings `given` or choose for themselves, and their features are
   standardised.
@@ -343,7 +346,7 @@ def finish(
     fits = table.fit(name, problem, heads, seeds, given)
   else:
     fits = table.fit(name, problem, chosen=given)
-  chosen = {**chosen, **fits[0].chosen, **fits[0].told}
+  chosen = {**spot._asdict(), **told, **fits[0].chosen, **fits[0].told}
   whole = found.x if found.x.ndim == 2 else found.x[0]  # test: no view
   val, test = (found._replace(x=whole[at]) for at in (parts.val, parts.test))
   val_said = [
@@ -356,20 +359,42 @@ def finish(
   y = parts.labels[parts.val]
   temperatures = [calibration.fit_temperature(said, y) for said in val_said]
   probs = [calibration.softmax(*x) for x in zip(test_said, temperatures)]
-  info = {
-    **chosen,
-    'temperature': temperatures[0],
-    'kind': head.kind,
-    'standardise': training.standardise if training else True,
-    **({'hidden': training.heads.hidden} if training else {}),
-  }
+  saved = None
+  if not isinstance(spot.timestep, tuple):  # files are of one timestep
+    info = new_info(
+      head.kind,
+      spot,
+      temperatures[0],
+      standardise=training.standardise if training else True,
+      **({'hidden': training.heads.hidden} if training else {}),
+      **{k: v for k, v in chosen.items() if k not in ('kind', *Spot._fields)},
+    )
+    saved = SavedHead(fits[0].params, found.shift, found.scale, info)
   return Row(
     chosen,
     calibration.softmax(val_said[0], temperatures[0]),
     np.stack(probs),
     temperatures[0],
     calibration.softmax(test_said[0]),
-    SavedHead(fits[0].params, found.shift, found.scale, info),
+    saved,
+  )
+
+
+def new_info(
+  kind: str, spot: Spot, temperature: float = 1.0, **settings: Any
+) -> HeadInfo:
+  """What is known of a head once it is fitted; base.head_info adds the rest."""
+  assert isinstance(spot.timestep, int)
+  return HeadInfo(
+    kind,
+    spot.layers,
+    spot.timestep,
+    spot.grid,
+    extracted_grid=spot.grid,
+    draws=1,
+    feature_seed=0,
+    temperature=temperature,
+    settings=settings,
   )
 
 
@@ -377,20 +402,20 @@ def fitted(
   name: str,
   found: Features,
   parts: Parts,
-  chosen: Mapping[str, Any],
+  spot: Spot,
   training: Training,
 ) -> Row:
   """A head with the settings that are best on validation, finished.
 
-  chosen: where its features are read; training: of a head with a learning rate.
+  training: of a head with a learning rate.
   """
   if table.HEADS[name].fit is not None:
-    return finish(name, found, parts, dict(chosen))
+    return finish(name, found, parts, spot)
   labels = parts.labels[parts.train]
   scores, _ = fit_cells(
     name,
     [found],
-    [Spot(chosen['layers'], chosen['timestep'], chosen['grid'])],
+    [spot],
     parts,
     [Cell(0, parts.train, parts.val, seed, {}) for seed in training.seeds],
     parts.val,
@@ -402,8 +427,7 @@ def fitted(
   lines = lines_of(scores)
   best = max(lines, key=lambda line: line[training.criterion])
   setting = Setting(best['learning_rate'], best['weight_decay'])
-  told = {**chosen, 'setting': setting._asdict()}
-  return finish(name, found, parts, told, training, setting)
+  return finish(name, found, parts, spot, training, setting)
 
 
 def finish_trial(
@@ -411,8 +435,10 @@ def finish_trial(
 ) -> Row:
   """The row of a trial that was chosen."""
   found = load(cache, trial.spot, parts.train, training.standardise)
-  chosen = {**trial.record(), 'width': found.x.shape[-1]}
-  return finish(trial.kind, found, parts, chosen, training, trial.setting)
+  told = {'kind': trial.kind, 'score': trial.score, 'width': found.x.shape[-1]}
+  return finish(
+    trial.kind, found, parts, trial.spot, training, trial.setting, told=told
+  )
 
 
 def classic_rows(
@@ -438,13 +464,13 @@ def classic_rows(
   for name in names:
     log.get_logger().info('Probe: %s.', name)
     given = _best_of_cuts(name, found, parts, cuts) if cuts[1:] else None
-    rows[name] = finish(name, found, parts, spot._asdict(), given=given)
+    rows[name] = finish(name, found, parts, spot, given=given)
   return rows
 
 
 def _best_of_cuts(
   name: str, found: Features, parts: Parts, cuts: Sequence[Cut]
-) -> dict[str, Any]:
+) -> Settings:
   """The settings of the highest mean score among those tried in every cut."""
   scores: dict[tuple, list[float]] = {}
   for cut in cuts:
@@ -485,6 +511,6 @@ def floor_rows(
     x = imagenet.features(ds, parts.rows, folder)
     standard = matrix.standardise(x, parts.train)
     spot = Spot(imagenet.LAYERS, imagenet.TIMESTEP, imagenet.GRID)
-    row = finish(imagenet.HEAD, standard, parts, spot._asdict())
+    row = finish(imagenet.HEAD, standard, parts, spot)
     found[imagenet.NAME] = row._replace(head=None)
   return {FLOOR + name: found[name] for name in names if name in found}

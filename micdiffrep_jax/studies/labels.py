@@ -24,7 +24,7 @@ from micdiffrep_jax.draw.result import FLOOR, title
 from micdiffrep_jax.encoders import features
 from micdiffrep_jax.encoders.cache import Cache
 from micdiffrep_jax.heads import floors, matrix, table, trained
-from micdiffrep_jax.heads.base import Problem
+from micdiffrep_jax.heads.base import Problem, Settings
 from micdiffrep_jax.heads.matrix import Features
 from micdiffrep_jax.methods import Reader
 from micdiffrep_jax.run import files, log
@@ -56,7 +56,7 @@ class Said(NamedTuple):
   method: str
   draw: Draw
   classes: np.ndarray
-  chosen: dict[str, Any]
+  chosen: Settings
 
 
 def check(config: ConfigDict) -> None:
@@ -291,7 +291,7 @@ def layers_of(method: Reader, config: ConfigDict) -> tuple[str, ...]:
   return ablate.of_taps(method, probe.layers_of(method, config), config.taps)
 
 
-def run(config: ConfigDict, workdir: str) -> dict[str, Any]:
+def run(config: ConfigDict, workdir: str) -> files.Results:
   """Writes label_efficiency.csv, comparisons.csv, plots and results.json."""
   check(config)
   study = base.open_study(config, layers_of, config.step or None)
@@ -357,7 +357,7 @@ def check_tuned(
     )
 
 
-def _record(draw: Draw, groups: np.ndarray) -> dict[str, Any]:
+def _record(draw: Draw, groups: np.ndarray) -> dict[str, float]:
   """How large a draw is; groups of all rows."""
   return {
     'share': draw.share,
@@ -374,7 +374,7 @@ def score(
   parts: Parts,
   resamples: int,
   seed: int,
-) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+) -> tuple[list[page.Line], list[page.Line]]:
   """One record per method, share and set of test images; and comparisons.
 
   A comparison is of a method on features with a floor, at the same share; of a
@@ -407,7 +407,7 @@ def score(
           'images': name,
           'chosen': [s.chosen for s in mine],
           **{
-            metric: bootstrap.interval_over_draws(x)
+            metric: bootstrap.interval_over_draws(x)._asdict()
             for metric, x in resampled.items()
           },
         }
@@ -419,7 +419,9 @@ def score(
       'share': share,
       'images': name,
       **{
-        metric: bootstrap.difference(x, found[floor, share, name][metric])
+        metric: bootstrap.difference(
+          x, found[floor, share, name][metric]
+        )._asdict()
         for metric, x in a.items()
       },
     }
@@ -481,7 +483,7 @@ def draw_curves(workdir: str, curves: Sequence[Mapping[str, Any]]) -> None:
   """label_efficiency_METRIC_IMAGES.png: a line per method."""
   for images in dict.fromkeys(c['images'] for c in curves):
     for metric in HEADLINE:
-      series: dict[str, dict[str, Any]] = {}
+      series: dict[str, dict[str, list[float]]] = {}
       kinds: dict[str, str] = {}
       for c in (c for c in curves if c['images'] == images):
         line = series.setdefault(title(c['method']), {})

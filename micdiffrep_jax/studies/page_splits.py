@@ -1,7 +1,7 @@
 """A study of splits as blocks of a page."""
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 from micdiffrep_jax.draw.page import Block, Text, interval, pivot
 from micdiffrep_jax.draw.result import (
@@ -17,7 +17,10 @@ from micdiffrep_jax.draw.result import (
 def blocks(run: Run) -> list[Block]:
   """Accuracy under each split, and what pretraining has seen of its test."""
   record = record_of(run)
-  seen = record['test_images_in_pretraining']
+  seen = {
+    name: Seen(**found)
+    for name, found in record['test_images_in_pretraining'].items()
+  }
   scores = pivot(
     (
       (row_title(r), r['split'], interval(r))
@@ -31,8 +34,8 @@ def blocks(run: Run) -> list[Block]:
   )
   drawn = [
     Text(
-      f'Test images of {name!r} in pretraining: {drawn_in_words(found)}.',
-      '' if found['relatives'] == 0 else 'warning',
+      f'Test images of {name!r} in pretraining: {found}.',
+      '' if found.relatives == 0 else 'warning',
     )
     for name, found in seen.items()
   ]
@@ -45,13 +48,25 @@ def row_title(line: Mapping[str, Any]) -> str:
   return f'{line["encoder"]}: {name}' if line.get('encoder') else name
 
 
-def drawn_in_words(seen: Mapping[str, Any]) -> str:
-  """What an encoder has seen of a split's test part."""
-  if seen['seen'] is None:
-    return 'unknown: pretrained on other data'
-  if not seen['relatives']:
-    return 'none'
-  return (
-    f'{seen["seen"]} of {seen["images"]} drawn, {seen["relatives"]} with a '
-    f'relative drawn (pretrained on {seen["pretrained_on"]!r})'
-  )
+class Seen(NamedTuple):
+  """What an encoder has seen of the test part of a split.
+
+  images: of that part; pretrained_on: its own split; seen: how many it drew,
+  None where it was pretrained on other data; relatives: of whose group it drew
+  one.
+  """
+
+  images: int
+  pretrained_on: str | None
+  seen: int | None = None
+  relatives: int | None = None
+
+  def __str__(self) -> str:
+    if self.seen is None:
+      return 'unknown: pretrained on other data'
+    if not self.relatives:
+      return 'none'
+    return (
+      f'{self.seen} of {self.images} drawn, {self.relatives} with a relative '
+      f'drawn (pretrained on {self.pretrained_on!r})'
+    )

@@ -1,9 +1,16 @@
 """The paper's Table 1 as blocks of a page: accuracy, cost, comparisons."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+import dataclasses
 
-from micdiffrep_jax.draw.page import Block, Table, difference, interval, pivot
+from micdiffrep_jax.draw.page import (
+  Block,
+  Line,
+  Table,
+  difference,
+  interval,
+  pivot,
+)
 from micdiffrep_jax.draw.result import (
   Run,
   floors_left_out,
@@ -11,8 +18,30 @@ from micdiffrep_jax.draw.result import (
   record_of,
   title,
 )
+from micdiffrep_jax.run.records import Record
 
 FLOOR = 'floor'  # the method of rows without an encoder
+
+
+@dataclasses.dataclass(frozen=True)
+class Cost(Record):
+  """What stands in the table beside a method's accuracy; None is not known.
+
+  Attributes:
+    images_drawn: in pretraining, repeats counted.
+    training_s: seconds, where the folder of a run tells them.
+    flops_per_image: of a training step, forward and backward.
+    parameters: of the encoder; a table has none.
+    flags: what it had that others had not.
+    checkpoint: where it lies.
+  """
+
+  images_drawn: int | None
+  training_s: float | None
+  flops_per_image: float | None
+  parameters: int | None
+  flags: tuple[str, ...] = ()
+  checkpoint: str | None = None
 
 
 def blocks(run: Run) -> list[Block]:
@@ -41,27 +70,27 @@ def blocks(run: Run) -> list[Block]:
     *([floors] if floors.rows else []),
     *floors_left_out(record),
     *pictures(run),
-    _costs(record['costs']),
+    _costs({k: Cost.from_json(x) for k, x in record['costs'].items()}),
     *([differences] if differences.rows else []),
   ]
 
 
-def flagged(line: Mapping[str, Any]) -> str:
+def flagged(line: Line) -> str:
   """A method's name with what it had that the others had not."""
   method = line['method']
   told = ', '.join(f for f in line['flags'].split() if f != method)
   return f'{method} ({told})' if told else method
 
 
-def _scored(line: Mapping[str, Any]) -> str:
+def _scored(line: Line) -> str:
   return interval({**line, 'value': line['accuracy']})
 
 
-def _trained(line: Mapping[str, Any]) -> bool:
+def _trained(line: Line) -> bool:
   return line['method'] != FLOOR and '/' not in line['row']
 
 
-def _accuracy(lines: Sequence[Mapping[str, Any]], split: str) -> Table:
+def _accuracy(lines: Sequence[Line], split: str) -> Table:
   """A row per encoder, a column per probe, and what the paper has."""
   cells: list[tuple[str, str, str]] = []
   papers: dict[str, list[str]] = {}
@@ -82,16 +111,16 @@ def _accuracy(lines: Sequence[Mapping[str, Any]], split: str) -> Table:
   )
 
 
-def _costs(costs: Mapping[str, Mapping[str, Any]]) -> Table:
+def _costs(costs: Mapping[str, Cost]) -> Table:
   rows = []
   for name, cost in costs.items():
-    seconds, flops = cost['training_s'], cost['flops_per_image']
-    weights = cost['parameters']
+    seconds, flops = cost.training_s, cost.flops_per_image
+    weights = cost.parameters
     rows.append(
       [
         name,
-        ', '.join(cost['flags']) or '-',
-        f'{cost["images_drawn"]:,}',
+        ', '.join(cost.flags) or '-',
+        f'{cost.images_drawn:,}',
         '-' if seconds is None else f'{seconds:,.0f}',
         '-' if flops is None else f'{flops / 1e9:.2f}',
         '-' if weights is None else f'{weights / 1e6:.2f}',  # of a table

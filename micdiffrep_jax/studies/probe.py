@@ -6,9 +6,10 @@ final, and by what saves the predictions.
 """
 
 from collections.abc import Mapping, Sequence
+import dataclasses
 import os
 import shutil
-from typing import Any
+from typing import Any, NamedTuple
 
 from ml_collections import ConfigDict
 import numpy as np
@@ -23,12 +24,14 @@ from micdiffrep_jax.encoders import features
 from micdiffrep_jax.encoders.cache import Cache
 from micdiffrep_jax.heads import classic, head_file
 from micdiffrep_jax.heads import table as head_table
+from micdiffrep_jax.heads.base import Settings
 from micdiffrep_jax.heads.nets import HEADS
 from micdiffrep_jax.methods import Reader
 from micdiffrep_jax.methods.views import check_augment
 from micdiffrep_jax.run import files, log
 from micdiffrep_jax.run.checks import in_range, lookup, not_empty, one_of
 from micdiffrep_jax.scores import bootstrap, metrics, pooling
+from micdiffrep_jax.scores.bootstrap import Summary
 from micdiffrep_jax.studies import base, cuts, grid, imagenet
 from micdiffrep_jax.studies.base import Parts, Study
 from micdiffrep_jax.studies.cuts import Cut
@@ -126,7 +129,7 @@ def suite(
   config: ConfigDict,
   desc: str,
   choosing: Sequence[Cut],
-) -> tuple[dict[str, Row], list[dict[str, Any]]]:
+) -> tuple[dict[str, Row], list[page.Line]]:
   """The rows of one encoder by name, and all that was tried.
 
   Rows: {linear, mlp}_{single, concat}, where mlp_concat is MSFA; then the heads
@@ -160,7 +163,7 @@ def suite(
   return rows, [trial.record() for trial in grid.trials_of(tried)]
 
 
-def run(config: ConfigDict, workdir: str) -> dict[str, Any]:
+def run(config: ConfigDict, workdir: str) -> files.Results:
   """Probes config.checkpoint; writes results.json, predictions, head, plots."""
   check(config)
   study = base.open_study(config, layers_of, config.step or None)
@@ -172,7 +175,7 @@ def run(config: ConfigDict, workdir: str) -> dict[str, Any]:
   os.makedirs(workdir, exist_ok=True)
 
   rows: dict[str, Row] = {}
-  trials: dict[str, list[dict[str, Any]]] = {}
+  trials: dict[str, list[page.Line]] = {}
   folder = os.path.join(workdir, 'features')
   place = os.path.join(folder, '{}')
   timesteps = features.timesteps_of(study.encoder.method, config.timesteps)
@@ -209,28 +212,42 @@ def run(config: ConfigDict, workdir: str) -> dict[str, Any]:
 def save_head(workdir: str, row: Row, study: Study, config: ConfigDict) -> None:
   """Writes the head of a row, with what its features and classes are."""
   assert row.head is not None
-  told = {
-    **base.told_of_head(study.ds, config.data.split, max(config.grids), config),
-    'encoder': study.encoder.info.as_dict(),
-    'checkpoint': config.checkpoint,
-  }
-  head_file.save(workdir, row.head._replace(info=row.head.info | told))
+  side, split = max(config.grids), config.data.split
+  info = dataclasses.replace(
+    base.head_info(row.head.info, study.ds, split, side, config),
+    encoder=study.encoder.info.to_json(),
+    checkpoint=config.checkpoint,
+  )
+  head_file.save(workdir, row.head._replace(info=info))
 
 
-def _spread(labels: np.ndarray, probs: np.ndarray) -> dict[str, Any]:
-  """Accuracy and balanced accuracy of every seed (s, q, k)."""
-  values = {
-    name: np.array([metrics.value(name, labels, p) for p in probs])
-    for name in metrics.HEADLINE
-  }
-  return {
-    name: {
-      'each': values[name].tolist(),
-      'mean': float(values[name].mean()),
-      'std': float(values[name].std(ddof=1)) if len(probs) > 1 else None,
-    }
-    for name in metrics.HEADLINE
-  }
+class Spread(NamedTuple):
+  """A metric of every seed; std is None of one."""
+
+  each: Sequence[float]
+  mean: float
+  std: float | None
+
+
+class Scored(NamedTuple):
+  """What results tell of a row, by set of images where it is a summary.
+
+  uncalibrated: ECE and NLL before the temperature, None where there is none.
+  """
+
+  chosen: Settings
+  temperature: float
+  uncalibrated: Mapping[str, float] | None
+  seeds: Mapping[str, Spread]
+  validation: Mapping[str, Summary]
+  test: Mapping[str, Summary]
+
+
+def _spread(name: str, labels: np.ndarray, probs: np.ndarray) -> Spread:
+  """A metric of the probabilities of every seed (s, q, k)."""
+  each = np.array([metrics.value(name, labels, p) for p in probs])
+  std = float(each.std(ddof=1)) if len(probs) > 1 else None
+  return Spread(each.tolist(), float(each.mean()), std)
 
 
 def _before(labels: np.ndarray, row: Row) -> dict[str, float] | None:
@@ -251,10 +268,10 @@ def _summaries(
   resamples: int,
   seed: int,
   how: str,
-) -> dict[str, dict[str, Any]]:
+) -> dict[str, Scored]:
   """Every metric of each row, on validation and on test rows."""
 
-  def summary(at: np.ndarray, probs: np.ndarray) -> dict[str, Any]:
+  def summary(at: np.ndarray, probs: np.ndarray) -> dict[str, Summary]:
     return bootstrap.summarise(
       data.labels(ds)[at],
       probs,
@@ -269,14 +286,14 @@ def _summaries(
   val, test = parts.rows[parts.val], parts.rows[parts.test]
   labels = data.labels(ds)[test]
   return {
-    name: {
-      'chosen': row.chosen,
-      'temperature': row.temperature,
-      'uncalibrated': _before(labels, row),
-      'seeds': _spread(labels, row.test),
-      'validation': summary(val, row.val),
-      'test': summary(test, row.test[0]),
-    }
+    name: Scored(
+      row.chosen,
+      row.temperature,
+      _before(labels, row),
+      {x: _spread(x, labels, row.test) for x in metrics.HEADLINE},
+      summary(val, row.val),
+      summary(test, row.test[0]),
+    )
     for name, row in rows.items()
   }
 
@@ -287,7 +304,7 @@ def _comparisons(
   at: np.ndarray,
   resamples: int,
   seed: int,
-) -> list[dict[str, Any]]:
+) -> list[page.Line]:
   """Paired comparisons of PAIRS, first seeds, on all images and on sources."""
   labels, groups = data.labels(ds)[at], data.groups(ds)[at]
   return [
@@ -320,7 +337,7 @@ def score(
   resamples: int,
   seed: int,
   how: str,
-) -> dict[str, Any]:
+) -> files.Results:
   """The results of all rows: summaries, 2 x 2 table, paired comparisons.
 
   Summaries and comparisons are of the first seed, the head that is bundled;
@@ -340,14 +357,16 @@ def score(
   }
 
 
-def two_by_two(scored: Mapping[str, Any], prefix: str) -> dict[str, Any]:
+def two_by_two(
+  scored: Mapping[str, Scored], prefix: str
+) -> dict[str, dict[str, dict[str, float | None]]]:
   """{linear, mlp} x {single, concat}: test accuracy with interval and seeds."""
   return {
     kind: {
       part: {
-        **scored[name]['test']['all']['accuracy'],
-        'seeds_mean': scored[name]['seeds']['accuracy']['mean'],
-        'seeds_std': scored[name]['seeds']['accuracy']['std'],
+        **scored[name].test['all'].scores['accuracy'].to_json(),
+        'seeds_mean': scored[name].seeds['accuracy'].mean,
+        'seeds_std': scored[name].seeds['accuracy'].std,
       }
       for part in ('single', 'concat')
       if (name := f'{prefix}{kind}_{part}') in scored
@@ -360,16 +379,16 @@ def two_by_two(scored: Mapping[str, Any], prefix: str) -> dict[str, Any]:
 def draw(workdir: str, results: Mapping[str, Any]) -> None:
   """confusion.png of the bundled head, reliability.png of it and others."""
   rows, name = results['rows'], results['bundle']
-  test = rows[name]['test']['all']
+  test = rows[name].test['all']
   split = results['data']['split']
   title = f'{words.title(name)}\ntest part, split {split}'
   plots.save(
     os.path.join(workdir, 'confusion.png'),
-    plots.confusion(test['confusion'], test['classes'], title),
+    plots.confusion(test.confusion, test.classes, title),
   )
   shown = [n for n in (name, 'linear_single', 'logistic') if n in rows]
   curves = {
-    words.title(n): rows[n]['test']['all']['reliability']
+    words.title(n): rows[n].test['all'].reliability._asdict()
     for n in dict.fromkeys(shown)
   }
   path = os.path.join(workdir, 'reliability.png')
@@ -399,13 +418,13 @@ def save_predictions(
   files.write_arrays(os.path.join(workdir, 'predictions.npz'), arrays)
 
 
-def _percent(found: Mapping[str, Any] | None) -> str:
-  if not found or found['value'] is None:
+def _percent(summary: Summary | None, metric: str) -> str:
+  if summary is None or np.isnan(summary.scores[metric].value):
     return '-'
-  return page.brackets(found)
+  return page.brackets(summary.scores[metric]._asdict())
 
 
-def _chosen(chosen: Mapping[str, Any]) -> str:
+def _chosen(chosen: Settings) -> str:
   if not chosen:
     return ''
   layers = chosen['layers']
@@ -419,11 +438,11 @@ def text(results: Mapping[str, Any]) -> str:
   for name, row in results['rows'].items():
     lines[name] = {
       f'{metric.removesuffix("_accuracy")}, {part}': _percent(
-        row['test'].get(part, {}).get(metric)
+        row.test.get(part), metric
       )
       for part in bootstrap.SETS
       for metric in metrics.HEADLINE
-    } | {'chosen': _chosen(row['chosen'])}
+    } | {'chosen': _chosen(row.chosen)}
   note = (
     f'Test part of split {results["data"]["split"]!r}, percent, 95 % interval '
     f'over groups; chosen on {results["chosen_on"]}; mlp_concat is MSFA; '

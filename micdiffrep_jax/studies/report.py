@@ -59,7 +59,7 @@ _CIRCUMSTANCES = (
 )
 
 
-def run(config: ConfigDict, workdir: str) -> dict[str, Any]:
+def run(config: ConfigDict, workdir: str) -> files.Results:
   """Writes report.html and report.md; ValueError where no folder is given.
 
   A folder that holds nothing to report is named in the page, not refused.

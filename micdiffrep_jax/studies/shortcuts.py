@@ -7,7 +7,7 @@ network may score by the same shortcut.
 Letters: n rows, d numbers, k classes.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 import contextlib
 import os
 from typing import Any
@@ -209,7 +209,7 @@ def probe(
   folds: int = 5,
   seed: int = 0,
   resamples: int = 200,
-) -> dict[str, Any]:
+) -> Mapping[str, Any]:
   """Scores of one kind of numbers, with intervals; or why it was skipped.
 
   balanced_accuracy over all classes (chance is 1 / k), and per class the
@@ -226,9 +226,12 @@ def probe(
     labels, probs, groups, classes, resamples, seed
   )
   return {
-    'balanced_accuracy': scored['balanced_accuracy'],
+    'balanced_accuracy': scored.scores['balanced_accuracy'].to_json(),
     'chance': 1 / len(np.unique(labels)),
-    'auroc': {c: scored['per_class'][c]['auroc'] for c in classes},
+    'auroc': {
+      name: one.scores['auroc'].to_json()
+      for name, one in scored.per_class.items()
+    },
     'images': len(labels),
     'folds': folds,
     'numbers': x.shape[1],

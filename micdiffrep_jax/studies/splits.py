@@ -22,12 +22,13 @@ from micdiffrep_jax.data import dataset as data
 from micdiffrep_jax.data import splits
 from micdiffrep_jax.draw import page, plots
 from micdiffrep_jax.draw.result import patients_in_words
+from micdiffrep_jax.encoders.encoder import EncoderInfo
 from micdiffrep_jax.run import files, log
 from micdiffrep_jax.run.checks import not_empty, one_of
 from micdiffrep_jax.scores.bootstrap import BOUNDS, SETS
 from micdiffrep_jax.scores.metrics import HEADLINE
 from micdiffrep_jax.studies import imagenet, probe
-from micdiffrep_jax.studies.page_splits import drawn_in_words, row_title
+from micdiffrep_jax.studies.page_splits import Seen, row_title
 
 HONEST = 'patient'  # what the other splits are compared with
 STAYS_TOGETHER = {
@@ -91,34 +92,30 @@ def _probe_config(
 
 
 def drawn_in_pretraining(
-  info: Mapping[str, Any], ds: data.Dataset, split: str
-) -> dict[str, Any]:
-  """How many test images of a split the encoder's pretraining drew from.
-
-  images and seen are counts; seen is None where it was pretrained on other
-  data. relatives counts the test images of whose group it drew one.
-  """
+  info: EncoderInfo, ds: data.Dataset, split: str
+) -> Seen:
+  """How many test images of a split the encoder's pretraining drew from."""
   test = data.rows(ds, split, 'test')
   test = test[data.labels(ds)[test] >= 0]
-  found = {'images': len(test), 'pretrained_on': info.get('split')}
-  if info.get('fingerprint') != ds.fingerprint:
-    return {**found, 'seen': None, 'relatives': None}
-  train = data.pretraining_rows(ds, info['split'], info.get('spared', ()))
+  if info.fingerprint != ds.fingerprint:
+    return Seen(len(test), info.split)
+  train = data.pretraining_rows(ds, info.split or '', tuple(info.spared or ()))
   groups = data.groups(ds)
-  return {
-    **found,
-    'seen': int(np.isin(test, train).sum()),
-    'relatives': int(np.isin(groups[test], groups[train]).sum()),
-  }
+  return Seen(
+    len(test),
+    info.split,
+    int(np.isin(test, train).sum()),
+    int(np.isin(groups[test], groups[train]).sum()),
+  )
 
 
-def run(config: ConfigDict, workdir: str) -> dict[str, Any]:
+def run(config: ConfigDict, workdir: str) -> files.Results:
   """Probes under every split; writes splits.csv, splits.png, results.json.
 
   A probe that has finished with the same config is not run again.
   """
   records: dict[tuple[str, str], Any] = {}
-  seen: dict[str, Any] = {}
+  seen: dict[str, Seen] = {}
   for encoder, split, unit in check(config):
     number = config.others.index(encoder) + 1 if encoder else 0
     folder = os.path.join(workdir, f'{split}_{number}' if number else split)
@@ -129,7 +126,8 @@ def run(config: ConfigDict, workdir: str) -> dict[str, Any]:
     records[encoder, split] = found
     if not encoder:
       ds = data.open_dataset(unit.data.path, unit.data.cache)
-      seen[split] = drawn_in_pretraining(found['encoder'], ds, split)
+      info = EncoderInfo.from_json(found['encoder'])
+      seen[split] = drawn_in_pretraining(info, ds, split)
   table = compare(records)
   results = {
     'task': 'splits',
@@ -148,7 +146,7 @@ def run(config: ConfigDict, workdir: str) -> dict[str, Any]:
 
 def compare(
   records: Mapping[tuple[str, str], Any],
-) -> list[dict[str, Any]]:
+) -> list[page.Line]:
   """One line per encoder, method, split, set of images and metric.
 
   minus_patient has no interval: the test images of two splits differ.
@@ -234,6 +232,6 @@ def text(results: Mapping[str, Any]) -> str:
     f'difference to {HONEST!r}; {patients_in_words(results["patients"])}.',
     frame.to_string(na_rep='-'),
     'Test images of the split that pretraining has drawn:',
-    *(f'  {name}: {drawn_in_words(found)}' for name, found in seen.items()),
+    *(f'  {name}: {found}' for name, found in seen.items()),
   ]
   return '\n'.join(lines)

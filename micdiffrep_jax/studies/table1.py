@@ -18,7 +18,7 @@ from micdiffrep_jax import tasks
 from micdiffrep_jax.data import dataset as data
 from micdiffrep_jax.data import splits
 from micdiffrep_jax.draw import page, plots
-from micdiffrep_jax.draw.page import Section
+from micdiffrep_jax.draw.page import Line, Section
 from micdiffrep_jax.draw.result import FLOOR, RANDOM, Run, title
 from micdiffrep_jax.encoders import encoder as encoders
 from micdiffrep_jax.methods.base import trainable
@@ -34,6 +34,7 @@ from micdiffrep_jax.studies import (
   page_table1,
   probe,
 )
+from micdiffrep_jax.studies.page_table1 import Cost
 
 OURS = 'ddpm'  # what the others are compared with
 MSFA = 'mlp_concat'
@@ -46,7 +47,7 @@ COSTS = ('images_drawn', 'training_s', 'flops_per_image', 'parameters')
 class Cell(NamedTuple):
   """The probe of a method under a split: its results, and where they lie."""
 
-  found: dict[str, Any]
+  found: files.Results
   folder: str
 
 
@@ -72,20 +73,21 @@ def check(config: ConfigDict) -> None:
   one_of([*names, *classic], config.headline, 'row', '--config.headline')
 
 
-def check_given(config: ConfigDict) -> None:
-  """Raises ValueError where an encoder that is given has seen test images.
+def open_given(config: ConfigDict) -> dict[str, encoders.Encoder]:
+  """The encoders that are given; ValueError where one has seen test images.
 
   The probe of that split would say so too, after those of all before it.
   """
+  found = {}
   for name in config.methods:
     path = config.checkpoints.get(name, '')
     if not path:
       continue
-    info = encoders.load_encoder(path).info
+    found[name] = encoders.load_encoder(path)
     ds = data.open_dataset(config.data.path, config.data.cache)
     for split in config.splits:
       base.seen_in_pretraining(
-        info,
+        found[name].info,
         ds,
         split,
         config.probe.allow_seen_test,
@@ -93,6 +95,7 @@ def check_given(config: ConfigDict) -> None:
         f'--config.checkpoints.{name}, or set '
         '--config.probe.allow_seen_test=True',
       )
+  return found
 
 
 def pretrain_config(config: ConfigDict, name: str) -> ConfigDict:
@@ -123,7 +126,7 @@ def probe_config(
   return unit
 
 
-def finished(config: ConfigDict, folder: str, task: Any) -> dict[str, Any]:
+def finished(config: ConfigDict, folder: str, task: Any) -> files.Results:
   """The results of a cell, which is run unless it has been."""
   found = tasks.finished(folder, config)
   return task(config, folder) if found is None else found
@@ -158,11 +161,8 @@ def flags(facts: Mapping[str, Any]) -> list[str]:
   return found + [f'{name}:{text}' for name, text in texts.items()]
 
 
-def cost(encoder: encoders.Encoder) -> dict[str, Any]:
-  """What stands in the table beside a method's accuracy.
-
-  training_s is None where no run's folder tells: external weights, a bundle.
-  """
+def cost(encoder: encoders.Encoder) -> Cost:
+  """What a method cost; no run tells the seconds of external weights."""
   method, info = encoder.method, encoder.info
   drawn = info.images_seen or 0
   trained_s = None
@@ -170,29 +170,29 @@ def cost(encoder: encoders.Encoder) -> dict[str, Any]:
     directory, _ = checkpoints.find(info.path or '')
     trained_s = monitor.training_s(os.path.dirname(directory), drawn)
   weights = jax.tree.leaves(method.encoder(encoder.variables))
-  return {
-    'images_drawn': drawn,
-    'training_s': trained_s,
-    'flops_per_image': flops_per_image(encoder),
-    'parameters': sum(x.size for x in weights) or None,  # of a table
-    'flags': flags(method.facts),
-    'checkpoint': info.path,
-  }
+  return Cost(
+    drawn,
+    trained_s,
+    flops_per_image(encoder),
+    sum(x.size for x in weights) or None,  # of a table
+    tuple(flags(method.facts)),
+    info.path,
+  )
 
 
-def run(config: ConfigDict, workdir: str) -> dict[str, Any]:
+def run(config: ConfigDict, workdir: str) -> files.Results:
   """Pretrains and probes what is not finished; writes the table.
 
   As table1.csv, table1.md, table1.html, table1.png and results.json.
   """
   check(config)
-  check_given(config)
+  given = open_given(config)
   cells: dict[str, dict[str, Cell]] = {}
-  costs: dict[str, dict[str, Any]] = {}
+  costs: dict[str, Cost] = {}
   for name in config.methods:
-    encoder = encoders.load_encoder(pretrained(config, name, workdir))
+    encoder = given.get(name) or pretrained(config, name, workdir)
     costs[name] = cost(encoder)
-    drawn = costs[name]['images_drawn']
+    drawn = costs[name].images_drawn
     if drawn and abs(drawn - config.images_drawn) > encoder.config.batch_size:
       log.get_logger().warning(
         '%s drew %d images, not the %d of the others.',
@@ -242,9 +242,9 @@ def committee(
   config: ConfigDict,
   text: str,
   cells: Mapping[str, Mapping[str, Cell]],
-  costs: Mapping[str, Mapping[str, Any]],
+  costs: Mapping[str, Cost],
   workdir: str,
-) -> tuple[dict[str, Cell], dict[str, Any]]:
+) -> tuple[dict[str, Cell], Cost]:
   """A committee's cells by split, of the rows that its methods share; costs.
 
   The costs are the sums of its methods', None where one is not known.
@@ -269,27 +269,22 @@ def committee(
       places, rows, folder, config.resamples, config.probe.seed
     )
     found[split] = Cell(joined, folder)
-  each: dict[str, list[Any]] = {
-    key: [costs[name][key] for name in methods] for key in COSTS
-  }
-  flagged = [flag for name in methods for flag in costs[name]['flags']]
+  each = {key: [getattr(costs[name], key) for name in methods] for key in COSTS}
+  flagged = [flag for name in methods for flag in costs[name].flags]
   if len(methods) < len(parts):
     flagged += ['external', 'imagenet_supervised']
-  return found, {
-    **{k: None if None in x else sum(x) for k, x in each.items()},
-    'flags': list(dict.fromkeys(flagged)),
-    'checkpoint': text,
-  }
+  sums = {k: None if None in x else sum(x) for k, x in each.items()}
+  return found, Cost(
+    **sums, flags=tuple(dict.fromkeys(flagged)), checkpoint=text
+  )
 
 
-def pretrained(config: ConfigDict, name: str, workdir: str) -> str:
-  """The checkpoint of a method, which is pretrained where none is given."""
-  path = config.checkpoints.get(name, '')
-  if not path:
-    path = os.path.join(workdir, name, 'pretrain')
-    log.get_logger().info('%s: pretraining in %s.', name, path)
-    finished(pretrain_config(config, name), path, train.run)
-  return path
+def pretrained(config: ConfigDict, name: str, workdir: str) -> encoders.Encoder:
+  """The encoder of a method, which is pretrained unless it has been."""
+  path = os.path.join(workdir, name, 'pretrain')
+  log.get_logger().info('%s: pretraining in %s.', name, path)
+  finished(pretrain_config(config, name), path, train.run)
+  return encoders.load_encoder(path)
 
 
 def write(workdir: str, results: Mapping[str, Any]) -> None:
@@ -316,9 +311,9 @@ def in_paper(method: str, row: str, headline: str) -> float | None:
 
 def rows_of(
   cells: Mapping[str, Mapping[str, Cell]],
-  costs: Mapping[str, Mapping[str, Any]],
+  costs: Mapping[str, Cost],
   headline: str,
-) -> list[dict[str, Any]]:
+) -> list[Line]:
   """One line per method, row of its probe, and split.
 
   What pretraining cost and which labels it had stands beside rows of its
@@ -331,7 +326,7 @@ def rows_of(
         value = scored['test']['all']['accuracy']
         floor = row.startswith(FLOOR)
         trained = not floor and not row.startswith(RANDOM)
-        cost = costs[name] if trained else {}
+        cost = costs[name] if trained else None
         lines.append(
           {
             'method': page_table1.FLOOR if floor else name,
@@ -341,8 +336,8 @@ def rows_of(
             'accuracy': value['value'],
             'low': value['low'],
             'high': value['high'],
-            'flags': ' '.join(cost.get('flags', ())),
-            **{key: cost.get(key) for key in COSTS},
+            'flags': ' '.join(cost.flags if cost else ()),
+            **{key: getattr(cost, key, None) for key in COSTS},
           }
         )
   return lines
@@ -360,9 +355,9 @@ def comparisons(
   headline: str,
   resamples: int,
   seed: int,
-) -> list[dict[str, Any]]:
+) -> list[Line]:
   """Ours minus each other method on the same test groups, row by row."""
-  lines: list[dict[str, Any]] = []
+  lines: list[Line] = []
   if OURS not in cells:
     return lines
   for name, by_split in cells.items():

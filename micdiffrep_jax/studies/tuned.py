@@ -8,11 +8,12 @@ Letters: n rows of all parts, k classes.
 
 from collections.abc import Iterator, Sequence
 import contextlib
+import dataclasses
 import hashlib
 import json
 import os
 import shutil
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 from ml_collections import ConfigDict
@@ -23,6 +24,7 @@ from micdiffrep_jax.encoders import cache as feature_cache
 from micdiffrep_jax.encoders import features
 from micdiffrep_jax.encoders.encoder import Encoder
 from micdiffrep_jax.heads import head_file, matrix, table
+from micdiffrep_jax.heads.base import Settings
 from micdiffrep_jax.heads.head_file import SavedHead
 from micdiffrep_jax.heads.matrix import Features
 from micdiffrep_jax.heads.nets import HEADS
@@ -128,7 +130,7 @@ def frozen_row(s: Subject, parts: Parts) -> Row:
   config = s.config
   found = matrix.standardise(s.found.x, parts.train, maps=s.found.maps)
   training = grid.Training(config.training, (config.seed,), True, 'accuracy')
-  return grid.fitted(config.head, found, parts, s.spot._asdict(), training)
+  return grid.fitted(config.head, found, parts, s.spot, training)
 
 
 def zero_head(s: Subject) -> SavedHead:
@@ -147,34 +149,39 @@ def zero_head(s: Subject) -> SavedHead:
     for name, x in first.items()
   }
   zero, one = np.zeros(d, np.float32), np.ones(d, np.float32)
-  return SavedHead(params, zero, one, {'kind': kind, 'standardise': False})
+  info = grid.new_info(kind, s.spot, standardise=False)
+  return SavedHead(params, zero, one, info)
 
 
 def row_of(head: SavedHead, s: Subject, parts: Parts) -> Row:
   """What a head that is given says of frozen features."""
   whole = s.found._replace(shift=head.shift, scale=head.scale)
-  predict = table.HEADS[head.info['kind']].predict
+  predict = table.HEADS[head.info.kind].predict
   val, test = (
     predict(head.params, whole._replace(x=whole.x[at]))
     for at in (parts.val, parts.test)
   )
+  return _row(s.spot._asdict(), val, test, parts, head)
+
+
+def _row(
+  chosen: Settings,
+  val: np.ndarray,
+  test: np.ndarray,
+  parts: Parts,
+  head: SavedHead,
+) -> Row:
+  """A row of what a head says of validation and test rows, calibrated."""
   temperature = calibration.fit_temperature(val, parts.labels[parts.val])
+  info = dataclasses.replace(head.info, temperature=temperature)
   return Row(
-    s.spot._asdict(),
+    chosen,
     calibration.softmax(val, temperature),
     calibration.softmax(test, temperature)[None],
     temperature,
     calibration.softmax(test),
-    head,
+    head._replace(info=info),
   )
-
-
-def told_of_head(
-  config: ConfigDict, ds: data.Dataset, split: str, spot: Spot
-) -> dict[str, Any]:
-  """What a head's file says of the features and classes that it reads."""
-  told = base.told_of_head(ds, split, spot.grid, config)
-  return {**spot._asdict(), **told}
 
 
 def check_encoder(encoder: Encoder) -> None:
@@ -206,9 +213,11 @@ def check_tuning(
     'hidden': training.hidden,
     'bias': head.fit is not None or training.bias,
   }
-  told = told_of_head(config, ds, split, spot_of(encoder.method, config))
+  spot = spot_of(encoder.method, config)
+  new = grid.new_info(head.kind, spot)
+  info = base.head_info(new, ds, split, spot.grid, config)
   for one in [as_way(config, way) for way in ways] or [config]:
-    finetune.prepare(one, encoder, told, ConfigDict(net), images)
+    finetune.prepare(one, encoder, info, ConfigDict(net), images)
 
 
 def as_way(config: ConfigDict, way: str) -> ConfigDict:
@@ -228,8 +237,8 @@ def tuned_row(
 
   head: fitted on the frozen features; its info may lack what they are.
   """
-  told = told_of_head(s.config, s.ds, s.split, s.spot)
-  head = head._replace(info={**head.info, **told})
+  info = base.head_info(head.info, s.ds, s.split, s.spot.grid, s.config)
+  head = head._replace(info=info)
   labels = np.full(len(s.ds.images), -1, np.int64)
   train, val = parts.rows[parts.train], parts.rows[parts.val]
   for rows, at in ((train, parts.train), (val, parts.val)):
@@ -238,24 +247,14 @@ def tuned_row(
   tuned = finetune.tune(s.config, s.encoder, head, known, workdir)
   rows = np.concatenate([val, parts.rows[parts.test]])
   said = logits(tuned, s.ds, rows, s.config.eval_batch_size)
-  val_said, test_said = np.split(said, [len(val)])
-  temperature = calibration.fit_temperature(val_said, parts.labels[parts.val])
   chosen = {
     **s.spot._asdict(),
     'tune': s.config.tune,
     'step': tuned.step,
     'score': -tuned.evaluated[tuned.step],
   }
-  info = {**tuned.head.info, 'temperature': temperature}
-  row = Row(
-    chosen,
-    calibration.softmax(val_said, temperature),
-    calibration.softmax(test_said, temperature)[None],
-    temperature,
-    calibration.softmax(test_said),
-    tuned.head._replace(info=info),
-  )
-  return row, tuned
+  val_said, test_said = np.split(said, [len(val)])
+  return _row(chosen, val_said, test_said, parts, tuned.head), tuned
 
 
 def logits(
@@ -263,18 +262,18 @@ def logits(
 ) -> np.ndarray:
   """What encoder and head say of rows (n, k), by the way a bundle takes."""
   info, reader = tuned.head.info, tuned.encoder.method
-  layers = tuple(info['layers'])
+  deviation = bool(info.deviation)
   extracted = features.extract(
     tuned.encoder,
     ds,
     rows,
-    layers,
-    info['timestep'],
-    info['grid'],
-    info['draws'],
-    info['feature_seed'],
+    info.layers,
+    info.timestep,
+    info.grid,
+    info.draws,
+    info.feature_seed,
     batch_size,
-    features.make_feature_fn(reader, layers, info['grid'], info['deviation']),
+    features.make_feature_fn(reader, info.layers, info.grid, deviation),
     'fine-tuned',
   )
   return head_file.logits(tuned.head, extracted)
@@ -305,7 +304,7 @@ class Answers(NamedTuple):
   """
 
   probs: dict[str, np.ndarray]
-  chosen: dict[str, dict[str, Any]]
+  chosen: dict[str, Settings]
 
 
 def answers(
@@ -317,7 +316,7 @@ def answers(
   is done, so that a stopped study goes on.
   """
   probs: dict[str, np.ndarray] = {}
-  chosen: dict[str, dict[str, Any]] = {}
+  chosen: dict[str, Settings] = {}
   frozen = frozen_row(s, parts)
   probs[FROZEN], chosen[FROZEN] = frozen.test[0], frozen.chosen
   head = zero_head(s) if s.random else frozen.head
@@ -331,14 +330,14 @@ def answers(
 
 def _kept(
   s: Subject, head: SavedHead, parts: Parts, folder: str
-) -> tuple[np.ndarray, dict[str, Any]]:
+) -> tuple[np.ndarray, Settings]:
   """Probabilities of the test rows and what was chosen, or those of before."""
   said, about = (os.path.join(folder, x) for x in ('said.npz', 'said.json'))
   rows = [parts.rows[at] for at in (parts.train, parts.val, parts.test)]
   now = files.plain(
     {
       'config': s.config,
-      'encoder': s.encoder.info.as_dict(),
+      'encoder': s.encoder.info.to_json(),
       'rows': [hashlib.sha256(x.tobytes()).hexdigest() for x in rows],
     }
   )
