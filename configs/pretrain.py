@@ -11,10 +11,12 @@ vit, vit_small, vit_tiny, vit_test: the same with a vision transformer in place
 of the UNet, of 66, 33 and 6 M parameters; vit is for a GPU, vit_small and
 vit_tiny take about as long as small and tiny.
 The same command goes on where a stopped run was. --sweep=lr pretrains once for
-each of several learning rates, in folders RUN/000, RUN/001, ..., with a table.
+each of several learning rates, in folders RUN/000, RUN/001, ..., with a table;
+--sweep=recipe once without and once with each part of the recipe.
 """
 
 from collections.abc import Iterator
+from typing import Any
 
 from ml_collections import ConfigDict
 
@@ -212,3 +214,23 @@ def sweep_lr() -> Iterator[dict[str, float]]:
   """The learning rate, from a tenth to ten times the paper's."""
   for lr in (1e-5, 3e-5, 1e-4, 3e-4, 1e-3):
     yield {'optim.lr': lr}
+
+
+def sweep_recipe() -> Iterator[dict[str, Any]]:
+  """No part of the recipe, then each by itself; sizes are for 64 px."""
+  yield {}
+  yield {'optim.name': 'muon'}
+  yield {
+    'recipe.tell_augment': True,
+    'augment.rotate_deg': 10.0,
+    'augment.scale': 0.1,
+    'augment.shift': 0.05,
+    'augment.brightness': 0.1,
+    'augment.contrast': 0.2,
+  }
+  yield {'model.dropout': 0.1}
+  yield {'recipe.density': 'lognormal'}
+  yield {'recipe.blank_px': 8}
+  yield {'recipe.levels_px': 8}
+  yield {'recipe.self_condition': 'own'}
+  yield {'recipe.crop_px': 32}
