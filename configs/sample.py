@@ -44,10 +44,11 @@ def get_config(preset: str = '') -> ConfigDict:
   config.figure.trajectory = 8  # predictions of x0 on the way; 0 for none
   config.figure.trajectory_images = 4
 
-  config.features = (
-    ConfigDict()
-  )  # of the model itself, where images are compared
-  config.features.layer = ''  # any layer of the probe; '' is the middle
+  config.features = ConfigDict()  # where images are compared
+  # Whose: '' is the model itself; models are comparable in those of one encoder
+  # alone, a run, a bundle or of convert_clip.py.
+  config.features.checkpoint = ''
+  config.features.layer = ''  # any layer of the probe; '' is the output
   config.features.timestep = 20
   config.features.train_images = 0  # evenly spread; 0 takes all
 

@@ -15,13 +15,13 @@ SIZE = 16
 PHANTOM = f'phantom:size_px={SIZE},patients=40,slices=3'
 
 
-def fake_encoder(ds, split='patient'):
+def fake_encoder(ds, split='patient', size=SIZE):
   """'image' holds the picture, 'mean' its brightness, 'noise' nothing."""
 
   def maps(variables, images, keys, t):
     x = images.astype(jnp.float32) / 255 * variables['eyes']
     draw = jax.vmap(lambda k: jax.random.normal(k, (8, 8, 1)))(keys)
-    small = x.reshape(len(x), 8, SIZE // 8, 8, SIZE // 8, -1).mean((2, 4))
+    small = x.reshape(len(x), 8, size // 8, 8, size // 8, -1).mean((2, 4))
     return {
       'image': small + t / 1e3 * draw,
       'mean': jnp.broadcast_to(x.mean((1, 2), keepdims=True), small.shape),
@@ -40,7 +40,7 @@ def fake_encoder(ds, split='patient'):
     timesteps=100,
   )
   info = encoder.EncoderInfo(
-    SIZE,
+    size,
     ds.info.channels,
     path='fake',
     step=1,

@@ -6,6 +6,7 @@ import importlib.util
 import json
 import os
 
+from fakes import fake_encoder
 import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
@@ -223,6 +224,26 @@ def test_external_features_are_compared_too(model, tmp_path):
   assert found['generated']['frechet_distance'] > 50
   with pytest.raises(ValueError, match=r'8 generated.*--config\.images=8'):
     sample.run(_config(images=9, **{'quality.external': path}), str(tmp_path))
+
+
+def test_images_are_judged_by_another_encoder(model, tmp_path, monkeypatch):
+  own = encoders.load_encoder
+
+  def load(path, step):
+    return (
+      fake_encoder(_dataset(), size=SIZE)
+      if path == 'judge'
+      else own(path, step)
+    )
+
+  monkeypatch.setattr(encoders, 'load_encoder', load)
+  by = {'features.checkpoint': 'judge', 'features.layer': 'image'}
+  found = sample.run(_config(images=16, **by), str(tmp_path))
+  ((name, scores),) = found['quality'].items()
+  assert name == 'judge: image at t = 20'
+  assert scores['features'] == 1  # of its map, averaged
+  with pytest.raises(ValueError, match="Unknown layer 'up9'"):
+    sample.run(_config(**{**by, 'features.layer': 'up9'}), str(tmp_path))
 
 
 @pytest.mark.parametrize(

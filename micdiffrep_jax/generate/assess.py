@@ -45,7 +45,7 @@ class FeatureSets(NamedTuple):
 
 
 class Space(NamedTuple):
-  """Frozen features of the model itself; train_rows are those of sets.train."""
+  """Frozen features of an encoder; train_rows are those of sets.train."""
 
   name: str
   sets: FeatureSets
@@ -341,6 +341,7 @@ def feature_space(
   """
   layer = layer_of(config, encoder)
   rows = evenly(real.train, config.train_images)
+  (timestep,) = features.timesteps_of(encoder.method, (config.timestep,))
   feature_fn = features.make_feature_fn(encoder.method, (layer,), 1)
 
   def extract(dataset: data.Dataset, rows: np.ndarray, desc: str) -> np.ndarray:
@@ -349,7 +350,7 @@ def feature_space(
       dataset,
       rows,
       (layer,),
-      config.timestep,
+      timestep,
       grid=1,
       batch_size=batch_size,
       feature_fn=feature_fn,
@@ -365,7 +366,10 @@ def feature_space(
     (extract(real.dataset, real.val, 'validation images') - mean) / deviation,
     (train - mean) / deviation,
   )
-  return Space(f'{layer} at t = {config.timestep}', sets, rows)
+  name = f'{layer} at t = {timestep}'
+  if config.checkpoint:
+    name = f'{config.checkpoint}: {name}'
+  return Space(name, sets, rows)
 
 
 def find_copies(

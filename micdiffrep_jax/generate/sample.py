@@ -65,7 +65,9 @@ def run(config: ConfigDict, workdir: str) -> files.Results:
     )
   encoder = encoders.load_encoder(config.checkpoint, config.step or None)
   plan = check(config, encoder)
+  judge = judge_of(config.features, encoder)
   real = open_real(config, encoder)
+  features.check_images(judge, real.dataset)
   model = denoiser_of(encoder)
   folder = epath.Path(workdir)
   folder.mkdir(parents=True, exist_ok=True)
@@ -91,7 +93,7 @@ def run(config: ConfigDict, workdir: str) -> files.Results:
   }
   if config.memorisation.enabled or config.quality.enabled:
     space = assess.feature_space(
-      encoder, real, images, config.features, config.batch_size
+      judge, real, images, config.features, config.batch_size
     )
   if config.memorisation.enabled:
     limits = config.memorisation.percentile, config.memorisation.warn_share
@@ -137,6 +139,26 @@ def quality(
   return results
 
 
+def judge_of(config: ConfigDict, encoder: encoders.Encoder) -> encoders.Encoder:
+  """The encoder in whose features images are compared.
+
+  config: the sub-config `features`. Raises ValueError for a layer or timestep
+  that it has not, and for a table of features: it has none of what is drawn.
+  """
+  path = config.checkpoint
+  judge = encoders.load_encoder(path, None) if path else encoder
+  if judge.table is not None:
+    raise ValueError(
+      f'{path!r} is a table of features, which has none of images that are '
+      'still to be drawn. Set --config.features.checkpoint to an encoder.'
+    )
+  timesteps = features.timesteps_of(judge.method, (config.timestep,))
+  features.check_request(
+    judge.method, (assess.layer_of(config, judge),), timesteps
+  )
+  return judge
+
+
 def check(config: ConfigDict, encoder: encoders.Encoder) -> samplers.Plan:
   """Raises ValueError for what the config asks and the model cannot do."""
   if encoder.config.method not in _DENOISERS:
@@ -163,8 +185,6 @@ def check(config: ConfigDict, encoder: encoders.Encoder) -> samplers.Plan:
   process = denoiser_of(encoder).process
   plan = samplers.make_plan(process, **options(config.sampler))
   samplers.frame_steps(len(plan.t), config.figure.trajectory)
-  layer = assess.layer_of(config.features, encoder)
-  features.check_request(encoder.method, (layer,), (config.features.timestep,))
   check_timesteps(
     config.reconstruction.timesteps,
     process.timesteps,
