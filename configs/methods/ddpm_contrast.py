@@ -41,7 +41,7 @@ def fill(config: ConfigDict, size: str) -> None:
   if size == 'tiny':
     config.contrast.warmup_steps = 500
     config.contrast.hidden = 256
-    config.contrast.queue = 2048
+    config.contrast.queue = 1024
   elif size == 'test':
     config.contrast.warmup_steps = 5
     config.contrast.hidden = 16
