@@ -8,7 +8,7 @@ from scipy import special
 from sklearn import metrics as skm
 
 from micdiffrep_jax.run import files
-from micdiffrep_jax.scores import bootstrap, calibration, metrics
+from micdiffrep_jax.scores import bootstrap, calibration, metrics, summary
 from micdiffrep_jax.scores.bootstrap import Slices
 
 CLASSES = ('G', 'M', 'N', 'P')
@@ -144,7 +144,7 @@ def test_comparison_is_paired_and_signed():
   back = bootstrap.compare(y, p, better, g)
   assert back['difference'] == pytest.approx(-gain)
   # Unpaired, the two intervals overlap widely: pairing is what finds it.
-  wide = bootstrap.summarise(y, p, Slices(g), CLASSES)['all'].scores['accuracy']
+  wide = summary.summarise(y, p, Slices(g), CLASSES)['all'].scores['accuracy']
   assert ours['high'] - ours['low'] < (wide.high - wide.low) / 2
 
 
@@ -178,7 +178,7 @@ def test_summary_reports_every_subset_as_json():
   y, p, g = simulate(size=7)
   variants = np.tile(['', 'BR', 'DA', 'HF', 'VF', 'RO', 'SP'], 60)
   patients = np.arange(len(y)) // 14  # of two sources each
-  got = bootstrap.summarise(
+  got = summary.summarise(
     y, p, Slices(g, variants, patients), CLASSES, normal='N', resamples=50
   )
   sets = ('all', 'sources', 'patients')
@@ -202,12 +202,12 @@ def test_summary_reports_every_subset_as_json():
 def test_a_class_without_rows_is_null_not_zero():
   y, p, g = simulate()
   keep = y != 3
-  got = bootstrap.summarise(
+  got = summary.summarise(
     y[keep], p[keep], Slices(g[keep]), CLASSES, resamples=20
   )
   written = json.loads(json.dumps(files.plain(got['all']), allow_nan=False))
   assert written['per_class']['P']['sensitivity']['value'] is None
-  read = bootstrap.Summary.from_json(written)
+  read = summary.Summary.from_json(written)
   assert np.isnan(read.per_class['P'].scores['auroc'].value)
   want = np.mean(
     [(p[y == j].argmax(1) == j).mean() for j in range(3)],
@@ -226,7 +226,7 @@ def test_a_class_without_rows_is_null_not_zero():
 )
 def test_bad_input_is_refused(y, p, words):
   with pytest.raises(ValueError, match=words):
-    bootstrap.summarise_rows(np.array(y, np.int64), p, y, CLASSES)
+    summary.summarise_rows(np.array(y, np.int64), p, y, CLASSES)
 
 
 def test_temperature_recovers_the_one_that_spoilt_the_logits():

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from micdiffrep_jax.draw import page, plots
-from micdiffrep_jax.draw.result import Damaged, Record
+from micdiffrep_jax.run.records import Content, Damaged
 
 
 def ink(path):
@@ -73,7 +73,7 @@ def test_a_pivot_keeps_the_order_of_rows_and_columns():
 
 
 def test_a_record_says_what_it_lacks_and_where():
-  record = Record({'rows': [{'test': {'n': 1}}]}, 'r.json')
+  record = Content({'rows': [{'test': {'n': 1}}]}, 'r.json')
   with pytest.raises(Damaged, match="r.json: rows: 0: test has no 'all'"):
     record['rows'][0]['test']['all']
   assert record['rows'][0]['test'].get('all') is None

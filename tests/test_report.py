@@ -11,7 +11,7 @@ from sklearn.metrics import balanced_accuracy_score
 from micdiffrep_jax.draw import page
 from micdiffrep_jax.draw.result import layer_title
 from micdiffrep_jax.run import files
-from micdiffrep_jax.scores import bootstrap
+from micdiffrep_jax.scores import bootstrap, summary
 from micdiffrep_jax.studies import report
 
 CLASSES = ('glioma', 'no <b>tumour</b>')
@@ -27,7 +27,7 @@ def predictions(seed=0):
 def probe_record():
   labels, probs = predictions()
   variants = np.where(np.arange(60) % 2, 'HF', '')
-  test = bootstrap.summarise(
+  test = summary.summarise(
     labels,
     probs,
     bootstrap.Slices(np.arange(60) // 4, variants, np.arange(60) // 4),

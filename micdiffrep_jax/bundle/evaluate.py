@@ -23,8 +23,9 @@ from micdiffrep_jax.draw import plots
 from micdiffrep_jax.run import files, log
 from micdiffrep_jax.run.checks import lookup, one_of
 from micdiffrep_jax.run.records import Record
-from micdiffrep_jax.scores import bootstrap, pooling
-from micdiffrep_jax.scores.bootstrap import Score, Summary
+from micdiffrep_jax.scores import bootstrap, pooling, summary
+from micdiffrep_jax.scores.bootstrap import Score
+from micdiffrep_jax.scores.summary import Summary
 
 _SOURCE = '--config.data.source'
 POLICIES = ('error', 'drop', 'keep')
@@ -355,7 +356,7 @@ def score(
     if case.groups is None
     else case.groups[number[at]]
   )
-  test = bootstrap.summarise(
+  test = summary.summarise(
     np.array([model.classes.index(labels[i]) for i in at]),
     np.stack([found.probs[i] for i in at]),  # type: ignore[misc]
     bootstrap.Slices(

@@ -15,13 +15,13 @@ from micdiffrep_jax.draw.result import (
   FLOOR,
   RANDOM,
   SUBSETS,
-  no_variants,
   patients_in_words,
   title,
 )
-from micdiffrep_jax.run import archive, files, log
+from micdiffrep_jax.run import archive, files, log, records
 from micdiffrep_jax.scores.bootstrap import SETS
 from micdiffrep_jax.scores.metrics import HEADLINE
+from micdiffrep_jax.scores.summary import RowSummary
 
 _KEPT_APART = {
   'patient': 'no two parts share a known patient, near-duplicates or copies',
@@ -185,29 +185,30 @@ def _data(meta: Meta, results: Mapping[str, Any]) -> Iterator[str]:
 
 def _numbers(meta: Meta, results: Mapping[str, Any]) -> Iterator[str]:
   """Tables of the head, its random twin and the floors, by set of images."""
-  name, rows = results['bundle'], results['rows']
+  name = results['bundle']
+  rows = records.read(Mapping[str, RowSummary], results['rows'])
   shown = [name, *(r for r in rows if r == RANDOM + name)]
   shown += [r for r in rows if r.startswith(FLOOR)]
   yield 'Test part, percent with 95 % intervals over groups of images.'
   yield ''
   for part in SETS:
-    if part not in rows[name]['test'] or (
-      part == 'sources' and no_variants(rows[name])
+    if part not in rows[name].test or (
+      part == 'sources' and rows[name].no_variants
     ):
       continue
     words = SUBSETS[part]
     yield f'| {words} | {" | ".join(x.replace("_", " ") for x in HEADLINE)} |'
     yield '|---' * (1 + len(HEADLINE)) + '|'
     for row in shown:
-      scored = rows[row]['test'].get(part)
+      scored = rows[row].test.get(part)
       if scored:
-        cells = ' | '.join(brackets(scored[x]) for x in HEADLINE)
+        cells = ' | '.join(brackets(scored.scores[x]) for x in HEADLINE)
         mark = '**' if row == name else ''
         yield f'| {mark}{title(row)}{mark} | {cells} |'
     yield ''
-  accuracy = {row: rows[row]['test']['all']['accuracy'] for row in shown}
-  own = accuracy.pop(name)['value']
-  level = [title(row) for row, x in accuracy.items() if x['value'] >= own]
+  accuracy = {r: rows[r].test['all'].scores['accuracy'].value for r in shown}
+  own = accuracy.pop(name)
+  level = [title(row) for row, value in accuracy.items() if value >= own]
   if level:
     yield f'**Not better, by accuracy on all images, than {", ".join(level)}.**'
     yield ''

@@ -6,6 +6,7 @@ The HTML is self-contained: style and pictures are inside, nothing is fetched.
 import base64
 from collections.abc import Iterable, Mapping, Sequence
 import importlib.resources
+import math
 import os
 from typing import Any, NamedTuple
 
@@ -69,6 +70,8 @@ class Code(NamedTuple):
   title: str = ''
 
 
+# A value with its bounds: a bootstrap.Score, or what JSON holds of one.
+Interval = tuple[float, float, float] | Mapping[str, Any] | None
 Line = dict[str, Any]  # of a CSV file, by column
 Block = Table | Picture | Facts | Text | Heading | Code
 
@@ -168,11 +171,16 @@ def _halves(cell: Any) -> tuple[str, str]:
   return value, sign.strip() + rest
 
 
-def interval(
-  x: Mapping[str, float | None] | None, scale: float = 100, digits: int = 1
-) -> str:
-  """'value (low to high)' of a dict with these keys; '' for no value."""
-  value, low, high = ((x or {}).get(k) for k in ('value', 'low', 'high'))
+def bounds(x: Interval) -> list[float | None]:
+  """Value, low and high; None for what is not known, and for nan."""
+  names = ('value', 'low', 'high')
+  found = x if isinstance(x, tuple) else [(x or {}).get(k) for k in names]
+  return [None if one is None or math.isnan(one) else one for one in found]
+
+
+def interval(x: Interval, scale: float = 100, digits: int = 1) -> str:
+  """'value (low to high)', or '' where there is no value."""
+  value, low, high = bounds(x)
   if value is None:
     return ''
   text = f'{scale * value:.{digits}f}'
@@ -181,11 +189,9 @@ def interval(
   return f'{text} ({scale * low:.{digits}f} to {scale * high:.{digits}f})'
 
 
-def brackets(x: Mapping[str, float], sign: str = '') -> str:
+def brackets(x: Interval, sign: str = '') -> str:
   """'value [low, high]' in percent, as plain text; sign '+' shows it always."""
-  value, low, high = (
-    f'{100 * x[k]:{sign}.1f}' for k in ('value', 'low', 'high')
-  )
+  value, low, high = (f'{100 * (one or 0):{sign}.1f}' for one in bounds(x))
   return f'{value} [{low}, {high}]'
 
 

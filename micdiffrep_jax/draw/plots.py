@@ -10,6 +10,7 @@ from matplotlib.figure import Figure  # without pyplot: Agg, and no display
 from matplotlib.ticker import EngFormatter
 import numpy as np
 
+from micdiffrep_jax.draw import page
 from micdiffrep_jax.run import files
 
 _INK, _FAINT, _RANDOM, _FLOOR = '#1f3b63', '#9aa5b1', '#b07d2b', '#8a8f96'
@@ -251,20 +252,19 @@ def lines(
 
 
 def intervals(
-  rows: Sequence[tuple[str, Mapping[str, Any] | None, str]],
+  rows: Sequence[tuple[str, page.Interval, str]],
   main: str,
   label: str,
 ) -> Figure:
   """Points with 95 % intervals, one line per (title, value, row name)."""
   shown = [
-    (title, found, name)
-    for title, found, name in rows
-    if found and found.get('value') is not None
+    (title, [100 * (x or 0) for x in found], name)
+    for title, found, name in ((a, page.bounds(x), b) for a, x, b in rows)
+    if found[0] is not None
   ]
   figure, axes = _axes(7.6, 0.9 + 0.27 * len(shown))
   colors = {'random': _RANDOM, 'floor': _FLOOR}
-  for y, (_, found, name) in enumerate(shown):
-    value, low, high = (100 * (found[k] or 0) for k in ('value', 'low', 'high'))
+  for y, (_, (value, low, high), name) in enumerate(shown):
     color = colors.get(name.partition('/')[0], _INK)
     axes.plot([low, high], [y, y], color=color, linewidth=2)
     size = 8 if name == main else 5

@@ -4,13 +4,12 @@ from collections.abc import Mapping, Sequence
 import glob
 import os
 import re
-from typing import Any, NamedTuple, NoReturn
+from typing import Any, NamedTuple
 
 from matplotlib.figure import Figure
 
 from micdiffrep_jax.draw import page, plots
 from micdiffrep_jax.draw.page import Picture, Text
-from micdiffrep_jax.run.records import Damaged
 
 RESULTS = 'results.json'
 CAPTIONS = {
@@ -98,26 +97,6 @@ WORDS = {
 }
 
 
-class Record(dict[str, Any]):
-  """What a results file holds: a key that it lacks raises Damaged.
-
-  So do its parts; the error says which file, and which part of it.
-  """
-
-  def __init__(self, content: Mapping[str, Any], where: str):
-    super().__init__((k, _part(x, f'{where}: {k}')) for k, x in content.items())
-    self._where = where
-
-  def __missing__(self, key: str) -> NoReturn:
-    raise Damaged(f'{self._where} has no {key!r}')
-
-
-def _part(value: Any, where: str) -> Any:
-  if isinstance(value, list):
-    return [_part(x, f'{where}: {i}') for i, x in enumerate(value)]
-  return Record(value, where) if isinstance(value, dict) else value
-
-
 class Run(NamedTuple):
   """A result folder; record is results.json, None with a problem instead."""
 
@@ -192,12 +171,6 @@ def floors_left_out(record: Mapping[str, Any]) -> list[Text]:
     Text(f'Not computed: {title(FLOOR + name)}; {why}.', 'warning')
     for name, why in absent.items()
   ]
-
-
-def no_variants(row: Mapping[str, Any]) -> bool:
-  """Whether every image is an untouched source, so that nothing differs."""
-  test = row['test']
-  return 'sources' not in test or test['sources']['n'] == test['all']['n']
 
 
 def pictures(run: Run, names: Sequence[str] | None = None) -> list[Picture]:

@@ -8,7 +8,6 @@ every metric is a vectorised function of such weights.
 Letters: n rows, k classes, g groups, r resamples, d draws of labels.
 """
 
-from collections.abc import Mapping, Sequence
 import dataclasses
 import math
 from typing import NamedTuple
@@ -16,9 +15,8 @@ from typing import NamedTuple
 import numpy as np
 
 from micdiffrep_jax.run.checks import lookup
-from micdiffrep_jax.run.records import Record
-from micdiffrep_jax.scores import calibration, metrics, pooling
-from micdiffrep_jax.scores.metrics import HEADLINE, METRICS, PER_CLASS, Rows
+from micdiffrep_jax.scores import metrics, pooling
+from micdiffrep_jax.scores.metrics import HEADLINE, METRICS, Rows
 
 BOUNDS = ('value', 'low', 'high')
 SETS = ('all', 'sources', 'patients')  # what scores are of, see sets_of
@@ -48,47 +46,6 @@ class OverDraws(NamedTuple):
   high: float
   each: tuple[float, ...]
   deviation: float | None
-
-
-@dataclasses.dataclass(frozen=True)
-class ClassSummary(Record):
-  """What metrics say of one class: of its n rows against the rest."""
-
-  REST = 'scores'
-  n: int
-  scores: Mapping[str, Score]
-
-
-@dataclasses.dataclass(frozen=True)
-class Summary(Record):
-  """What every results table is made of: the metrics of one set of rows.
-
-  Attributes:
-    n: rows.
-    groups: that they are of.
-    scores: by the names of metrics.CRITERIA.
-    per_class: by the names of the classes.
-    classes: names, in the order of `confusion`.
-    confusion: counts of true against most probable class.
-    reliability: of the most probable class.
-    ece_bins: of the expected calibration error, in words.
-    interval: what the intervals are, in words.
-    pooling: of patients' slices, where the rows are patients.
-    of_several_labels: patients who were left out for that.
-  """
-
-  REST = 'scores'
-  n: int
-  groups: int
-  scores: Mapping[str, Score]
-  per_class: Mapping[str, ClassSummary]
-  classes: tuple[str, ...]
-  confusion: tuple[tuple[int, ...], ...]
-  reliability: calibration.Reliability
-  ece_bins: str
-  interval: str
-  pooling: str | None = None
-  of_several_labels: int | None = None
 
 
 def group_weights(
@@ -225,40 +182,6 @@ def difference(a: Resampled, b: Resampled) -> Score:
   return score(a.mean - b.mean)
 
 
-def summarise_rows(
-  labels: np.ndarray,
-  probs: np.ndarray,
-  groups: np.ndarray,
-  classes: Sequence[str],
-  resamples: int = 1000,
-  seed: int = 0,
-) -> Summary:
-  """Every metric of one set of rows with its 95 % group-bootstrap interval.
-
-  Raises ValueError for labels and probabilities that do not fit together.
-  """
-  metrics.check(labels, probs)
-  rows = resampled_rows(labels, probs, groups, resamples, seed)
-  values = {name: metric.of(rows) for name, metric in METRICS.items()}
-  return Summary(
-    len(labels),
-    rows.weights.shape[1],
-    {name: score(values[name]) for name in metrics.CRITERIA},
-    {
-      label: ClassSummary(
-        int((labels == j).sum()),
-        {name: score(values[name][:, j]) for name in PER_CLASS},
-      )
-      for j, label in enumerate(classes)
-    },
-    tuple(classes),
-    tuple(map(tuple, rows.confusion[0].astype(int).tolist())),
-    calibration.reliability(labels, probs),
-    f'{calibration.ECE_BINS} of equal width',
-    f'95 %, percentile, {resamples} resamples of groups',
-  )
-
-
 class Slices(NamedTuple):
   """Whose the rows to score are, (n,) each, None where nothing is known.
 
@@ -309,42 +232,3 @@ def sets_of(
         pooled.labels, pooled.probs, first, how, pooled.mixed
       )
   return sets
-
-
-def summarise(
-  labels: np.ndarray,
-  probs: np.ndarray,
-  slices: Slices,
-  classes: Sequence[str],
-  normal: str = '',
-  resamples: int = 1000,
-  seed: int = 0,
-  how: str = 'mean',
-) -> dict[str, Summary]:
-  """The summaries of all sets of rows.
-
-  labels (n,) int; probs (n, k). Keys are those of sets_of, and each of them
-  with '_without_normal' where `normal` names a class (see without_class).
-  """
-  if normal and normal not in classes:
-    raise ValueError(
-      f'Unknown normal class {normal!r}; one of {list(classes)}, or empty for '
-      'none. Set it with --config.normal_class.'
-    )
-  labels, probs = np.asarray(labels), np.asarray(probs, np.float64)
-  result: dict[str, Summary] = {}
-  for name, one in sets_of(labels, probs, slices, how).items():
-    y, p, g, pooled, mixed = one
-    result[name] = dataclasses.replace(
-      summarise_rows(y, p, g, classes, resamples, seed),
-      pooling=pooled,
-      of_several_labels=mixed,
-    )
-    if normal and len(classes) > 2:
-      y, p, kept = metrics.without_class(y, p, list(classes).index(normal))
-      if len(y):
-        left = [c for c in classes if c != normal]
-        result[name + '_without_normal'] = summarise_rows(
-          y, p, g[kept], left, resamples, seed
-        )
-  return result

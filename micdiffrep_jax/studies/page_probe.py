@@ -25,17 +25,29 @@ from micdiffrep_jax.draw.result import (
   floors_left_out,
   layer_title,
   main_row,
-  no_variants,
   patients_in_words,
   pictures,
   record_of,
   title,
 )
+from micdiffrep_jax.run import records
 from micdiffrep_jax.scores.bootstrap import SETS
 from micdiffrep_jax.scores.metrics import CRITERIA, HEADLINE, METRICS, PER_CLASS
+from micdiffrep_jax.scores.summary import (
+  ClassSummary,
+  RowSummary,
+  Spread,
+  Summary,
+)
 
 Record = Mapping[str, Any]
+Rows = Mapping[str, RowSummary]
 _HEADS = {'mlp': 'MLP'}
+
+
+def rows_of(record: Record) -> Rows:
+  """The rows of a probe, or of what is shown as one."""
+  return records.read(Rows, record['rows'])
 
 
 def results(run: Run) -> list[Block]:
@@ -44,8 +56,8 @@ def results(run: Run) -> list[Block]:
   main = main_row(record)
   figure = plots.intervals(
     [
-      (title(name), row['test']['all'].get('balanced_accuracy'), name)
-      for name, row in record['rows'].items()
+      (title(name), row.test['all'].scores.get('balanced_accuracy'), name)
+      for name, row in rows_of(record).items()
     ],
     main,
     'balanced accuracy, all images, %',
@@ -67,25 +79,25 @@ def results(run: Run) -> list[Block]:
 def headline(run: Run) -> Text:
   """One sentence: the result, its interval, of whom, and the best floor."""
   record = record_of(run)
-  main = main_row(record)
-  test = record['rows'][main]['test']
+  main, rows = main_row(record), rows_of(record)
+  test = rows[main].test
   subset = 'patients' if 'patients' in test else 'all'
   scored = test[subset]
   floors = [
-    (row['test'][subset]['balanced_accuracy'], name)
-    for name, row in record['rows'].items()
-    if name.startswith(FLOOR) and subset in row['test']
+    (row.test[subset].scores['balanced_accuracy'], name)
+    for name, row in rows.items()
+    if name.startswith(FLOOR) and subset in row.test
   ]
-  k = len(test['all']['classes'])
-  whom = count(scored['n'], subset.removesuffix('s').replace('all', 'image'))
+  k = len(test['all'].classes)
+  whom = count(scored.n, subset.removesuffix('s').replace('all', 'image'))
   where = 'the test part' if record['data'].get('split') else 'other places'
-  score = brackets(scored['balanced_accuracy'])
+  score = brackets(scored.scores['balanced_accuracy'])
   said = (
     f'{title(main)} has a balanced accuracy of {score} % on {whom} of {where} '
     f'({k} classes, {100 / k:.0f} % by chance)'
   )
   if floors:
-    best, name = max(floors, key=lambda floor: floor[0]['value'])
+    best, name = max(floors, key=lambda floor: floor[0].value)
     floor = NAMES.get(name.removeprefix(FLOOR), name)
     said += f'; the best floor, {floor}, has {brackets(best)} %'
   return Text(f'{said[0].upper()}{said[1:]}. In brackets the 95 % interval.')
@@ -93,7 +105,7 @@ def headline(run: Run) -> Text:
 
 def _about(record: Record) -> list[Text]:
   """What the scores are of, and what is to be known before them."""
-  test = record['rows'][main_row(record)]['test']
+  test = rows_of(record)[main_row(record)].test
   where, sources = record['data'], test.get('sources')
   part = (
     f'Test part of split {where["split"]!r}'
@@ -102,8 +114,8 @@ def _about(record: Record) -> list[Text]:
   )
   found = [
     Text(
-      f'{part}: {test["all"]["n"]} images in {test["all"]["groups"]} groups'
-      + (f', {sources["n"]} of them untouched pictures' if sources else '')
+      f'{part}: {test["all"].n} images in {test["all"].groups} groups'
+      + (f', {sources.n} of them untouched pictures' if sources else '')
       + f'; {patients_in_words(where.get("patients") or {})}'
       + '. Percent, with 95 % intervals that resample groups. Everything that '
       f'is chosen was chosen on {record.get("chosen_on", "validation images")}.'
@@ -119,22 +131,25 @@ def _about(record: Record) -> list[Text]:
 
 
 def _headline(record: Record) -> Table:
-  rows, main = record['rows'], main_row(record)
+  rows, main = rows_of(record), main_row(record)
   shown = [
     (subset, metric)
     for subset in (*SETS, 'all_without_normal')
     for metric in HEADLINE
-    if any(subset in row['test'] for row in rows.values())
-    and not (subset == 'sources' and no_variants(rows[main]))
+    if any(subset in row.test for row in rows.values())
+    and not (subset == 'sources' and rows[main].no_variants)
   ]
   normal = record.get('normal_class', '')
   heads = [f'{METRICS[m].title}, {SUBSETS[s].format(normal)}' for s, m in shown]
   cells = [
     [
       title(name),
-      *(interval(row['test'].get(s, {}).get(m)) for s, m in shown),
-      _over_seeds((row.get('seeds') or {}).get('accuracy') or {}),
-      _chosen(row.get('chosen') or {}),
+      *(
+        interval(row.test[s].scores.get(m) if s in row.test else None)
+        for s, m in shown
+      ),
+      _over_seeds(row.seeds.get('accuracy')),
+      _chosen(row.chosen),
     ]
     for name, row in rows.items()
   ]
@@ -145,10 +160,10 @@ def _headline(record: Record) -> Table:
   )
 
 
-def _over_seeds(spread: Record) -> str:
-  if spread.get('std') is None:
+def _over_seeds(spread: Spread | None) -> str:
+  if spread is None or spread.std is None:
     return ''
-  return f'{100 * spread["mean"]:.1f} ± {100 * spread["std"]:.1f}'
+  return f'{100 * spread.mean:.1f} ± {100 * spread.std:.1f}'
 
 
 def _chosen(chosen: Record) -> str:
@@ -184,6 +199,7 @@ def _two_by_two(tables: Mapping[str, Record]) -> list[Table]:
 
 
 def _comparisons(record: Record) -> list[Table]:
+  of = rows_of(record)
   rows = [
     [
       title(c['row_a']),
@@ -194,9 +210,7 @@ def _comparisons(record: Record) -> list[Table]:
     ]
     for c in record.get('comparisons') or ()
     if c['metric'] == 'accuracy'
-    and not (
-      c['images'] == 'sources' and no_variants(record['rows'][c['row_a']])
-    )
+    and not (c['images'] == 'sources' and of[c['row_a']].no_variants)
   ]
   table = Table(
     ['is ... better', 'than ...', 'images', 'difference, points', 'p'],
@@ -211,17 +225,17 @@ def classes(run: Run) -> list[Block]:
   """Per-class metrics, all metrics by subset, confusion, reliability."""
   record = record_of(run)
   main = main_row(record)
-  row = record['rows'][main]
+  row = rows_of(record)[main]
   subsets = {
     name: scored
-    for name, scored in row['test'].items()
-    if name in SUBSETS and not (name.startswith('sources') and no_variants(row))
+    for name, scored in row.test.items()
+    if name in SUBSETS and not (name.startswith('sources') and row.no_variants)
   }
   return [
     Heading(f'{title(main)}: all metrics'),
     _every_metric(subsets, record.get('normal_class', '')),
     *(
-      _per_class(SUBSETS[name], subsets[name]['per_class'])
+      _per_class(SUBSETS[name], subsets[name].per_class)
       for name in SETS
       if name in subsets
     ),
@@ -230,44 +244,44 @@ def classes(run: Run) -> list[Block]:
   ]
 
 
-def _every_metric(subsets: Mapping[str, Record], normal: str) -> Table:
+def _every_metric(subsets: Mapping[str, Summary], normal: str) -> Table:
   heads = [m.title if m.loss else f'{m.title}, %' for m in CRITERIA.values()]
   return Table(
     ['images', 'n', 'groups', *heads],
     [
       [
         SUBSETS[name].format(normal),
-        scored['n'],
-        scored['groups'],
+        scored.n,
+        scored.groups,
         *(
-          interval(scored.get(name), *((1, 3) if m.loss else (100, 1)))
+          interval(scored.scores.get(name), *((1, 3) if m.loss else (100, 1)))
           for name, m in CRITERIA.items()
         ),
       ]
       for name, scored in subsets.items()
     ],
-    f'Bins of the ECE: {subsets["all"].get("ece_bins", "")}.',
+    f'Bins of the ECE: {subsets["all"].ece_bins}.',
   )
 
 
-def _per_class(images: str, scored: Mapping[str, Record]) -> Table:
+def _per_class(images: str, scored: Mapping[str, ClassSummary]) -> Table:
   return Table(
     ['class', 'n', *(m.title for m in PER_CLASS.values())],
     [
-      [label, found['n'], *(interval(found.get(name)) for name in PER_CLASS)]
-      for label, found in scored.items()
+      [label, one.n, *(interval(one.scores.get(name)) for name in PER_CLASS)]
+      for label, one in scored.items()
     ],
     f'Per class, {images}, %.',
   )
 
 
-def _calibration(row: Record) -> Sequence[Facts]:
-  before, after = row.get('uncalibrated'), row['test']['all']
+def _calibration(row: RowSummary) -> Sequence[Facts]:
+  before, after = row.uncalibrated, row.test['all'].scores
   if not before:
     return ()
-  pairs = [('temperature, fitted on validation', f'{row["temperature"]:.3f}')]
+  pairs = [('temperature, fitted on validation', f'{row.temperature:.3f}')]
   for name in ('ece', 'nll'):
-    value = f'{before[name]:.3f} and {after[name]["value"]:.3f}'
+    value = f'{before[name]:.3f} and {after[name].value:.3f}'
     pairs.append((f'{METRICS[name].title} before and after it', value))
   return [Facts(pairs)]
 

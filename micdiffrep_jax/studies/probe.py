@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 import dataclasses
 import os
 import shutil
-from typing import Any, NamedTuple
+from typing import Any
 
 from ml_collections import ConfigDict
 import numpy as np
@@ -30,8 +30,8 @@ from micdiffrep_jax.methods import Reader
 from micdiffrep_jax.methods.views import check_augment
 from micdiffrep_jax.run import files, log
 from micdiffrep_jax.run.checks import in_range, lookup, not_empty, one_of
-from micdiffrep_jax.scores import bootstrap, metrics, pooling
-from micdiffrep_jax.scores.bootstrap import Summary
+from micdiffrep_jax.scores import bootstrap, metrics, pooling, summary
+from micdiffrep_jax.scores.summary import RowSummary, Spread, Summary
 from micdiffrep_jax.studies import base, cuts, grid, imagenet
 from micdiffrep_jax.studies.base import Parts, Study
 from micdiffrep_jax.studies.cuts import Cut
@@ -221,28 +221,6 @@ def save_head(workdir: str, row: Row, study: Study, config: ConfigDict) -> None:
   head_file.save(workdir, row.head._replace(info=info))
 
 
-class Spread(NamedTuple):
-  """A metric of every seed; std is None of one."""
-
-  each: Sequence[float]
-  mean: float
-  std: float | None
-
-
-class Scored(NamedTuple):
-  """What results tell of a row, by set of images where it is a summary.
-
-  uncalibrated: ECE and NLL before the temperature, None where there is none.
-  """
-
-  chosen: Settings
-  temperature: float
-  uncalibrated: Mapping[str, float] | None
-  seeds: Mapping[str, Spread]
-  validation: Mapping[str, Summary]
-  test: Mapping[str, Summary]
-
-
 def _spread(name: str, labels: np.ndarray, probs: np.ndarray) -> Spread:
   """A metric of the probabilities of every seed (s, q, k)."""
   each = np.array([metrics.value(name, labels, p) for p in probs])
@@ -268,11 +246,11 @@ def _summaries(
   resamples: int,
   seed: int,
   how: str,
-) -> dict[str, Scored]:
+) -> dict[str, RowSummary]:
   """Every metric of each row, on validation and on test rows."""
 
-  def summary(at: np.ndarray, probs: np.ndarray) -> dict[str, Summary]:
-    return bootstrap.summarise(
+  def of(at: np.ndarray, probs: np.ndarray) -> dict[str, Summary]:
+    return summary.summarise(
       data.labels(ds)[at],
       probs,
       base.slices_of(ds, at),
@@ -286,13 +264,13 @@ def _summaries(
   val, test = parts.rows[parts.val], parts.rows[parts.test]
   labels = data.labels(ds)[test]
   return {
-    name: Scored(
+    name: RowSummary(
       row.chosen,
       row.temperature,
       _before(labels, row),
       {x: _spread(x, labels, row.test) for x in metrics.HEADLINE},
-      summary(val, row.val),
-      summary(test, row.test[0]),
+      of(val, row.val),
+      of(test, row.test[0]),
     )
     for name, row in rows.items()
   }
@@ -358,7 +336,7 @@ def score(
 
 
 def two_by_two(
-  scored: Mapping[str, Scored], prefix: str
+  scored: Mapping[str, RowSummary], prefix: str
 ) -> dict[str, dict[str, dict[str, float | None]]]:
   """{linear, mlp} x {single, concat}: test accuracy with interval and seeds."""
   return {
@@ -418,10 +396,10 @@ def save_predictions(
   files.write_arrays(os.path.join(workdir, 'predictions.npz'), arrays)
 
 
-def _percent(summary: Summary | None, metric: str) -> str:
-  if summary is None or np.isnan(summary.scores[metric].value):
+def _percent(found: Summary | None, metric: str) -> str:
+  if found is None or np.isnan(found.scores[metric].value):
     return '-'
-  return page.brackets(summary.scores[metric]._asdict())
+  return page.brackets(found.scores[metric])
 
 
 def _chosen(chosen: Settings) -> str:

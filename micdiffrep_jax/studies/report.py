@@ -26,8 +26,6 @@ from micdiffrep_jax.draw.page import (
 from micdiffrep_jax.draw.result import (
   RESULTS,
   WORDS,
-  Damaged,
-  Record,
   Run,
   count,
   drawn,
@@ -36,6 +34,7 @@ from micdiffrep_jax.draw.result import (
   record_of,
 )
 from micdiffrep_jax.run import files, log
+from micdiffrep_jax.run.records import Content, Damaged
 from micdiffrep_jax.studies import (
   audit,
   page_folds,
@@ -168,7 +167,7 @@ def read(folder: str, name: str) -> Run:
     return Run(name, folder, None, f'no {RESULTS}: unfinished, or no run')
   except (OSError, ValueError) as e:
     return Run(name, folder, None, f'{RESULTS} cannot be read: {e}')
-  return Run(name, folder, Record(record, path))
+  return Run(name, folder, Content(record, path))
 
 
 def _facts(pairs: Iterable[tuple[str, Any]]) -> Facts:

@@ -23,7 +23,7 @@ from sklearn.model_selection import StratifiedGroupKFold
 from micdiffrep_jax.data import dataset as data
 from micdiffrep_jax.data import dicom
 from micdiffrep_jax.heads import floors
-from micdiffrep_jax.scores import bootstrap
+from micdiffrep_jax.scores import summary
 
 _BORDER_PX = 32  # side of the picture whose outermost ring is looked at
 _TREES = 100
@@ -222,7 +222,7 @@ def probe(
   if folds < 2 or len(np.unique(labels)) < 2:
     return {'skipped': 'needs two classes with two groups each'}
   probs = cross_validate(x, labels, groups, len(classes), folds, seed)
-  scored = bootstrap.summarise_rows(
+  scored = summary.summarise_rows(
     labels, probs, groups, classes, resamples, seed
   )
   return {
