@@ -324,7 +324,8 @@ def _blocks(real: Real) -> Iterator[np.ndarray]:
 
 def layer_of(config: ConfigDict, encoder: encoders.Encoder) -> str:
   """The layer of the sub-config `features`, or what stands for an image."""
-  return config.layer or encoder.method.output
+  method = encoder.method
+  return config.layer or method.output or method.layers[-1]
 
 
 def feature_space(
