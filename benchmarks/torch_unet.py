@@ -1,5 +1,6 @@
 """The peer: our UNet built of diffusers' blocks, and its training step."""
 
+import argparse
 from collections.abc import Callable
 import contextlib
 import copy
@@ -14,6 +15,20 @@ from benchmarks import common
 
 def device() -> str:
   return 'cuda' if torch.cuda.is_available() else 'cpu'
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+  """What every benchmark of a step is asked."""
+  parser.add_argument('--batch_size', type=int, default=32)
+  parser.add_argument('--dtype', default='float32', help='or bfloat16')
+  parser.add_argument(
+    '--compile',
+    action=argparse.BooleanOptionalAction,
+    default=torch.cuda.is_available(),
+    help='torch.compile the peer; by default on a GPU',
+  )
+  parser.add_argument('--rounds', type=int, default=10)
+  parser.add_argument('--out', default='', help='JSON file to add to')
 
 
 def use_our_cores() -> None:

@@ -46,16 +46,7 @@ class Peer(torch.nn.Module):
 def arguments() -> argparse.Namespace:
   parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
   parser.add_argument('--size', default='tiny', choices=('small', 'tiny'))
-  parser.add_argument('--batch_size', type=int, default=32)
-  parser.add_argument('--dtype', default='float32', help='or bfloat16')
-  parser.add_argument(
-    '--compile',
-    action=argparse.BooleanOptionalAction,
-    default=torch.cuda.is_available(),
-    help='torch.compile the peer; by default on a GPU',
-  )
-  parser.add_argument('--rounds', type=int, default=10)
-  parser.add_argument('--out', default='', help='JSON file to add to')
+  torch_unet.add_arguments(parser)
   return parser.parse_args()
 
 
