@@ -17,9 +17,16 @@ from micdiffrep_jax.draw.result import Run
 from micdiffrep_jax.encoders import cache
 from micdiffrep_jax.encoders import encoder as encoders
 from micdiffrep_jax.heads import matrix
-from micdiffrep_jax.studies import base, folds, grid, page_folds, report
+from micdiffrep_jax.studies import (
+  base,
+  folds,
+  folds_table,
+  grid,
+  page_folds,
+  report,
+)
 from micdiffrep_jax.studies.base import Parts
-from micdiffrep_jax.studies.folds import Key
+from micdiffrep_jax.studies.folds_table import Key
 from micdiffrep_jax.studies.grid import Row
 
 
@@ -120,7 +127,7 @@ def test_what_is_written_says_the_same(finished, ds):
   shown = [s.title for s in sections if s.blocks]
   assert 'Cross-validation' in shown
   assert 'Other runs' not in shown
-  said = folds.text(results)
+  said = folds_table.text(results)
   assert 'blind noise, t = 1' in said
 
 
@@ -143,8 +150,9 @@ def test_a_committee_says_the_mean_and_is_compared_with_its_members(finished):
     if (c['a']['encoder'], c['a']['head']) == (both, 'knn')
   }
   assert mine == {(sees, 'knn'), (blind, 'knn')}
-  assert f'{both}, nearest neighbours, all layers - {blind}' in folds.text(
-    results
+  assert (
+    f'{both}, nearest neighbours, all layers - {blind}'
+    in folds_table.text(results)
   )
 
 
@@ -267,7 +275,7 @@ def test_few_labels_stand_beside_all_in_one_table(alone, tmp_path):
   assert len({(str(c['a']), str(c['b'])) for c in results['comparisons']}) == 10
   assert os.path.getsize(tmp_path / 'label_efficiency.png') > 5000
   assert 'a image, t = 1, nearest neighbours, all layers, 20 % of the' in (
-    folds.text(results)
+    folds_table.text(results)
   )
   with open(tmp_path / 'comparisons.csv') as f:
     assert {line['share'] for line in csv.DictReader(f)} == {'0.2', '1.0'}
@@ -327,12 +335,12 @@ def test_a_twin_stands_beside_its_own_encoder_only():
     Key('a', 'kernel'), Key('a', 'random/kernel'), Key('b', 'kernel'),
     Key('b', 'random/kernel'), Key('', 'floor/majority'),
   ]  # fmt: skip
-  assert [b for _, b in folds.pairs(keys)] == [keys[1], keys[2], keys[4]]
+  assert [b for _, b in folds_table.pairs(keys)] == [keys[1], keys[2], keys[4]]
 
 
 def test_the_heads_of_one_encoder_stand_against_its_first():
   a, b, c = (Key('a', x) for x in ('kernel', 'kernel_layers', 'random/kernel'))
   d, e = Key('b', 'kernel'), Key('b', 'kernel_layers')
-  found = folds.pairs([a, b, c, d, e])
+  found = folds_table.pairs([a, b, c, d, e])
   assert {(a, b), (d, e)} < set(found)
   assert len(found) == len(set(found)) == 5  # (a, c), (a, d), (b, e) as before

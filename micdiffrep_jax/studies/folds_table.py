@@ -1,0 +1,283 @@
+"""The table of a cross-validation: scores, pairs, files, pictures, text.
+
+Letters: n labelled rows of train and validation, k classes.
+"""
+
+from collections.abc import Mapping, Sequence
+import os
+from typing import Any, NamedTuple
+
+from ml_collections import ConfigDict
+import numpy as np
+import pandas as pd
+
+from micdiffrep_jax.data import dataset as data
+from micdiffrep_jax.draw import page, plots
+from micdiffrep_jax.draw.result import (
+  FLOOR,
+  RANDOM,
+  SUBSETS,
+  patients_in_words,
+)
+from micdiffrep_jax.run import files
+from micdiffrep_jax.scores import bootstrap
+from micdiffrep_jax.scores.bootstrap import BOUNDS
+from micdiffrep_jax.studies import base, tuned
+from micdiffrep_jax.studies.base import Parts
+from micdiffrep_jax.studies.page_folds import row_title
+
+
+class Key(NamedTuple):
+  """A row: encoder '' is of a floor, a head 'random/...' of random weights.
+
+  share: of the labelled groups of each fold.
+  """
+
+  encoder: str
+  head: str
+  share: float = 1.0
+
+
+def pairs(keys: Sequence[Key]) -> list[tuple[Key, Key]]:
+  """What is compared at each share of the labels."""
+  shares = dict.fromkeys(key.share for key in keys)
+  return [
+    pair
+    for share in shares
+    for pair in _pairs([key for key in keys if key.share == share])
+  ]
+
+
+def _pairs(keys: Sequence[Key]) -> list[tuple[Key, Key]]:
+  """The first encoder's heads with all others of their kind, and floors.
+
+  Floors stand against its first head alone; without an encoder, against the
+  first floor. Of every encoder the first head stands against its other heads,
+  and fine-tuned against frozen.
+  """
+  if keys[0].head.startswith(FLOOR):
+    return [(keys[0], key) for key in keys[1:]]
+  first = keys[0].encoder
+  found = []
+  for a in (
+    key for key in keys if key.encoder == first and '/' not in key.head
+  ):
+    for b in keys:
+      twin = b.encoder == first and b.head == RANDOM + a.head
+      floor = a == keys[0] and b.head.startswith(FLOOR)
+      if twin or floor or (b.encoder != first and b.head == a.head):
+        found.append((a, b))
+  heads: dict[str, list[Key]] = {}
+  for key in keys:
+    if '/' not in key.head:
+      heads.setdefault(key.encoder, []).append(key)
+  own = [(a, b) for a, *others in heads.values() for b in others]
+  own += [
+    (a, b)
+    for mine in heads.values()
+    for a in mine
+    for b in mine
+    if a.head.startswith(tuned.TUNED) and b.head == tuned.FROZEN
+  ]
+  return found + own
+
+
+def score(
+  probs: Mapping[Key, np.ndarray],
+  told: Mapping[Key, Mapping[str, Any]],
+  members: Mapping[Key, Sequence[Key]],
+  ds: data.Dataset,
+  rotated: Sequence[Parts],
+  config: ConfigDict,
+) -> files.Results:
+  """`rows` and `comparisons` of the results, from probabilities (n, k).
+
+  members: of each committee, which is compared with all of them too.
+  Intervals resample groups, the same for all, so that differences are paired;
+  that folds share most of their training rows is not in them.
+  """
+  rows = rotated[0].rows
+  labels, slices = data.labels(ds)[rows], base.slices_of(ds, rows)
+  spread = {
+    key: {
+      name: bootstrap.resample(
+        x.labels,
+        x.probs.argmax(1)[None],
+        x.groups,
+        len(ds.classes),
+        config.resamples,
+        config.seed,
+      )
+      for name, x in bootstrap.sets_of(labels, p, slices).items()
+    }
+    for key, p in probs.items()
+  }
+  lines = [
+    {
+      **key._asdict(),
+      **told.get(key, {}),
+      'folds': [
+        float((p[x.test].argmax(1) == labels[x.test]).mean()) for x in rotated
+      ],
+      **{
+        name: {
+          metric: bootstrap.score(found.mean)._asdict()
+          for metric, found in by_metric.items()
+        }
+        for name, by_metric in spread[key].items()
+      },
+    }
+    for key, p in probs.items()
+  ]
+  own = [(key, one) for key, mine in members.items() for one in mine]
+  both = dict.fromkeys([*pairs(list(probs)), *own])
+  comparisons = [
+    {
+      'a': a._asdict(),
+      'b': b._asdict(),
+      'images': name,
+      **{
+        metric: bootstrap.difference(found, spread[b][name][metric])._asdict()
+        for metric, found in spread[a][name].items()
+      },
+    }
+    for a, b in both
+    for name in spread[a]
+  ]
+  return {'rows': lines, 'comparisons': comparisons}
+
+
+def write(workdir: str, results: Mapping[str, Any]) -> None:
+  """cross_validation.csv, comparisons.csv and cross_validation.png."""
+  rows, differences = results['rows'], results['comparisons']
+  subsets = [name for name in SUBSETS if name in rows[0]]
+  page.write_csv(
+    os.path.join(workdir, 'cross_validation.csv'),
+    (*Key._fields, 'images', 'metric', *BOUNDS),
+    [
+      line
+      for row in rows
+      for name in subsets
+      for line in base.by_metric({**row, 'images': name}, row[name])
+    ],
+  )
+  page.write_csv(
+    os.path.join(workdir, 'comparisons.csv'),
+    ('a', 'a_head', 'b', 'b_head', 'share', 'images', 'metric', *BOUNDS),
+    [
+      line
+      for c in differences
+      for line in base.by_metric(
+        {
+          'a': c['a']['encoder'],
+          'a_head': c['a']['head'],
+          'b': c['b']['encoder'],
+          'b_head': c['b']['head'],
+          'share': c['a']['share'],
+          'images': c['images'],
+        },
+        c,
+      )
+    ],
+  )
+  figure = plots.intervals(
+    [
+      (
+        row_title(row),
+        row['all']['accuracy'],
+        'first' if row is rows[0] else row['head'],
+      )
+      for row in rows
+    ],
+    'first',
+    'accuracy in percent, each group predicted by heads that saw none of it',
+  )
+  plots.save(os.path.join(workdir, 'cross_validation.png'), figure)
+  if len({row['share'] for row in rows}) > 1:
+    draw_shares(workdir, rows)
+
+
+def draw_shares(workdir: str, rows: Sequence[Mapping[str, Any]]) -> None:
+  """label_efficiency.png: of each encoder the best head, against the share."""
+  series: dict[str, dict[str, list[float]]] = {}
+  kinds: dict[str, str] = {}
+  for row in sorted(rows, key=lambda row: row['share']):
+    name = row_title({**row, 'share': 1.0})
+    origin, _, head = row['head'].rpartition('/')
+    way = 'fine-tuned' if head.startswith(tuned.TUNED) else ''
+    kinds[name] = f'{row["encoder"]} {origin}{way}' if row['encoder'] else name
+    line = series.setdefault(name, {})
+    line.setdefault('x', []).append(100 * row['share'])
+    for axis, bound in zip(('y', 'low', 'high'), BOUNDS):
+      value = 100 * row['all']['accuracy'][bound]
+      line.setdefault(axis, []).append(value)
+  figure = plots.few_labels(
+    series,
+    kinds,
+    'labelled groups to fit on, %',
+    'accuracy, %',
+    'Each group predicted by heads that saw none of it',
+  )
+  plots.save(os.path.join(workdir, 'label_efficiency.png'), figure)
+
+
+def save_predictions(
+  workdir: str,
+  probs: Mapping[Key, np.ndarray],
+  ds: data.Dataset,
+  rows: np.ndarray,
+) -> None:
+  """predictions.npz, without pickle.
+
+  index, id, label, group of each predicted row; probs.<number of the row in
+  results.json> (n, k) float32.
+  """
+  arrays = {
+    'classes': np.array(ds.classes),
+    'index': rows,
+    'label': data.labels(ds)[rows],
+    **{
+      field: ds.manifest[field][rows].astype(np.str_)
+      for field in ('id', 'group')
+    },
+    **{
+      f'probs.{i}': p.astype(np.float32) for i, p in enumerate(probs.values())
+    },
+  }
+  files.write_arrays(os.path.join(workdir, 'predictions.npz'), arrays)
+
+
+def text(results: Mapping[str, Any]) -> str:
+  """Plain text: accuracy of every row, and differences to the first."""
+  told = results['data']
+  minus = {
+    Key(**c['b']): page.brackets(c['accuracy'], '+')
+    for c in results['comparisons']
+    if c['images'] == 'all'
+    and c['a']['encoder'] == results['rows'][0]['encoder']
+  }
+  lines = {
+    row_title(row): {
+      'accuracy': page.brackets(row['all']['accuracy']),
+      'patients': page.brackets(row['patients']['accuracy']),
+      'first minus this': minus.get(
+        Key(row['encoder'], row['head'], row['share']), ''
+      ),
+    }
+    for row in results['rows']
+  }
+  committee = [
+    f'{row_title(c["a"])} - {row_title(c["b"])}: '
+    + page.brackets(c['accuracy'], '+')
+    for c in results['comparisons']
+    if c['images'] == 'all'
+    and c['a']['encoder'] != results['rows'][0]['encoder']
+  ]
+  return (
+    f'Cross-validation, {told["predicted"]} images of {told["groups"]} groups, '
+    f'{patients_in_words(told["predicted_patients"])}, percent [95 % over '
+    'groups]; the test part was not read.\n'
+    + '\n'.join(
+      [pd.DataFrame.from_dict(lines, orient='index').to_string(), *committee]
+    )
+  )
