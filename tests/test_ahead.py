@@ -79,6 +79,28 @@ def test_collectives_and_layouts_are_counted():
   assert program.convolutions(TEXT) == {'bf01_oi01->bf01': 1}
 
 
+def test_memory_is_by_use_and_only_the_device_s_own():
+  # As XLA 0.10.2 writes it, of a GPU and of a TPU.
+  text = """BufferAssignment:
+allocation 0: size 512, thread-local:
+ value: <7 add.1 @0> (size=4,offset=0): f32[]
+allocation 1: size 73728, parameter 98, shape |f32[9]| at ShapeIndex {}, \
+maybe-live-out:
+allocation 2: size 100, parameter 3, shape |u8[100]| at ShapeIndex {}:
+allocation 3: size 4096, constant:
+allocation 4: size 2048, output shape is |(s32[], f32[8])|, maybe-live-out:
+allocation 5: size 8, maybe-live-out:
+allocation 6: size 5632, color 6, preallocated-temp:
+allocation 7: size 7324160, preallocated-temp:
+"""
+  assert program.memory(text) == {
+    'arguments': 73728 + 100,
+    'temporary': 7324160,
+    'constants': 4096,
+    'results': 2048 + 8,
+  }
+
+
 def test_flops_are_those_of_products_and_convolutions():
   def fn(x, w, kernel, image):
     def body(carry, _):
@@ -121,11 +143,16 @@ def test_an_unknown_target_says_which_there_are(given):
     targets.parse(given)
 
 
+def run(*arguments):
+  command = [sys.executable, '-m', 'benchmarks.ahead', *arguments]
+  return subprocess.run(command, cwd=ROOT, timeout=3000)
+
+
 def compiled(tmp_path, *arguments):
   """The record of one run of the command."""
+  tmp_path.mkdir(exist_ok=True)
   out = tmp_path / 'found.json'
-  command = [sys.executable, '-m', 'benchmarks.ahead', f'--out={out}']
-  subprocess.run([*command, *arguments], cwd=ROOT, check=True, timeout=3000)
+  assert run(*arguments, f'--out={out}').returncode == 0
   (record,) = json.loads(out.read_text()).values()
   return record
 
@@ -137,6 +164,9 @@ def test_a_step_compiles_for_a_gpu(tmp_path):
     tmp_path, '--target=cuda:rtx4070', '--preset=test', '--batch=8'
   )
   assert 0 < found['arguments'] < found['peak'] < 2**30
+  # The file has four digits.
+  room = 0.92 * 12 * 2**30 - found['peak']
+  assert found['room'] == pytest.approx(room, rel=1e-3)
   assert found['collectives'] == {}
   # Forward, and backward for the weights and for what came in.
   assert sum(found['convolutions'].values()) > 20
@@ -153,3 +183,20 @@ def test_a_step_compiles_for_tpus_that_sum_their_gradients(tmp_path):
   count, moved = found['collectives']['all-reduce f32']
   assert count >= 1
   assert moved > 0
+
+
+@pytest.mark.slow
+@pytest.mark.needs('jax_cuda12_plugin')
+def test_the_plan_is_that_of_the_whole_compilation(tmp_path):
+  target = ('--target=cuda:rtx4070', '--preset=test', '--batch=8')
+  plan = compiled(tmp_path / 'plan', *target)
+  whole = compiled(tmp_path / 'whole', *target, '--code')
+  for name in ('arguments', 'temporary', 'traffic', 'kinds', 'convolutions'):
+    assert plan[name] == whole[name], name
+
+
+@pytest.mark.slow
+@pytest.mark.needs('jax_cuda12_plugin')
+def test_a_compiler_that_fails_leaves_no_plan():
+  done = run('--target=cuda:rtx4070', '--preset=test', '--option=no_such_thing')
+  assert done.returncode == 1
