@@ -16,7 +16,8 @@ Nothing is run, so nothing is timed: the plan of memory, the traffic and the
 collectives are read from the optimised program. The least time is the longer
 of traffic over the chip's bandwidth and products over its peak, both as its
 maker states them; a chip reaches neither. cuDNN chooses its algorithms on the
-card, so their scratch memory is not in the plan of a GPU.
+card, so their scratch memory is not in the plan of a GPU, nor are the few MB of
+a TPU's code and what it needs to run.
 """
 
 import argparse

@@ -49,6 +49,9 @@ class Operation(NamedTuple):
   def bytes(self) -> int:
     """Read from and written to the device's memory each time."""
     result, operands = self.shape, self.operands
+    if self.kind == 'slice' and size(operands[0], near=False):
+      # It reads what it makes: a TPU fetches large weights in parts.
+      return size(result) + size(result, near=False)
     if self.kind == 'custom-call':  # a library's scratch stands behind it
       result = re.sub(r', [su]8\[\d+\].*', '', result)
     elif self.kind.endswith('-start') and self.kind != 'all-reduce-start':
