@@ -19,6 +19,7 @@ _LINE = re.compile(r'^\s+(?:ROOT )?%?([\w.\-]+) = (.*?[\]})]) ([\w\-]+)\((.*)')
 _SHAPE = re.compile(r'\b([a-z]+\d*\w*)\[([\d,]*)\](\{[^}]*\})?')
 _CALLED = re.compile(r'(?:calls|to_apply|body)=%?([\w.\-]+)')
 _TRIPS = re.compile(r'known_trip_count":\{"n":"(\d+)"')
+_ALLOCATION = re.compile(r'^allocation \d+: size (\d+), (?:color (\d+), )?(.*)')
 # They move nothing themselves.
 _FREE = frozenset(
   'parameter constant tuple get-tuple-element bitcast after-all '
@@ -48,11 +49,37 @@ class Operation(NamedTuple):
   def bytes(self) -> int:
     """Read from and written to the device's memory each time."""
     result, operands = self.shape, self.operands
+    if self.kind == 'slice' and size(operands[0], near=False):
+      # It reads what it makes: a TPU fetches large weights in parts.
+      return size(result) + size(result, near=False)
     if self.kind == 'custom-call':  # a library's scratch stands behind it
       result = re.sub(r', [su]8\[\d+\].*', '', result)
     elif self.kind.endswith('-start') and self.kind != 'all-reduce-start':
       operands = ()  # they stand in its result
     return sum(size(x, near=False) for x in (result, *operands))
+
+
+def memory(text: str) -> dict[str, int]:
+  """Bytes of the device's memory by use, from XLA's assignment of buffers.
+
+  results: those that do not take the place of an argument. Other memories, as
+  on a TPU's chip, and what a kernel's threads hold are not in it.
+  """
+  uses = {
+    'parameter ': 'arguments',
+    'preallocated-temp': 'temporary',
+    'constant': 'constants',
+    'thread-local': '',
+  }
+  found = dict.fromkeys(('arguments', 'temporary', 'constants', 'results'), 0)
+  for line in text.splitlines():
+    said = _ALLOCATION.match(line)
+    if said is None or int(said[2] or 0):
+      continue
+    use = next((uses[x] for x in uses if said[3].startswith(x)), 'results')
+    if use:
+      found[use] += int(said[1])
+  return found
 
 
 def width(dtype: str) -> float:

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from spawn import ROOT
 
-from benchmarks import flops, program, targets
+from benchmarks import common, flops, functions, program, targets
 
 # As XLA 0.10.2 writes them: two GPUs, and a loop that runs five times.
 TEXT = """HloModule jit_f, is_scheduled=true, num_partitions=2
@@ -49,6 +49,9 @@ custom_call_target="__cublas$lt$matmul"
 dim_labels=bf01_oi01->bf01, custom_call_target="__cudnn$convForward"
   %part = f32[4,4]{1,0} bitcast(%w)
   %near = f32[8,4]{1,0:T(8,128)S(1)} copy(%p)
+  %row = f32[2,4]{1,0:T(8,128)S(1)} slice(%p), slice={[0:2], [0:4]}
+  %rows = f32[2,4]{1,0} slice(%p), slice={[2:4], [0:4]}
+  %of_near = f32[3,4]{1,0} slice(%near), slice={[0:3], [0:4]}
   %whole = (f32[4,4]{1,0}, f32[8,4]{1,0}) all-gather-start(%part)
   %done = f32[8,4]{1,0} all-gather-done(%whole)
   ROOT %all = f32[8,4]{1,0} all-reduce(%done), to_apply=%add
@@ -67,8 +70,10 @@ def test_traffic_is_what_operations_read_and_write():
     'all-gather-start': (1, 64 + 128),
     'all-reduce': (1, 256),
     'copy': (1, 128),  # to the chip's own memory
+    # To it, then within the device's, then from it.
+    'slice': (3, 32 + 2 * 32 + 48),
   }
-  assert program.traffic(done) == 1280 + 688 + 368 + 192 + 256 + 128
+  assert program.traffic(done) == 1280 + 688 + 368 + 192 + 256 + 128 + 144
 
 
 def test_collectives_and_layouts_are_counted():
@@ -77,6 +82,28 @@ def test_collectives_and_layouts_are_counted():
     'all-reduce f32': (1, 128),
   }
   assert program.convolutions(TEXT) == {'bf01_oi01->bf01': 1}
+
+
+def test_memory_is_by_use_and_only_the_device_s_own():
+  # As XLA 0.10.2 writes it, of a GPU and of a TPU.
+  text = """BufferAssignment:
+allocation 0: size 512, thread-local:
+ value: <7 add.1 @0> (size=4,offset=0): f32[]
+allocation 1: size 73728, parameter 98, shape |f32[9]| at ShapeIndex {}, \
+maybe-live-out:
+allocation 2: size 100, parameter 3, shape |u8[100]| at ShapeIndex {}:
+allocation 3: size 4096, constant:
+allocation 4: size 2048, output shape is |(s32[], f32[8])|, maybe-live-out:
+allocation 5: size 8, maybe-live-out:
+allocation 6: size 5632, color 6, preallocated-temp:
+allocation 7: size 7324160, preallocated-temp:
+"""
+  assert program.memory(text) == {
+    'arguments': 73728 + 100,
+    'temporary': 7324160,
+    'constants': 4096,
+    'results': 2048 + 8,
+  }
 
 
 def test_flops_are_those_of_products_and_convolutions():
@@ -121,11 +148,15 @@ def test_an_unknown_target_says_which_there_are(given):
     targets.parse(given)
 
 
+def run(*arguments):
+  command = [sys.executable, '-m', 'benchmarks.ahead', *arguments]
+  return subprocess.run(command, cwd=ROOT, timeout=3000)
+
+
 def compiled(tmp_path, *arguments):
   """The record of one run of the command."""
   out = tmp_path / 'found.json'
-  command = [sys.executable, '-m', 'benchmarks.ahead', f'--out={out}']
-  subprocess.run([*command, *arguments], cwd=ROOT, check=True, timeout=3000)
+  assert run(*arguments, f'--out={out}').returncode == 0
   (record,) = json.loads(out.read_text()).values()
   return record
 
@@ -137,6 +168,9 @@ def test_a_step_compiles_for_a_gpu(tmp_path):
     tmp_path, '--target=cuda:rtx4070', '--preset=test', '--batch=8'
   )
   assert 0 < found['arguments'] < found['peak'] < 2**30
+  # The file has four digits.
+  room = 0.92 * 12 * 2**30 - found['peak']
+  assert found['room'] == pytest.approx(room, rel=1e-3)
   assert found['collectives'] == {}
   # Forward, and backward for the weights and for what came in.
   assert sum(found['convolutions'].values()) > 20
@@ -153,3 +187,27 @@ def test_a_step_compiles_for_tpus_that_sum_their_gradients(tmp_path):
   count, moved = found['collectives']['all-reduce f32']
   assert count >= 1
   assert moved > 0
+
+
+@pytest.mark.slow
+@pytest.mark.needs('jax_cuda12_plugin')
+def test_the_plan_is_that_of_the_finished_program(tmp_path):
+  given = 'cuda:rtx4070'
+  found = compiled(tmp_path, f'--target={given}', '--preset=test', '--batch=8')
+  target = targets.find(given)
+  config = functions.config_of('ddpm', 'test')
+  config.batch_size = 8
+  fn, shapes = functions.step(config, common.SIZES_PX['test'], target.mesh)
+  whole = fn.lower(*shapes).compile(compiler_options=target.options)
+  memory = whole.memory_analysis()
+  assert found['arguments'] == memory.argument_size_in_bytes
+  assert found['temporary'] == memory.temp_size_in_bytes
+  done = program.operations(whole.as_text())
+  assert found['traffic'] == program.traffic(done)
+
+
+@pytest.mark.slow
+@pytest.mark.needs('jax_cuda12_plugin')
+def test_a_compiler_that_fails_leaves_no_plan():
+  done = run('--target=cuda:rtx4070', '--preset=test', '--option=no_such_thing')
+  assert done.returncode == 1
