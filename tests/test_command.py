@@ -124,7 +124,8 @@ def test_help_of_a_config_is_shown_and_the_sweep_of_pretrain_is_explained():
 
 def test_the_sweep_of_pretrain_changes_the_learning_rate():
   path = 'configs/pretrain.py'
-  assert list(command.sweeps(path)) == list(sweep.read_sweeps(path)) == ['lr']
+  names = list(sweep.read_sweeps(path))
+  assert list(command.sweeps(path)) == names == ['lr', 'recipe']
   config = load(ROOT / path).get_config('tiny').lock()
   found = sweep.units(path, 'lr', config, 'runs')
   rates = [unit.config.optim.lr for unit in found]

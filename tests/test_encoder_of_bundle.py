@@ -70,5 +70,5 @@ def test_features_of_a_file_put_in_its_place_are_made_anew(tmp_path):
 
 def test_its_cost_in_a_table_has_no_seconds(tmp_path):
   cost = table1.cost(encoder.load_encoder(stored(tmp_path)))
-  assert cost['training_s'] is None
-  assert cost['parameters'] > 0
+  assert cost.training_s is None
+  assert cost.parameters > 0

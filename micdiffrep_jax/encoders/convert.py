@@ -191,7 +191,8 @@ def efficientnet(path: str, input_px: int) -> Converted:
   """EfficientNet-Lite0 with ImageNet's labels (Apache-2.0, 4.7 M)."""
   return Converted(
     'imagenet_supervised',
-    {'tower': 'efficientnet_lite', 'stages': LITE0},
+    # As lists: a file would hold a NamedTuple by its names.
+    {'tower': 'efficientnet_lite', 'stages': [list(s) for s in LITE0]},
     Input(
       input_px or 224,
       # (byte - 127) / 128; with ImageNet's mean and deviation the stem's
