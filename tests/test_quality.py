@@ -89,6 +89,17 @@ def test_compare_puts_real_images_at_the_floor():
   assert found.floor.precision > 0.8 > found.generated.recall
 
 
+def test_a_feature_that_real_images_lack_does_not_outweigh_all_others():
+  rng = np.random.default_rng(0)
+  real, made = rng.normal(size=(2, 200, 5))
+  dead, alive = np.zeros((200, 1)), np.ones((200, 1))
+  found = assess.compare(
+    np.hstack([made, alive]), np.hstack([real, dead]), np.hstack([real, dead])
+  )
+  # One deviation of the others is 1, so the feature is off by 12 of a tenth.
+  assert 100 < found.generated.frechet_distance < 200
+
+
 def test_nearest_equals_brute_force_over_blocks():
   queries, train = _draw(0, 30, 8), _draw(1, 95, 8)
   found = assess.nearest(queries, [train[:40], train[40:41], train[41:]])

@@ -203,6 +203,18 @@ def precision_recall(
   return float(precision), float(recall)
 
 
+def _scale(train: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+  """Mean and deviation (d,) that features are brought to.
+
+  A feature that real images hardly have, such as a channel behind a ReLU, would
+  outweigh all others where generated ones have it: its deviation counts as a
+  tenth of the average one.
+  """
+  deviation = train.std(0)
+  least = max(0.1 * float(deviation.mean()), 1e-6)
+  return train.mean(0), np.maximum(deviation, least)
+
+
 def compare(
   generated: np.ndarray, val: np.ndarray, train: np.ndarray
 ) -> Comparison:
@@ -211,7 +223,7 @@ def compare(
   Of `train` the same number as of `generated` is taken, evenly spread; features
   are put on the scale of train's mean and deviation first.
   """
-  mean, deviation = train.mean(0), train.std(0) + 1e-6
+  mean, deviation = _scale(train)
   generated, val, train = (
     (np.asarray(x, np.float64) - mean) / deviation
     for x in (generated, val, train)
@@ -361,7 +373,7 @@ def feature_space(
 
   drawn = real.dataset._replace(path='samples', images=generated)
   train = extract(real.dataset, rows, 'training images')
-  mean, deviation = train.mean(0), train.std(0) + 1e-6
+  mean, deviation = _scale(train)
   sets = FeatureSets(
     (extract(drawn, np.arange(len(generated)), 'samples') - mean) / deviation,
     (extract(real.dataset, real.val, 'validation images') - mean) / deviation,
