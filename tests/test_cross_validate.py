@@ -281,6 +281,21 @@ def test_few_labels_stand_beside_all_in_one_table(alone, tmp_path):
     assert {line['share'] for line in csv.DictReader(f)} == {'0.2', '1.0'}
 
 
+@pytest.mark.parametrize(
+  ('names', 'short'),
+  [
+    (['a/x mid, t = 1', 'a/y mid, t = 1'], ['x', 'y']),
+    (['a/x mid, t = 1', 'b/x mid, t = 1'], ['a/x', 'b/x']),
+    (['a/x, t = 1'], ['x, t = 1']),
+    (['a/x mid, t = 1', 'a/x up, t = 2', 'a/x mid, t = 1 + imagenet'], None),
+  ],
+)
+def test_names_in_a_picture_are_short_and_differ(names, short):
+  found = folds_table.short_names(names)
+  assert short is None or list(found.values()) == short
+  assert len(set(found.values())) == len(names)
+
+
 def test_an_encoder_that_had_labels_is_refused(ds, monkeypatch):
   taught = fake_encoder(ds)
   method = dataclasses.replace(

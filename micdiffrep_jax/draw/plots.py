@@ -17,8 +17,9 @@ _INK, _FAINT, _RANDOM, _FLOOR = '#1f3b63', '#9aa5b1', '#b07d2b', '#8a8f96'
 # Of lines that carry their names; told apart by the colour-blind too.
 _DIRECT = (
   *(_INK, '#c4601c', '#3f8f5f', '#8a4f9e', '#a8325a', '#2f8fa8'),
-  *('#8c8a2f', '#7a5230'),
+  *('#8c8a2f', '#7a5230', '#5f6b7a', '#c23b9a'),
 )
+_BANDS = 4  # lines with bands in one picture
 
 
 def encode(figure: Figure, kind: str) -> bytes:
@@ -138,6 +139,8 @@ def few_labels(
 ) -> Figure:
   """The best line of each kind, with its band and name; the others faint.
 
+  Bands of more than a few lines would hide each other: there are none then.
+
   series: as of `curves`. kinds: of every line what it is; in their order.
   """
   figure, axes = _axes(6.4, 4.2)
@@ -156,7 +159,7 @@ def few_labels(
       continue
     color = colors[name]
     axes.plot(x, y, 'o-', color=color, linewidth=2, markersize=4, zorder=3)
-    if 'low' in line:
+    if 'low' in line and len(colors) <= _BANDS:
       band = line['low'], line['high']
       axes.fill_between(x, *band, color=color, alpha=0.12, linewidth=0)
   axes.set(xlabel=xlabel, ylabel=ylabel, title=title)

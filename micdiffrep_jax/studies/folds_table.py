@@ -197,15 +197,41 @@ def write(workdir: str, results: Mapping[str, Any]) -> None:
     draw_shares(workdir, rows)
 
 
+def short_names(encoders: Sequence[str]) -> dict[str, str]:
+  """Each name without the words that all have, and without folders.
+
+  A name of which nothing is left keeps its words, and folders stay where two
+  names would be one.
+  """
+  words = {name: name.split(' ') for name in encoders}
+  common = set.intersection(*map(set, words.values())) if words else set()
+  own = {
+    name: [x for x in mine if x not in common] or mine
+    for name, mine in words.items()
+  }
+  short = {
+    name: ' '.join(os.path.basename(x) for x in mine).rstrip(',')
+    for name, mine in own.items()
+  }
+  if len(set(short.values())) < len(short):
+    short = {name: ' '.join(mine).rstrip(',') for name, mine in own.items()}
+  return short
+
+
 def draw_shares(workdir: str, rows: Sequence[Mapping[str, Any]]) -> None:
   """label_efficiency.png: of each encoder the best head, against the share."""
+  short = short_names([*{r['encoder']: 0 for r in rows if r['encoder']}])
+  several = len({row['head'] for row in rows if row['encoder']}) > 1
   series: dict[str, dict[str, list[float]]] = {}
   kinds: dict[str, str] = {}
   for row in sorted(rows, key=lambda row: row['share']):
-    name = row_title({**row, 'share': 1.0})
+    encoder = short.get(row['encoder'], '')
+    name = row_title({**row, 'encoder': encoder, 'share': 1.0})
+    if encoder and not several:
+      name = encoder
     origin, _, head = row['head'].rpartition('/')
     way = 'fine-tuned' if head.startswith(tuned.TUNED) else ''
-    kinds[name] = f'{row["encoder"]} {origin}{way}' if row['encoder'] else name
+    kinds[name] = f'{encoder} {origin}{way}' if encoder else name
     line = series.setdefault(name, {})
     line.setdefault('x', []).append(100 * row['share'])
     for axis, bound in zip(('y', 'low', 'high'), BOUNDS):
