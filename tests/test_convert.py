@@ -90,9 +90,9 @@ def test_a_converted_encoder_is_probed(tmp_path):
   assert found['pretraining_saw_test_images'].startswith('unknown')
   assert found['encoder']['images_seen'] == 0
   cost = table1.cost(encoder.load_encoder(config.checkpoint))
-  assert cost['flags'] == ['external']
-  assert cost['parameters'] == results['parameters']
-  assert cost['training_s'] is cost['flops_per_image'] is None
+  assert cost.flags == ('external',)
+  assert cost.parameters == results['parameters']
+  assert cost.training_s is cost.flops_per_image is None
   assert 'random/linear_concat' in found['rows']
 
 

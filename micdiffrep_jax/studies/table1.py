@@ -293,7 +293,7 @@ def write(workdir: str, results: Mapping[str, Any]) -> None:
   path = os.path.join(workdir, 'table1.csv')
   page.write_csv(path, list(lines[0]), lines)
   draw(os.path.join(workdir, 'table1.png'), results)
-  blocks = page_table1.blocks(Run('table1', workdir, dict(results)))
+  blocks = page_table1.blocks(Run('table1', workdir, files.plain(results)))
   written = ('Table 1', '', [Section('Results', blocks)])
   text = page.markdown(*written)
   files.write_whole(os.path.join(workdir, 'table1.md'), text.encode())
