@@ -56,7 +56,8 @@ def get_config(preset: str = '') -> ConfigDict:
   config.memorisation.enabled = True
   config.memorisation.val_images = 1000  # at most; also for the quality numbers
   # A sample is close to training if closer than this percentile of unseen
-  # validation images; a warning is given if more than warn_share of them are.
+  # validation images; a warning is given if more than warn_share of them are,
+  # beyond chance.
   config.memorisation.percentile = 5.0
   config.memorisation.warn_share = 0.10
 

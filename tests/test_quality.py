@@ -134,6 +134,17 @@ def test_copies_are_called_out_and_new_images_are_not():
   assert copied.share_close > 0.5
 
 
+def test_a_few_samples_that_are_close_by_chance_give_no_warning():
+  val = np.arange(1.0, 33.0)
+  few = np.where(np.arange(32) < 5, 0.5, 20.0)  # 16 % of 32; 2 of val are close
+  found = assess.memorisation(few, val, 5.0, 0.1)
+  assert found.share_close == 5 / 32
+  assert not found.warning
+  many = assess.memorisation(np.tile(few, 20), np.tile(val, 20), 5.0, 0.1)
+  assert many.share_close == 5 / 32
+  assert many.warning
+
+
 def test_what_cannot_be_compared_raises():
   with pytest.raises(ValueError, match=r'\(400, 6\) and \(400, 5\)'):
     assess.frechet_distance(_draw(0), _draw(0, d=5))

@@ -15,6 +15,7 @@ from etils import epath
 import jax
 from ml_collections import ConfigDict
 import numpy as np
+from scipy import stats
 
 from micdiffrep_jax.data import dataset as data
 from micdiffrep_jax.draw import grids
@@ -26,6 +27,7 @@ from micdiffrep_jax.run.keys import stream
 from micdiffrep_jax.run.records import Record
 
 _BLOCK = 2048  # images compared at once
+_CHANCE = 0.05  # the probability below which closeness is no accident
 
 
 class Real(NamedTuple):
@@ -93,7 +95,7 @@ class Memorisation(Record):
   Attributes:
     share_close: of samples closer than `threshold`.
     share_expected: the same share of unseen images, by definition.
-    warn_share: the share above which `warning` is set.
+    warn_share: the share above which, beyond chance, `warning` is set.
     warning: whether copies are likely.
     threshold: a percentile of the distances of unseen images.
     median_distance: of samples.
@@ -298,17 +300,22 @@ def memorisation(
   sample (n,), val (m,): distances to the nearest training image. A sample is
   called close where its distance is under the given percentile (0 to 100) of
   val's: of unseen images that is the share percentile / 100 by definition, so
-  a larger share of samples speaks for copies. Blurred samples are close in
-  pixels without being copies: look at the figure.
+  a larger share of samples speaks for copies, and a warning is given where it
+  is larger beyond chance, by Fisher's exact test against val: a few samples
+  would often warn of nothing. Blurred samples are close in pixels without being
+  copies: look at the figure.
   """
   check_memorisation(percentile, warn_share)
   threshold = float(np.percentile(val, percentile))
-  share = float(np.mean(sample < threshold))
+  close, close_val = sample < threshold, val < threshold
+  share = float(close.mean())
+  table = [[x.sum(), (~x).sum()] for x in (close, close_val)]
+  p = stats.fisher_exact(table, alternative='greater').pvalue
   return Memorisation(
     share_close=share,
     share_expected=percentile / 100,
     warn_share=warn_share,
-    warning=share > warn_share,
+    warning=bool(share > warn_share and p < _CHANCE),
     threshold=threshold,
     median_distance=float(np.median(sample)),
     median_distance_val=float(np.median(val)),
