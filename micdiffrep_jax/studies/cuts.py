@@ -113,6 +113,29 @@ def subsets(
   return found
 
 
+def draw_labels(
+  parts: Parts,
+  groups: np.ndarray,
+  fractions: Sequence[float],
+  seed: int,
+  validation: str,
+) -> list[Cut]:
+  """Rows to fit on and to choose by for each share of the groups, one draw.
+
+  groups: of all rows of the parts. validation: one of VALIDATION.
+  """
+  train, val = (
+    [
+      at[kept]
+      for kept in subsets(parts.labels[at], groups[at], fractions, seed)
+    ]
+    for at in (parts.train, parts.val)
+  )
+  if validation == 'all':
+    val = [parts.val] * len(train)
+  return [Cut(*both) for both in zip(train, val, strict=True)]
+
+
 def in_words(cuts: Sequence[Cut]) -> str:
   """'validation images', or how many folds of groups."""
   if len(cuts) == 1:

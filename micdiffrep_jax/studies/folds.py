@@ -40,7 +40,7 @@ from micdiffrep_jax.studies import (
   tuned,
 )
 from micdiffrep_jax.studies.base import Parts
-from micdiffrep_jax.studies.cuts import VALIDATION, group_folds, subsets
+from micdiffrep_jax.studies.cuts import VALIDATION, draw_labels, group_folds
 from micdiffrep_jax.studies.folds_table import Key
 from micdiffrep_jax.studies.grid import Spot
 
@@ -220,36 +220,40 @@ def predict(
   return probs, choices
 
 
-def predict_tuned(
+def subject_of(
   one: Candidate,
   ds: data.Dataset,
-  rotated: Sequence[Parts],
+  rows: np.ndarray,
   config: ConfigDict,
   folder: str,
-  runs: str,
-) -> tuple[dict[str, np.ndarray], dict[str, list[Settings]]]:
-  """As `predict`, of the encoder fine-tuned in each rotation.
-
-  Beside the head on the frozen encoder that all start from; {} where the
-  config fine-tunes in no way. folder: for features; runs: for what is trained.
-  """
-  if not config.finetuned:
-    return {}, {}
-  s = tuned.subject(
+) -> tuned.Subject:
+  """A candidate as what is fine-tuned in each rotation."""
+  return tuned.subject(
     one.encoder,
     ds,
-    rotated[0].rows,
+    rows,
     config.data.split,
     _recipe(one, config),
     os.path.join(folder, 'features'),
     one.prefix,
   )
+
+
+def predict_tuned(
+  s: tuned.Subject,
+  rotated: Sequence[Parts],
+  ways: Sequence[str],
+  folder: str,
+) -> tuple[dict[str, np.ndarray], dict[str, list[Settings]]]:
+  """As `predict`, of an encoder fine-tuned in each rotation.
+
+  Beside the head on the frozen encoder that all start from.
+  """
   shape = len(rotated[0].rows), rotated[0].classes
   probs: dict[str, np.ndarray] = {}
   choices: dict[str, list[Settings]] = {}
   for i, part in enumerate(rotated):
-    own = os.path.join(runs, str(i))
-    found = tuned.answers(s, config.finetuned, part, own)
+    found = tuned.answers(s, ways, part, os.path.join(folder, str(i)))
     for name, said in found.probs.items():
       probs.setdefault(name, np.zeros(shape))[part.test] = said
       choices.setdefault(name, []).append(found.chosen[name])
@@ -326,16 +330,10 @@ def with_labels(
   """
   found = []
   for i, part in enumerate(rotated):
-    few = {}
-    for name in ('train', 'val'):
-      at = getattr(part, name)
-      if name == 'train' or config.validation == 'share':
-        (kept,) = subsets(
-          part.labels[at], groups[at], (share,), config.seed + i
-        )
-        at = at[kept]
-      few[name] = at
-    found.append(part._replace(**few))
+    (cut,) = draw_labels(
+      part, groups, (share,), config.seed + i, config.validation
+    )
+    found.append(part._replace(train=cut.train, val=cut.val))
   return found
 
 
@@ -356,20 +354,23 @@ def predict_all(
     runs = os.path.join(workdir, 'finetuned', str(number))
     read = _features(one, ds, rows, config, folder)
     spot = Spot(one.layers, one.timestep, config.grid)
+    ways = config.finetuned
+    subject = subject_of(one, ds, rows, config, runs) if ways else None
+    facts = {
+      'images_seen': one.encoder.info.images_seen,
+      'drawn_in_pretraining': drawn(one, ds, rows),
+      **one.encoder.info.facts,
+    }
     for share, cut in by_share.items():
       found, choices = predict(read, cut, config.heads, spot, training)
-      own = os.path.join(runs, f'{share:g}')
-      more, more_choices = predict_tuned(one, ds, cut, config, runs, own)
-      found, choices = found | more, choices | more_choices
+      if subject:
+        own = os.path.join(runs, f'{share:g}')
+        more, more_choices = predict_tuned(subject, cut, ways, own)
+        found, choices = found | more, choices | more_choices
       for head in found:
         key = Key(one.name, one.prefix + head, share)
         probs[key] = found[head]
-        told[key] = {
-          'chosen': choices[head],
-          'images_seen': one.encoder.info.images_seen,
-          'drawn_in_pretraining': drawn(one, ds, rows),
-          **one.encoder.info.facts,
-        }
+        told[key] = {'chosen': choices[head], **facts}
   return probs, told
 
 
@@ -395,8 +396,7 @@ def run(config: ConfigDict, workdir: str) -> files.Results:
     for share in config.fractions
   }
   every = candidates(config, ds, rows)
-  for cut in by_share.values():
-    check_tuned(every, ds, cut, config)
+  check_tuned(every, ds, [*itertools.chain(*by_share.values())], config)
   probs, told = predict_all(every, ds, rows, by_share, config, workdir)
   for share, cut in by_share.items():
     floors = predict_floors(

@@ -34,7 +34,7 @@ from micdiffrep_jax.scores.bootstrap import BOUNDS
 from micdiffrep_jax.scores.metrics import HEADLINE
 from micdiffrep_jax.studies import ablate, base, grid, imagenet, probe, tuned
 from micdiffrep_jax.studies.base import Parts
-from micdiffrep_jax.studies.cuts import VALIDATION, subsets
+from micdiffrep_jax.studies.cuts import VALIDATION, draw_labels
 from micdiffrep_jax.studies.grid import Spot
 
 
@@ -86,28 +86,18 @@ def make_draws(
   sources = ds.manifest['variant'][parts.rows] == ''
   found = []
   for number in range(config.draws_of_labels):
-    by_part = {}
-    for part in ('train', 'val'):
-      at = getattr(parts, part)
-      shares = subsets(
-        parts.labels[at], groups[at], config.fractions, config.seed + number
+    cuts = draw_labels(
+      parts, groups, config.fractions, config.seed + number, config.validation
+    )
+    for share, cut in zip(config.fractions, cuts, strict=True):
+      kept = (
+        [rows[sources[rows]] for rows in cut] if config.sources_only else cut
       )
-      kept = [at[s] for s in shares]
-      if part == 'val' and config.validation == 'all':
-        kept = [at] * len(kept)
-      if config.sources_only:
-        kept = [rows[sources[rows]] for rows in kept]
       if not all(map(len, kept)):
         raise ValueError(
           'A draw holds no untouched source. Set --config.sources_only=False.'
         )
-      by_part[part] = kept
-    found += [
-      Draw(share, number, train, val)
-      for share, train, val in zip(
-        config.fractions, by_part['train'], by_part['val']
-      )
-    ]
+      found.append(Draw(share, number, *kept))
   return found
 
 
