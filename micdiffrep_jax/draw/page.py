@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import jinja2
 import pandas as pd
 
+from micdiffrep_jax.draw.interval import Interval, bounds
 from micdiffrep_jax.run import files
 
 TEMPLATE = 'templates/page.html'
@@ -70,8 +71,6 @@ class Code(NamedTuple):
   title: str = ''
 
 
-# A value with its bounds: a bootstrap.Score, or what JSON holds of one.
-Interval = tuple[float, float, float] | Mapping[str, Any] | None
 Line = dict[str, Any]  # of a CSV file, by column
 Block = Table | Picture | Facts | Text | Heading | Code
 
@@ -171,13 +170,6 @@ def _halves(cell: Any) -> tuple[str, str]:
   return value, sign.strip() + rest
 
 
-def bounds(x: Interval) -> list[float | None]:
-  """Value, low and high; None for what is not known, and for nan."""
-  names = ('value', 'low', 'high')
-  found = x if isinstance(x, tuple) else [(x or {}).get(k) for k in names]
-  return [None if one is None or math.isnan(one) else one for one in found]
-
-
 def interval(x: Interval, scale: float = 100, digits: int = 1) -> str:
   """'value (low to high)', or '' where there is no value."""
   value, low, high = bounds(x)
@@ -191,7 +183,9 @@ def interval(x: Interval, scale: float = 100, digits: int = 1) -> str:
 
 def brackets(x: Interval, sign: str = '') -> str:
   """'value [low, high]' in percent, as plain text; sign '+' shows it always."""
-  value, low, high = (f'{100 * (one or 0):{sign}.1f}' for one in bounds(x))
+  value, low, high = (
+    f'{100 * (math.nan if one is None else one):{sign}.1f}' for one in bounds(x)
+  )
   return f'{value} [{low}, {high}]'
 
 

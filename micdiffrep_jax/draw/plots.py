@@ -10,7 +10,7 @@ from matplotlib.figure import Figure  # without pyplot: Agg, and no display
 from matplotlib.ticker import EngFormatter
 import numpy as np
 
-from micdiffrep_jax.draw import page
+from micdiffrep_jax.draw.interval import Interval, bounds
 from micdiffrep_jax.run import files
 
 _INK, _FAINT, _RANDOM, _FLOOR = '#1f3b63', '#9aa5b1', '#b07d2b', '#8a8f96'
@@ -127,6 +127,16 @@ def _label_ends(
       fontsize=8,
       va='center',
     )
+
+
+def add_point(
+  series: dict[str, dict[str, list[float]]], name: str, x: float, y: Interval
+) -> None:
+  """Puts a score at x into the line of that name, in percent, with its band."""
+  line = series.setdefault(name, {k: [] for k in ('x', 'y', 'low', 'high')})
+  line['x'].append(x)
+  for axis, value in zip(('y', 'low', 'high'), bounds(y)):
+    line[axis].append(np.nan if value is None else 100 * value)
 
 
 def few_labels(
@@ -255,14 +265,14 @@ def lines(
 
 
 def intervals(
-  rows: Sequence[tuple[str, page.Interval, str]],
+  rows: Sequence[tuple[str, Interval, str]],
   main: str,
   label: str,
 ) -> Figure:
   """Points with 95 % intervals, one line per (title, value, row name)."""
   shown = [
     (title, [100 * (x or 0) for x in found], name)
-    for title, found, name in ((a, page.bounds(x), b) for a, x, b in rows)
+    for title, found, name in ((a, bounds(x), b) for a, x, b in rows)
     if found[0] is not None
   ]
   figure, axes = _axes(7.6, 0.9 + 0.27 * len(shown))

@@ -232,11 +232,8 @@ def draw_shares(workdir: str, rows: Sequence[Mapping[str, Any]]) -> None:
     origin, _, head = row['head'].rpartition('/')
     way = 'fine-tuned' if head.startswith(tuned.TUNED) else ''
     kinds[name] = f'{encoder} {origin}{way}' if encoder else name
-    line = series.setdefault(name, {})
-    line.setdefault('x', []).append(100 * row['share'])
-    for axis, bound in zip(('y', 'low', 'high'), BOUNDS):
-      value = 100 * row['all']['accuracy'][bound]
-      line.setdefault(axis, []).append(value)
+    x, y = 100 * row['share'], row['all']['accuracy']
+    plots.add_point(series, name, x, y)
   figure = plots.few_labels(
     series,
     kinds,

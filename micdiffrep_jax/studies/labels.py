@@ -476,11 +476,9 @@ def draw_curves(workdir: str, curves: Sequence[Mapping[str, Any]]) -> None:
       series: dict[str, dict[str, list[float]]] = {}
       kinds: dict[str, str] = {}
       for c in (c for c in curves if c['images'] == images):
-        line = series.setdefault(title(c['method']), {})
-        kinds[title(c['method'])] = kind_of(c['method'])
-        line.setdefault('x', []).append(100 * c['share'])
-        for axis, bound in zip(('y', 'low', 'high'), BOUNDS):
-          line.setdefault(axis, []).append(100 * c[metric][bound])
+        name = title(c['method'])
+        kinds[name] = kind_of(c['method'])
+        plots.add_point(series, name, 100 * c['share'], c[metric])
       figure = plots.few_labels(
         series,
         kinds,

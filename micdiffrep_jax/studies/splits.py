@@ -25,7 +25,7 @@ from micdiffrep_jax.draw.result import patients_in_words
 from micdiffrep_jax.encoders.encoder import EncoderInfo
 from micdiffrep_jax.run import files, log
 from micdiffrep_jax.run.checks import not_empty, one_of
-from micdiffrep_jax.scores.bootstrap import BOUNDS, SETS
+from micdiffrep_jax.scores.bootstrap import SETS
 from micdiffrep_jax.scores.metrics import HEADLINE
 from micdiffrep_jax.studies import imagenet, probe
 from micdiffrep_jax.studies.page_splits import Seen, row_title
@@ -196,10 +196,7 @@ def draw(table: Sequence[Mapping[str, Any]]) -> Figure:
       name = row_title(line)
       origin, _, row = line['method'].rpartition('/')
       kinds[name] = line['encoder'] + origin + row * (row == imagenet.NAME)
-      points = series.setdefault(name, {k: [] for k in ('x', 'y', *BOUNDS[1:])})
-      points['x'].append(order.index(line['split']))
-      for key, bound in zip(('y', *BOUNDS[1:]), BOUNDS):
-        points[key].append(100 * line[bound])
+      plots.add_point(series, name, order.index(line['split']), line)
   shown = [n for n in order if any(x['split'] == n for x in table)]
   figure = plots.few_labels(
     series,
