@@ -67,3 +67,9 @@ def test_keys_without_a_field_are_left_out():
 def test_the_error_names_the_field_that_lacks():
   with pytest.raises(Damaged, match="'name'"):
     Inner.from_json({'seen': 1})
+
+
+def test_a_tuple_by_names_that_lacks_one_is_damaged_too():
+  record = {'names': [], 'inner': {'name': 'a'}, 'each': {}, 'point': {'x': 1}}
+  with pytest.raises(Damaged, match="'y'"):
+    Outer.from_json(record)

@@ -77,10 +77,15 @@ class Record:
     if cls.REST:
       rest = {k: v for k, v in record.items() if k not in told}
       told[cls.REST] = read(get_type_hints(cls)[cls.REST], rest)
-    try:
-      return cls(**told)
-    except TypeError as e:
-      raise Damaged(str(e).partition('() ')[2]) from e
+    return _made(cls, told)
+
+
+def _made(kind: Any, told: Mapping[str, Any]) -> Any:
+  """A record or NamedTuple; Damaged for a field that is not there."""
+  try:
+    return kind(**told)
+  except TypeError as e:
+    raise Damaged(str(e).partition('() ')[2]) from e
 
 
 def _kinds(cls: type[Record]) -> dict[str, Any]:
@@ -109,7 +114,6 @@ def read(kind: Any, value: Any) -> Any:
     return kind.from_json(value)
   if hasattr(kind, '_fields'):  # of a NamedTuple
     hints = get_type_hints(kind)
-    return kind(
-      **{k: read(hints[k], x) for k, x in value.items() if k in hints}
-    )
+    told = {k: read(hints[k], x) for k, x in value.items() if k in hints}
+    return _made(kind, told)
   return value
