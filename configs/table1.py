@@ -18,7 +18,8 @@ from configs import baselines, pretrain, probe
 
 METHODS = ('mae', 'moco', 'byol', 'clip', 'ddpm', 'supervised')
 # Rows only if asked for.
-MORE = ('supervised_vit', 'ddpm_contrast', 'contrast_alone', 'ddpm_aligned')
+MORE = ('supervised_vit', 'ddpm_vit')
+MORE += ('ddpm_contrast', 'contrast_alone', 'ddpm_aligned')
 
 
 def get_config(preset: str = 'paper') -> ConfigDict:
@@ -41,11 +42,15 @@ def get_config(preset: str = 'paper') -> ConfigDict:
   # floor imagenet too: ('ddpm+moco', 'ddpm+imagenet').
   config.committees = ()
   config.images_drawn = 16_000_000  # by each method, in pretraining
+  # Where a method draws another number, as for equal minutes; 0: images_drawn.
+  config.drawn = ConfigDict(dict.fromkeys((*METHODS, *MORE), 0))
   config.pretrain = ConfigDict()
+  vit = 'vit' if preset == 'paper' else f'vit_{preset}'
+  ours = {'ddpm': preset, 'ddpm_vit': vit}
   for name in (*METHODS, *MORE):
     config.pretrain[name] = (
-      pretrain.get_config(preset)
-      if name == 'ddpm'
+      pretrain.get_config(ours[name])
+      if name in ours
       else baselines.get_config(f'{name},{preset}')
     )
   # Folders of pretraining runs to take instead; also of encoders that others

@@ -141,6 +141,15 @@ def test_a_row_beyond_the_defaults_is_known():
   assert (unit.method, 'patch' in unit.model) == ('supervised', True)
 
 
+def test_the_transformer_has_a_row_and_a_number_of_images_of_its_own():
+  config = get_config(methods=('ddpm', 'ddpm_vit'), **{'drawn.ddpm_vit': 16})
+  table1.check(config)
+  units = {n: table1.pretrain_config(config, n) for n in config.methods}
+  assert [u.method for u in units.values()] == ['ddpm', 'ddpm']
+  assert [u.model.name for u in units.values()] == ['unet', 'vit']
+  assert [u.steps * u.batch_size for u in units.values()] == [64, 16]
+
+
 @pytest.mark.parametrize('preset', ['paper', 'tiny', 'test'])
 def test_every_preset_is_accepted(preset):
   table1.check(table1_config.get_config(preset))
@@ -154,6 +163,7 @@ def test_every_preset_is_accepted(preset):
     ('splits', ('groups',), '--config.splits'),
     ('random_splits', ('groups',), '--config.random_splits'),
     ('images_drawn', 0, '--config.images_drawn'),
+    ('drawn.mae', -1, '--config.drawn.mae'),
     ('headline', 'msfa', '--config.headline'),
   ],
 )

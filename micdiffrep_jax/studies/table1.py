@@ -25,7 +25,7 @@ from micdiffrep_jax.methods.base import trainable
 from micdiffrep_jax.pretrain import monitor, train
 from micdiffrep_jax.run import checkpoint as checkpoints
 from micdiffrep_jax.run import files, log
-from micdiffrep_jax.run.checks import lookup, not_empty, one_of
+from micdiffrep_jax.run.checks import lookup, not_empty, one_of, whole_number
 from micdiffrep_jax.scores import bootstrap
 from micdiffrep_jax.studies import (
   base,
@@ -66,6 +66,8 @@ def check(config: ConfigDict) -> None:
       f'images_drawn={config.images_drawn}: set --config.images_drawn to 1 or '
       'more.'
     )
+  for name, own in config.drawn.items():
+    whole_number(own, 0, float('inf'), f'--config.drawn.{name}')
   for text in config.committees:
     committees.parse(text, config.methods, config.probe.floors)
   kinds, classic = config.probe.heads.kinds, config.probe.classic
@@ -98,6 +100,12 @@ def open_given(config: ConfigDict) -> dict[str, encoders.Encoder]:
   return found
 
 
+def images_drawn(config: ConfigDict, name: str) -> int:
+  """How many images a method draws: its own number, or that of all."""
+  own: int = config.drawn.get(name, 0)
+  return own or config.images_drawn
+
+
 def pretrain_config(config: ConfigDict, name: str) -> ConfigDict:
   """The pretraining of a method on what no split of the table tests."""
   unit = config.pretrain[name].copy_and_resolve_references()
@@ -105,7 +113,7 @@ def pretrain_config(config: ConfigDict, name: str) -> ConfigDict:
     unit.data.path, unit.data.cache = config.data.path, config.data.cache
     unit.data.split = config.splits[0]
     unit.data.spare = tuple(config.splits[1:])
-    unit.steps = -(-config.images_drawn // unit.batch_size)
+    unit.steps = -(-images_drawn(config, name) // unit.batch_size)
     warmup = unit.optim.warmup_steps  # of a longer run, maybe
     unit.optim.warmup_steps = min(warmup, unit.steps // 10)
   return unit
@@ -193,12 +201,10 @@ def run(config: ConfigDict, workdir: str) -> files.Results:
     encoder = given.get(name) or pretrained(config, name, workdir)
     costs[name] = cost(encoder)
     drawn = costs[name].images_drawn
-    if drawn and abs(drawn - config.images_drawn) > encoder.config.batch_size:
+    wanted = images_drawn(config, name)
+    if drawn and abs(drawn - wanted) > encoder.config.batch_size:
       log.get_logger().warning(
-        '%s drew %d images, not the %d of the others.',
-        encoder.info.path,
-        drawn,
-        config.images_drawn,
+        '%s drew %d images, not %d.', encoder.info.path, drawn, wanted
       )
     for split in config.splits:
       unit = probe_config(config, name, encoder.info.path or '', split)
