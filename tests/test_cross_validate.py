@@ -296,6 +296,33 @@ def test_names_in_a_picture_are_short_and_differ(names, short):
   assert len(set(found.values())) == len(names)
 
 
+def _row(encoder, images_seen, value, head='knn', share=1.0):
+  scored = {'value': value, 'low': value - 0.1, 'high': value + 0.1}
+  found = {'encoder': encoder, 'head': head, 'share': share}
+  return found | {'images_seen': images_seen, 'all': {'accuracy': scored}}
+
+
+def test_checkpoints_of_a_run_are_a_curve_against_images(tmp_path):
+  rows = [
+    _row('a/moco/checkpoints/20, t = 1', 2000, 0.6),
+    _row('a/moco/checkpoints/10, t = 1', 1000, 0.5),
+    _row('a/moco/checkpoints/10, t = 1', 1000, 0.4, share=0.1),
+    _row('a/moco/checkpoints/10, t = 1', 1000, 0.3, head='kernel'),
+    _row('a/ddpm, t = 1', 1500, 0.7),
+    _row('', None, 0.2, head='floor/majority'),
+  ]
+  series = folds_table.by_images(rows)
+  assert {name: line['x'] for name, line in series.items()} == {
+    'moco': [1, 2],
+    'ddpm': [1.5],
+    'floor: majority class': [1, 2],
+  }
+  assert series['moco']['y'] == [50, 60]
+  folds_table.draw_images(str(tmp_path), rows)
+  assert os.path.getsize(tmp_path / 'images_drawn.png') > 5000
+  assert not folds_table.by_images([rows[0], *rows[4:]])
+
+
 def test_an_encoder_that_had_labels_is_refused(ds, monkeypatch):
   taught = fake_encoder(ds)
   method = dataclasses.replace(

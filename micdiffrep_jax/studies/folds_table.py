@@ -5,6 +5,7 @@ Letters: n labelled rows of train and validation, k classes.
 
 from collections.abc import Mapping, Sequence
 import os
+import re
 from typing import Any, NamedTuple
 
 from ml_collections import ConfigDict
@@ -195,6 +196,7 @@ def write(workdir: str, results: Mapping[str, Any]) -> None:
   plots.save(os.path.join(workdir, 'cross_validation.png'), figure)
   if len({row['share'] for row in rows}) > 1:
     draw_shares(workdir, rows)
+  draw_images(workdir, rows)
 
 
 def short_names(encoders: Sequence[str]) -> dict[str, str]:
@@ -242,6 +244,51 @@ def draw_shares(workdir: str, rows: Sequence[Mapping[str, Any]]) -> None:
     'Each group predicted by heads that saw none of it',
   )
   plots.save(os.path.join(workdir, 'label_efficiency.png'), figure)
+
+
+def run_of(encoder: str) -> str:
+  """The name of an encoder without the step of its run."""
+  return re.sub(r'/(checkpoints/)?\d+(?= |,|$)', '', encoder, count=1)
+
+
+def by_images(
+  rows: Sequence[Mapping[str, Any]],
+) -> dict[str, dict[str, list[float]]]:
+  """Each run's first head against thousands of images drawn; floors level.
+
+  With the largest share of the labels; {} where no run has two checkpoints.
+  """
+  most, head = max(row['share'] for row in rows), rows[0]['head']
+  rows = [row for row in rows if row['share'] == most]
+  drawn = [r for r in rows if r['head'] == head and r.get('images_seen')]
+  drawn.sort(key=lambda row: row['images_seen'])
+  runs = [run_of(row['encoder']) for row in drawn]
+  series: dict[str, dict[str, list[float]]] = {}
+  if len(set(runs)) == len(runs):
+    return series
+  short, x = short_names([*dict.fromkeys(runs)]), 0.0
+  for run, row in zip(runs, drawn):
+    x = row['images_seen'] / 1000
+    plots.add_point(series, short[run], x, row['all']['accuracy'])
+  for row in (row for row in rows if row['head'].startswith(FLOOR)):
+    for end in (drawn[0]['images_seen'] / 1000, x):
+      plots.add_point(series, row_title(row), end, row['all']['accuracy'])
+  return series
+
+
+def draw_images(workdir: str, rows: Sequence[Mapping[str, Any]]) -> None:
+  """images_drawn.png: what longer pretraining is worth, where runs show it."""
+  series = by_images(rows)
+  if not series:
+    return
+  figure = plots.few_labels(
+    series,
+    {name: name for name in series},
+    'thousands of images drawn in pretraining',
+    'accuracy, %',
+    'Each group predicted by heads that saw none of it',
+  )
+  plots.save(os.path.join(workdir, 'images_drawn.png'), figure)
 
 
 def save_predictions(
