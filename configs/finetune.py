@@ -52,7 +52,8 @@ def fill(config: ConfigDict, preset: str) -> None:
   config.lora.rank = 8  # of the additions; 0: none, only the head is trained
   config.lora.alpha = 8.0  # additions are multiplied by alpha / rank
 
-  config.views = 'mri'  # how images are changed: mri | paper | '' not at all
+  # How images are changed: mri | mild | paper | '' not at all.
+  config.views = 'mri'
   config.balanced = False  # weigh classes by inverse frequency
   config.batch_size = 32  # over all devices
   config.eval_batch_size = 128  # where nothing is trained

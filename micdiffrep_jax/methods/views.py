@@ -143,6 +143,8 @@ class View(NamedTuple):
 _MOCO = View((0.2, 1.0), 0.0, 0.8, 0.6, 0.6, 0.5, 0.0, 0.5)
 # Milder, ours: a lesion stays in the crop, and dark stays dark.
 _MRI = View((0.4, 1.0), 10.0, 0.8, 0.4, 0.4, 0.25, 0.0, 0.5)
+# Ours, for encoders that know no views: the whole head stays in sight.
+_MILD = View((0.7, 1.0), 10.0, 0.5, 0.2, 0.2, 0.0, 0.0, 0.5)
 
 POLICIES = {
   'paper': (_MOCO, _MOCO),
@@ -152,6 +154,7 @@ POLICIES = {
     _MOCO._replace(blur=0.1, solarize=0.2),
   ),
   'mri': (_MRI, _MRI),
+  'mild': (_MILD, _MILD),
 }
 
 
