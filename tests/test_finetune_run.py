@@ -120,6 +120,24 @@ def test_a_killed_run_that_goes_on_equals_the_run_that_was_not(
   jax.tree.map(np.testing.assert_array_equal, variables(found), variables(want))
 
 
+@pytest.mark.parametrize(
+  ('changes', 'images', 'steps'),
+  [
+    ({}, 1_000, 180),  # 187 passes
+    ({}, 980, 180),  # a fold of about the same size
+    ({}, 90, 30),  # few labels
+    ({'min_steps': 0}, 90, 16),
+    ({'steps': 7}, 1_000, 7),
+  ],
+)
+def test_updates_are_of_whole_epochs_and_end_with_an_evaluation(
+  changes, images, steps
+):
+  count = {'batch_size': 16, 'epochs': 3, 'eval_every': 20, 'steps': 0}
+  config = tunable.get_config(**{**count, 'min_steps': 30, **changes})
+  assert tuning.steps_of(config, images) == steps
+
+
 def test_the_step_of_the_lowest_validation_loss_is_kept(whole):
   _, found = whole
   assert found.step == min(found.evaluated, key=found.evaluated.get)

@@ -90,6 +90,19 @@ def net_of(head: SavedHead) -> ConfigDict:
   )
 
 
+def steps_of(config: ConfigDict, images: int) -> int:
+  """Updates on so many images: those of the config, or of whole epochs.
+
+  The latter end with an evaluation, so that folds of about the same size have
+  the same number and share a compiled program.
+  """
+  passes = config.epochs * images // config.batch_size
+  if passes > config.eval_every:
+    passes -= passes % config.eval_every
+  steps: int = config.steps or max(config.min_steps, passes, 1)
+  return steps
+
+
 def resolve(
   config: ConfigDict,
   encoder: Encoder,
@@ -109,8 +122,7 @@ def resolve(
   for name in ('classes', 'layers', 'timestep', 'grid'):
     found[name] = getattr(info, name)
   found.deviation = bool(info.deviation)
-  passes = config.epochs * images // config.batch_size
-  found.steps = config.steps or max(config.min_steps, passes, 1)
+  found.steps = steps_of(config, images)
   return found.lock()
 
 
