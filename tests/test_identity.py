@@ -163,14 +163,15 @@ def test_a_cell_that_says_nothing_is_asked_for(tmp_path, cell):
 def test_rows_that_name_no_file_are_said(tmp_path, caplog):
   text = 'file,group\na.png,x\nB.png,y\nz.png,z\n'
   rules = Rules(group_csv=table(tmp_path, text))
-  identity.warn_of_unused_rows(['a.png', 'b.png'], rules)
+  identity.assign(['a.png'], [''], rules, ['a.png', 'b.png'])
   assert '2 rows of' in caplog.text
   assert 'e.g. B.png' in caplog.text
   caplog.clear()
-  identity.warn_of_unused_rows(['a.png', 'B.png', 'z.png'], rules)
+  identity.assign(['a.png'], [''], rules, ['a.png', 'B.png', 'z.png'])
   text = 'file,group\nG_1.jpg,x\nG_2_BR_.jpg,y\n'  # sources do
   rules = Rules(group_csv=table(tmp_path, text), variant_regex='crystal_clean')
-  identity.warn_of_unused_rows(['G_1.jpg', 'a/G_2.jpg'], rules)
+  files = ['G_1.jpg', 'a/G_2.jpg']
+  identity.assign(files, ['', ''], rules, files)
   assert not caplog.text
 
 

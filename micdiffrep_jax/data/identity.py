@@ -31,6 +31,9 @@ _NOT_KNOWN = ('0', 'false', 'no')
 _SHOWN = 5
 
 
+TableRow = tuple[int, str, str]  # number of the line, file, patient
+
+
 class Rules(NamedTuple):
   """Fields of config.data that say what belongs together."""
 
@@ -71,7 +74,10 @@ class Identity(NamedTuple):
 
 
 def assign(
-  files: Sequence[str], known: Sequence[str], rules: Rules
+  files: Sequence[str],
+  known: Sequence[str],
+  rules: Rules,
+  listed: Sequence[str] = (),
 ) -> Identity:
   """Decides file by file, the first that names a patient wins.
 
@@ -80,8 +86,10 @@ def assign(
   nothing), a folder or name sub-XX of BIDS. A file that none of them names has
   an unknown patient, which must be accepted: by `variant_regex`,
   `group_by=file`, or a table that says so. Patterns see the name without its
-  ending, or the path where they contain a '/'. Raises ValueError for a rule
-  that does not work, contradictions, and files that are left without a patient.
+  ending, or the path where they contain a '/'. Rows of the table that name none
+  of the files `listed` are warned of, where these are given. Raises ValueError
+  for a rule that does not work, contradictions, and files that are left without
+  a patient.
   """
   if rules.group_by not in CHOICES:
     raise ValueError(
@@ -89,7 +97,8 @@ def assign(
       'goes into config.data.group_regex.'
     )
   source, variant = _variants(files, rules)
-  table = _table(rules, files, source)
+  rows = _read_table(rules.group_csv) if rules.group_csv else []
+  table = _table(rows, rules, files, source)
   told = _headers(known)
   pattern = _compiled('group_regex', rules.group_regex)
   ways = {
@@ -114,6 +123,8 @@ def assign(
   if not accepted:
     _check_all_named(files, found, set(table), rules)
   _warn_of_torn_headers(files, told, found)
+  if listed:
+    _warn_of_unused_rows(rows, listed, rules)
   return found
 
 
@@ -243,7 +254,10 @@ def _variants(
 
 
 def _table(
-  rules: Rules, files: Sequence[str], source: Sequence[str]
+  rows: Sequence[TableRow],
+  rules: Rules,
+  files: Sequence[str],
+  source: Sequence[str],
 ) -> dict[int, str]:
   """{number of a file: patient, or '' where the table says unknown}.
 
@@ -253,7 +267,7 @@ def _table(
   if not rules.group_csv:
     return {}
   by_path: dict[str, str] = {}
-  for line, name, patient in _read_table(rules.group_csv):
+  for line, name, patient in rows:
     _set(by_path, name, patient, f'{rules.group_csv} line {line}')
   regex = _source_pattern(rules)
   by_source: dict[str, str] = {}
@@ -283,15 +297,15 @@ def _source_pattern(rules: Rules) -> re.Pattern | None:
   return _compiled('variant_regex', text)
 
 
-def warn_of_unused_rows(files: Sequence[str], rules: Rules) -> None:
+def _warn_of_unused_rows(
+  rows: Sequence[TableRow], files: Sequence[str], rules: Rules
+) -> None:
   """Says so where rows of the table name no file of a source."""
-  if not rules.group_csv:
-    return
-  source, _ = _variants(files, rules)
+  source, _ = _variants(files, rules) if rows else ((), ())
   there = {_composed(name) for name in (*files, *source)}
   regex = _source_pattern(rules)
   unused = []
-  for _, name, _ in _read_table(rules.group_csv):
+  for _, name, _ in rows:
     match = _search(regex, name) if regex else None
     if name not in there and not (match and match.group('source') in there):
       unused.append(name)
@@ -330,8 +344,8 @@ def _lines(reader: Any, path: str) -> Iterator[list[str]]:
     ) from None
 
 
-def _read_table(path: str) -> list[tuple[int, str, str]]:
-  """Lines (number, file, patient) of a CSV file as programs export them.
+def _read_table(path: str) -> list[TableRow]:
+  """Lines of a CSV file as programs export them.
 
   patient is '' where the column patient_known says so. Rows with an empty cell
   for the patient, or what programs write there, say nothing and are left out.

@@ -344,13 +344,12 @@ def _check_patients(
   left = [labels[i] for i in at]
   label_of = dict(zip(source.files, labels))
   classes.check_none_refused(label_of, left, source.refused)
-  rules = identity.Rules.of(data)
   who = identity.assign(
     [source.files[i] for i in at],
     [source.groups[i] for i in at],
-    rules,
+    identity.Rules.of(data),
+    source.files,
   )
-  identity.warn_of_unused_rows(source.files, rules)
   splits.check_enough_units(np.array(left), np.array(who.people()))
 
 
