@@ -9,6 +9,11 @@ def _draw(seed, n=400, d=6, mean=0.0, scale=1.0):
   return np.random.default_rng(seed).normal(mean, scale, (n, d))
 
 
+def _compare(generated, val, train):
+  sets = assess.FeatureSets(generated, val, train)
+  return assess.compare(assess.on_scale(sets))
+
+
 def test_frechet_distance_of_known_gaussians():
   # For d independent features: sum (m1 - m2)^2 + (s1 - s2)^2.
   a, b = _draw(0, 50_000), _draw(1, 50_000, mean=0.5, scale=2.0)
@@ -81,7 +86,7 @@ def test_radius_is_the_kth_neighbour_without_the_image_itself():
 
 def test_compare_puts_real_images_at_the_floor():
   train, val = _draw(0, 300), _draw(1, 200)
-  found = assess.compare(_draw(2, 100, mean=1.0), val, train)
+  found = _compare(_draw(2, 100, mean=1.0), val, train)
   assert found.images == {'generated': 100, 'val': 200, 'floor': 100}
   for name in ('frechet_distance', 'kernel_distance'):
     floor = abs(getattr(found.floor, name))
@@ -89,11 +94,17 @@ def test_compare_puts_real_images_at_the_floor():
   assert found.floor.precision > 0.8 > found.generated.recall
 
 
+def test_compare_takes_features_as_they_are():
+  val = 2 * _draw(0)
+  found = assess.compare(assess.FeatureSets(val + 3, val, val))
+  assert found.generated.frechet_distance == pytest.approx(6 * 9)
+
+
 def test_a_feature_that_real_images_lack_does_not_outweigh_all_others():
   rng = np.random.default_rng(0)
   real, made = rng.normal(size=(2, 200, 5))
   dead, alive = np.zeros((200, 1)), np.ones((200, 1))
-  found = assess.compare(
+  found = _compare(
     np.hstack([made, alive]), np.hstack([real, dead]), np.hstack([real, dead])
   )
   # One deviation of the others is 1, so the feature is off by 12 of a tenth.

@@ -205,31 +205,25 @@ def precision_recall(
   return float(precision), float(recall)
 
 
-def _scale(train: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-  """Mean and deviation (d,) that features are brought to.
+def on_scale(sets: FeatureSets) -> FeatureSets:
+  """Features on the scale of the training images' mean and deviation.
 
   A feature that real images hardly have, such as a channel behind a ReLU, would
   outweigh all others where generated ones have it: its deviation counts as a
   tenth of the average one.
   """
-  deviation = train.std(0)
+  mean, deviation = sets.train.mean(0), sets.train.std(0)
   least = max(0.1 * float(deviation.mean()), 1e-6)
-  return train.mean(0), np.maximum(deviation, least)
+  scale = np.maximum(deviation, least)
+  return FeatureSets(*((x - mean) / scale for x in sets))
 
 
-def compare(
-  generated: np.ndarray, val: np.ndarray, train: np.ndarray
-) -> Comparison:
-  """Generated and training images, each against validation; features (., d).
+def compare(sets: FeatureSets) -> Comparison:
+  """Generated and training images, each against validation, on one scale.
 
-  Of `train` the same number as of `generated` is taken, evenly spread; features
-  are put on the scale of train's mean and deviation first.
+  Of `train` the same number as of `generated` is taken, evenly spread.
   """
-  mean, deviation = _scale(train)
-  generated, val, train = (
-    (np.asarray(x, np.float64) - mean) / deviation
-    for x in (generated, val, train)
-  )
+  generated, val, train = sets
   take = np.linspace(0, len(train) - 1, min(len(generated), len(train)))
 
   def scores(x: np.ndarray) -> Scores:
@@ -379,17 +373,15 @@ def feature_space(
     return found[layer].reshape(len(rows), -1).astype(np.float32)
 
   drawn = real.dataset._replace(path='samples', images=generated)
-  train = extract(real.dataset, rows, 'training images')
-  mean, deviation = _scale(train)
   sets = FeatureSets(
-    (extract(drawn, np.arange(len(generated)), 'samples') - mean) / deviation,
-    (extract(real.dataset, real.val, 'validation images') - mean) / deviation,
-    (train - mean) / deviation,
+    extract(drawn, np.arange(len(generated)), 'samples'),
+    extract(real.dataset, real.val, 'validation images'),
+    extract(real.dataset, rows, 'training images'),
   )
   name = f'{layer} at t = {timestep}'
   if config.checkpoint:
     name = f'{config.checkpoint}: {name}'
-  return Space(name, sets, rows)
+  return Space(name, on_scale(sets), rows)
 
 
 def find_copies(
@@ -469,7 +461,10 @@ def save_nearest(
 
 
 def external_sets(path: str, images: int) -> FeatureSets:
-  """Features of another network from an npz; ValueError if they do not fit."""
+  """Features of another network from an npz, on the scale of its `train`.
+
+  Raises ValueError if they do not fit.
+  """
   with np.load(path) as file:
     missing = set(FeatureSets._fields) - set(file.files)
     if missing:
@@ -477,14 +472,16 @@ def external_sets(path: str, images: int) -> FeatureSets:
         f'{path} lacks the arrays {sorted(missing)}; it has {file.files}. '
         'Mend it, or set --config.quality.external= to do without.'
       )
-    sets = FeatureSets(*(file[k] for k in FeatureSets._fields))
+    sets = FeatureSets(
+      *(np.asarray(file[k], np.float64) for k in FeatureSets._fields)
+    )
   count = len(sets.generated)
   if count != images:
     raise ValueError(
       f'{path} has features of {count} generated images, but {images} are '
       f'drawn. Set --config.images={count}.'
     )
-  return sets
+  return on_scale(sets)
 
 
 def loss_by_timestep(

@@ -129,7 +129,7 @@ def quality(
     images = len(space.sets.generated)
     spaces[config.external] = assess.external_sets(config.external, images)
   results: files.Results = {
-    'quality': {k: assess.compare(*x) for k, x in spaces.items()}
+    'quality': {k: assess.compare(x) for k, x in spaces.items()}
   }
   if config.loss_images:
     rows = assess.evenly(real.val, config.loss_images)
