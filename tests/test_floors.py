@@ -26,7 +26,8 @@ def dataset(n=60, size=32, seed=0):
 
 def predict(ds, train, query):
   rows = np.arange(len(ds.images))
-  found = floors.predict(ds.images, rows, data.labels(ds), 3, [(train, query)])
+  cut = floors.Cut(train, query, data.labels(ds))
+  found = floors.predict(ds.images, rows, 3, [cut])
   return {name: probs for name, (probs,) in found.items()}
 
 

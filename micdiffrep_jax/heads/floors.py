@@ -181,6 +181,17 @@ class Floor(NamedTuple):
   head: Head
 
 
+class Cut(NamedTuple):
+  """Positions of rows to fit on and of those to predict (q,).
+
+  labels: of all rows, int; those of `train` are known.
+  """
+
+  train: np.ndarray
+  query: np.ndarray
+  labels: np.ndarray
+
+
 _NEAREST = Head(nearest_predict, nearest, calibrated=False)
 _KERNEL = Head(_kernel_predict, _kernel, calibrated=False)
 FLOORS = {
@@ -210,20 +221,18 @@ def check(names: Sequence[str]) -> None:
 def predict(
   images: Any,
   rows: np.ndarray,
-  labels: np.ndarray,
   classes: int,
-  cuts: Sequence[tuple[np.ndarray, np.ndarray]],
+  cuts: Sequence[Cut],
   names: Sequence[str] = tuple(FLOORS),
   seed: int = 0,
 ) -> dict[str, list[np.ndarray]]:
   """Probabilities (q, k) float64 of each named floor, of each cut.
 
-  images[rows] are described once, their labels (len(rows),) int; a cut holds
-  the positions in `rows` to fit on, all labelled, and those (q,) to predict.
+  images[rows] are described once; positions of a cut are those in `rows`.
   One-hot rows of a nearest neighbour make NLL meaningless there.
   """
   check(names)
-  if any(labels[train].min() < 0 for train, _ in cuts):
+  if any(cut.labels[cut.train].min() < 0 for cut in cuts):
     raise ValueError('Floors are fitted on labelled rows only.')
   known: dict[Describe, Features] = {}
   out: dict[str, list[np.ndarray]] = {}
@@ -234,7 +243,7 @@ def predict(
       known[how] = matrix.literal(describe(images, rows, how))
     found = known[how]
     out[name] = []
-    for train, query in cuts:
+    for train, query, labels in cuts:
       problem = Problem(found, labels, classes, train, train[:1])
       fitted = head.fit(problem, seed=seed)
       asked = found._replace(x=found.x[query])

@@ -279,7 +279,7 @@ def run(config: ConfigDict, workdir: str) -> files.Results:
     found = final_rows(averaged[who], source, parts, config)
     rows |= {source.name + name: row for name, row in found.items()}
   folder = place.format('floors')
-  rows |= grid.floor_rows(ds, parts, config.floors, config.seed, folder)
+  rows |= grid.floor_rows(ds, [parts], config.floors, config.seed, folder)[0]
 
   results = probe.score(
     rows, ds, parts, normal, config.resamples, config.seed, config.pooling

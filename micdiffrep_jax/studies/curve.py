@@ -85,7 +85,9 @@ def run(config: ConfigDict, workdir: str) -> files.Results:
     if not config.keep_features:
       shutil.rmtree(source.folder, ignore_errors=True)
   folder = os.path.join(workdir, 'steps', 'floors')
-  rows = grid.floor_rows(study.ds, parts, config.floors, config.seed, folder)
+  (rows,) = grid.floor_rows(
+    study.ds, [parts], config.floors, config.seed, folder
+  )
   if not config.keep_features:
     shutil.rmtree(folder, ignore_errors=True)
   y = parts.labels[parts.val]

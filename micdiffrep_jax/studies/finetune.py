@@ -190,7 +190,7 @@ def run(config: ConfigDict, workdir: str) -> files.Results:
     assert first is not None
     row, found = tuned.tuned_row(s, first, parts, workdir)
     rows = {TUNED: row, FROZEN: frozen}
-    rows |= grid.floor_rows(ds, parts, config.floors, config.seed, folder)
+    rows |= grid.floor_rows(ds, [parts], config.floors, config.seed, folder)[0]
     shutil.rmtree(folder, ignore_errors=True)
     results = probe.score(
       rows, ds, parts, normal, config.resamples, config.seed, config.pooling

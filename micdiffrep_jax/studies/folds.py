@@ -291,18 +291,20 @@ def check_tuned(
 
 def predict_floors(
   ds: data.Dataset,
-  rotated: Sequence[Parts],
+  by_share: Mapping[float, Sequence[Parts]],
   names: Sequence[str],
   seed: int,
   folder: str,
 ) -> dict[Key, np.ndarray]:
   """Probabilities (n, k) of the floors, fitted on the rows that heads are."""
-  shape = len(rotated[0].rows), rotated[0].classes
+  cuts = [(share, x) for share, rotated in by_share.items() for x in rotated]
+  parts = [part for _, part in cuts]
+  shape = len(parts[0].rows), parts[0].classes
+  rows = grid.floor_rows(ds, parts, names, seed, folder)
   probs: dict[Key, np.ndarray] = {}
-  for part in rotated if names else ():
-    floors_of_part = grid.floor_rows(ds, part, names, seed, folder)
-    for name, row in floors_of_part.items():
-      whole = probs.setdefault(Key('', name), np.zeros(shape))
+  for (share, part), own in zip(cuts, rows, strict=True):
+    for name, row in own.items():
+      whole = probs.setdefault(Key('', name, share), np.zeros(shape))
       whole[part.test] = row.test[0]
   return probs
 
@@ -398,11 +400,9 @@ def run(config: ConfigDict, workdir: str) -> files.Results:
   every = candidates(config, ds, rows)
   check_tuned(every, ds, [*itertools.chain(*by_share.values())], config)
   probs, told = predict_all(every, ds, rows, by_share, config, workdir)
-  for share, cut in by_share.items():
-    floors = predict_floors(
-      ds, cut, config.floors, config.seed, features_folder
-    )
-    probs |= {key._replace(share=share): p for key, p in floors.items()}
+  probs |= predict_floors(
+    ds, by_share, config.floors, config.seed, features_folder
+  )
   members = members_of(config, every)
   for key, own in members.items():
     probs[key] = committees.average([probs[one] for one in own])

@@ -488,29 +488,41 @@ def _best_of_cuts(
 
 def floor_rows(
   ds: data.Dataset,
-  parts: Parts,
+  cuts: Sequence[Parts],
   names: Sequence[str],
   seed: int,
   folder: str,
-) -> dict[str, Row]:
-  """The baselines on the same rows, those that are left out excepted.
+) -> list[dict[str, Row]]:
+  """The baselines on each cut of the same rows, without those left out.
 
-  folder: for the features of an encoder that is a floor.
+  Images are described once for all. folder: for the features of an encoder that
+  is a floor.
   """
+  rows, classes = cuts[0].rows, cuts[0].classes
   simple = [name for name in names if name != imagenet.NAME]
-  found: dict[str, Row] = {}
-  if simple:
-    cut = (parts.train, np.concatenate([parts.val, parts.test]))
-    said = floors.predict(
-      ds.images, parts.rows, parts.labels, parts.classes, [cut], simple, seed
-    )
-    for name, (probs,) in said.items():
-      val, test = np.split(probs, [len(parts.val)])
-      found[name] = Row({}, val, test[None])
+  said = floors.predict(
+    ds.images,
+    rows,
+    classes,
+    [
+      floors.Cut(x.train, np.concatenate([x.val, x.test]), x.labels)
+      for x in cuts
+    ],
+    simple,
+    seed,
+  )
+  found: list[dict[str, Row]] = [{} for _ in cuts]
+  for name, answers in said.items():
+    for cut, probs, own in zip(cuts, answers, found, strict=True):
+      val, test = np.split(probs, [len(cut.val)])
+      own[name] = Row({}, val, test[None])
   if len(simple) < len(names) and not imagenet.left_out(names):
-    x = imagenet.features(ds, parts.rows, folder)
-    standard = matrix.standardise(x, parts.train)
+    x = imagenet.features(ds, rows, folder)
     spot = Spot(imagenet.LAYERS, imagenet.TIMESTEP, imagenet.GRID)
-    row = finish(imagenet.HEAD, standard, parts, spot)
-    found[imagenet.NAME] = row._replace(head=None)
-  return {FLOOR + name: found[name] for name in names if name in found}
+    for cut, own in zip(cuts, found, strict=True):
+      standard = matrix.standardise(x, cut.train)
+      row = finish(imagenet.HEAD, standard, cut, spot)
+      own[imagenet.NAME] = row._replace(head=None)
+  return [
+    {FLOOR + name: own[name] for name in names if name in own} for own in found
+  ]

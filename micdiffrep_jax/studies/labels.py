@@ -255,9 +255,8 @@ def floor_answers(
   found = floors.predict(
     ds.images,
     parts.rows,
-    parts.labels,
     parts.classes,
-    [(same[0].train, parts.test) for same in groups],
+    [floors.Cut(same[0].train, parts.test, parts.labels) for same in groups],
     simple,
     seed,
   )

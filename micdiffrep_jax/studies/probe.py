@@ -187,7 +187,7 @@ def run(config: ConfigDict, workdir: str) -> files.Results:
     rows |= {source.name + name: row for name, row in found.items()}
     if not source.name:
       save_head(workdir, rows[config.bundle], study, config)
-  rows |= grid.floor_rows(ds, parts, config.floors, config.seed, folder)
+  rows |= grid.floor_rows(ds, [parts], config.floors, config.seed, folder)[0]
 
   results = score(
     rows, ds, parts, normal, config.resamples, config.seed, config.pooling
