@@ -123,10 +123,10 @@ def test_colour_of_16_bits_in_planes_is_refused():
     decode._deep_colour(image, b'')
 
 
-@pytest.mark.parametrize('suffix', ['.png', '.tiff'])
+@pytest.mark.parametrize('suffix', ['.png', '.tiff', '.jp2'])
 def test_16_bit_colour_is_scaled_not_cut(suffix):
-  deep = np.zeros((4, 5, 3), np.uint16)
-  deep[..., 0] = np.arange(20).reshape(4, 5) * 200  # red, of 12 bits
+  deep = np.zeros((64, 80, 3), np.uint16)
+  deep[..., 0] = np.arange(5120).reshape(64, 80) % 20 * 200  # red, of 12 bits
   deep[0, 0] = (0, 0, 4000)
   data = cv2.imencode(suffix, deep[..., ::-1])[1].tobytes()  # cv2: blue first
   picture = decode.read_image(data)
@@ -134,6 +134,13 @@ def test_16_bit_colour_is_scaled_not_cut(suffix):
     picture.pixels, np.rint(deep / 4000 * 255).astype(np.uint8)
   )
   assert picture.rules == ('range_scaled',)
+
+
+def test_8_bit_jpeg_2000_is_as_it_is():
+  shallow = np.arange(64 * 64 * 3).reshape(64, 64, 3).astype(np.uint8)
+  picture = decode.read_image(cv2.imencode('.jp2', shallow)[1].tobytes())
+  np.testing.assert_array_equal(picture.pixels, shallow[..., ::-1])
+  assert picture.rules == ()
 
 
 def test_float_tiff_is_scaled():

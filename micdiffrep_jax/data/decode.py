@@ -44,6 +44,7 @@ _TIFF_MARKS = (b'II*\0', b'MM\0*', b'II+\0', b'MM\0+')
 MAX_PIXELS = 2**27  # of one picture; 400 MB in colour
 _PADDED_PX = 8192  # side from which a picture is reduced before it is padded
 _TINY_PX = 8
+_CODESTREAM = b'\xff\x4f\xff\x51'  # of JPEG 2000: SOC and SIZ
 _STRAY_BYTES = 16
 _NARROW = 4  # aspect ratio from which a picture is reported
 
@@ -281,6 +282,9 @@ def _deep_colour(image: Image.Image, data: bytes) -> np.ndarray | None:
     return None
   if image.format == 'PNG':
     deep = data[24] == 16  # bit depth in the header chunk
+  elif image.format == 'JPEG2000':
+    depth_at = data.find(_CODESTREAM) + 42  # Ssiz of the first component
+    deep = data[depth_at] & 0x7F > 7  # bits less one, below the sign
   else:
     bits = getattr(image, 'tag_v2', {}).get(_BITS_PER_SAMPLE, (8,))
     deep = max(bits) > 8
