@@ -17,6 +17,7 @@ from micdiffrep_jax.draw.result import Run
 from micdiffrep_jax.encoders import cache
 from micdiffrep_jax.encoders import encoder as encoders
 from micdiffrep_jax.heads import matrix
+from micdiffrep_jax.scores.bootstrap import Score
 from micdiffrep_jax.studies import (
   base,
   folds,
@@ -26,8 +27,8 @@ from micdiffrep_jax.studies import (
   report,
 )
 from micdiffrep_jax.studies.base import Parts
-from micdiffrep_jax.studies.folds_table import Key
 from micdiffrep_jax.studies.grid import Row
+from micdiffrep_jax.studies.page_folds import CrossValidation, Key
 
 
 def get_config(**changes):
@@ -127,7 +128,7 @@ def test_what_is_written_says_the_same(finished, ds):
   shown = [s.title for s in sections if s.blocks]
   assert 'Cross-validation' in shown
   assert 'Other runs' not in shown
-  said = folds_table.text(results)
+  said = folds_table.text(CrossValidation.from_json(results))
   assert 'blind noise, t = 1' in said
 
 
@@ -152,7 +153,7 @@ def test_a_committee_says_the_mean_and_is_compared_with_its_members(finished):
   assert mine == {(sees, 'knn'), (blind, 'knn')}
   assert (
     f'{both}, nearest neighbours, all layers - {blind}'
-    in folds_table.text(results)
+    in folds_table.text(CrossValidation.from_json(results))
   )
 
 
@@ -275,7 +276,7 @@ def test_few_labels_stand_beside_all_in_one_table(alone, tmp_path):
   assert len({(str(c['a']), str(c['b'])) for c in results['comparisons']}) == 10
   assert os.path.getsize(tmp_path / 'label_efficiency.png') > 5000
   assert 'a image, t = 1, nearest neighbours, all layers, 20 % of the' in (
-    folds_table.text(results)
+    folds_table.text(CrossValidation.from_json(results))
   )
   with open(tmp_path / 'comparisons.csv') as f:
     assert {line['share'] for line in csv.DictReader(f)} == {'0.2', '1.0'}
@@ -297,9 +298,9 @@ def test_names_in_a_picture_are_short_and_differ(names, short):
 
 
 def _row(encoder, images_seen, value, head='knn', share=1.0):
-  scored = {'value': value, 'low': value - 0.1, 'high': value + 0.1}
-  found = {'encoder': encoder, 'head': head, 'share': share}
-  return found | {'images_seen': images_seen, 'all': {'accuracy': scored}}
+  scores = {'accuracy': Score(value, value - 0.1, value + 0.1)}
+  told = {'images_seen': images_seen}
+  return page_folds.Row(encoder, head, (), scores, share=share, told=told)
 
 
 def test_checkpoints_of_a_run_are_a_curve_against_images(tmp_path):

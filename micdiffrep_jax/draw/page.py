@@ -181,18 +181,22 @@ def interval(x: Interval, scale: float = 100, digits: int = 1) -> str:
   return f'{text} ({scale * low:.{digits}f} to {scale * high:.{digits}f})'
 
 
+def _percent(x: Interval, sign: str) -> list[str]:
+  return [
+    f'{100 * (math.nan if one is None else one):{sign}.1f}' for one in bounds(x)
+  ]
+
+
 def brackets(x: Interval, sign: str = '') -> str:
   """'value [low, high]' in percent, as plain text; sign '+' shows it always."""
-  value, low, high = (
-    f'{100 * (math.nan if one is None else one):{sign}.1f}' for one in bounds(x)
-  )
+  value, low, high = _percent(x, sign)
   return f'{value} [{low}, {high}]'
 
 
-def difference(x: Mapping[str, float], value: str = 'difference') -> str:
+def difference(x: Interval) -> str:
   """'+value (+low to +high)' in points of a paired comparison."""
-  middle, low, high = (100 * x[k] for k in (value, 'low', 'high'))
-  return f'{middle:+.1f} ({low:+.1f} to {high:+.1f})'
+  value, low, high = _percent(x, '+')
+  return f'{value} ({low} to {high})'
 
 
 def pivot(

@@ -44,8 +44,8 @@ class OverDraws(NamedTuple):
   value: float
   low: float
   high: float
-  each: tuple[float, ...]
-  deviation: float | None
+  each: tuple[float, ...] = ()  # of older results
+  deviation: float | None = None
 
 
 def group_weights(

@@ -26,7 +26,6 @@ from micdiffrep_jax.heads.base import HeadInfo
 from micdiffrep_jax.run import files
 from micdiffrep_jax.run.checks import one_of
 from micdiffrep_jax.scores import bootstrap
-from micdiffrep_jax.scores.bootstrap import BOUNDS
 from micdiffrep_jax.scores.metrics import HEADLINE
 
 _NORMAL = ('normal', 'no_tumor', 'notumor', 'no tumor', 'healthy')
@@ -296,9 +295,10 @@ def who_of(name: str) -> str:
   return name.strip('/') or 'encoder'
 
 
-def by_metric(head: Mapping[str, Any], scored: Mapping[str, Any]) -> list[Line]:
+def by_metric(
+  head: Mapping[str, Any], scored: Mapping[str, bootstrap.Score]
+) -> list[Line]:
   """Lines of a CSV file, one per headline metric: its value and bounds."""
   return [
-    {**head, 'metric': name, **{x: scored[name][x] for x in BOUNDS}}
-    for name in HEADLINE
+    {**head, 'metric': name, **scored[name]._asdict()} for name in HEADLINE
   ]

@@ -41,8 +41,8 @@ from micdiffrep_jax.studies import (
 )
 from micdiffrep_jax.studies.base import Parts
 from micdiffrep_jax.studies.cuts import VALIDATION, draw_labels, group_folds
-from micdiffrep_jax.studies.folds_table import Key
 from micdiffrep_jax.studies.grid import Spot
+from micdiffrep_jax.studies.page_folds import Key
 
 
 class Candidate(NamedTuple):
@@ -407,23 +407,24 @@ def run(config: ConfigDict, workdir: str) -> files.Results:
   for key, own in members.items():
     probs[key] = committees.average([probs[one] for one in own])
     told[key] = {'members': [one._asdict() for one in own]}
+  about = {
+    **base.describe(ds, config.data.split, whole),
+    'predicted': len(rows),
+    'groups': len(np.unique(groups)),
+    'predicted_patients': base.count_patients(ds, rows),
+  }
+  found = folds_table.score(probs, told, members, ds, rotated, config, about)
+  if jax.process_index() == 0:
+    folds_table.write(workdir, found)
+    folds_table.save_predictions(workdir, probs, ds, rows)
+    print(folds_table.text(found), flush=True)
+  shutil.rmtree(features_folder, ignore_errors=True)
   results = {
     'task': 'cross_validate',
-    **folds_table.score(probs, told, members, ds, rotated, config),
+    **found.to_json(),
     'audit_reasons': doubts,
     **absent,
-    'data': {
-      **base.describe(ds, config.data.split, whole),
-      'predicted': len(rows),
-      'groups': len(np.unique(groups)),
-      'predicted_patients': base.count_patients(ds, rows),
-    },
   }
-  if jax.process_index() == 0:
-    folds_table.write(workdir, results)
-    folds_table.save_predictions(workdir, probs, ds, rows)
-    print(folds_table.text(results), flush=True)
-  shutil.rmtree(features_folder, ignore_errors=True)
   return files.write_results(workdir, results, config)
 
 

@@ -6,7 +6,7 @@ Letters: n labelled rows of train and validation, k classes.
 from collections.abc import Mapping, Sequence
 import os
 import re
-from typing import Any, NamedTuple
+from typing import Any
 
 from ml_collections import ConfigDict
 import numpy as np
@@ -17,7 +17,6 @@ from micdiffrep_jax.draw import page, plots
 from micdiffrep_jax.draw.result import (
   FLOOR,
   RANDOM,
-  SUBSETS,
   patients_in_words,
 )
 from micdiffrep_jax.run import files
@@ -25,18 +24,12 @@ from micdiffrep_jax.scores import bootstrap
 from micdiffrep_jax.scores.bootstrap import BOUNDS
 from micdiffrep_jax.studies import base, tuned
 from micdiffrep_jax.studies.base import Parts
-from micdiffrep_jax.studies.page_folds import row_title
-
-
-class Key(NamedTuple):
-  """A row: encoder '' is of a floor, a head 'random/...' of random weights.
-
-  share: of the labelled groups of each fold.
-  """
-
-  encoder: str
-  head: str
-  share: float = 1.0
+from micdiffrep_jax.studies.page_folds import (
+  Comparison,
+  CrossValidation,
+  Key,
+  Row,
+)
 
 
 def pairs(keys: Sequence[Key]) -> list[tuple[Key, Key]]:
@@ -90,10 +83,12 @@ def score(
   ds: data.Dataset,
   rotated: Sequence[Parts],
   config: ConfigDict,
-) -> files.Results:
-  """`rows` and `comparisons` of the results, from probabilities (n, k).
+  about: Mapping[str, Any],
+) -> CrossValidation:
+  """The table and its comparisons, from probabilities (n, k).
 
-  members: of each committee, which is compared with all of them too.
+  members: of each committee, which is compared with all of them too; about:
+  which images these are.
   Intervals resample groups, the same for all, so that differences are paired;
   that folds share most of their training rows is not in them.
   """
@@ -113,53 +108,55 @@ def score(
     }
     for key, p in probs.items()
   }
-  lines = [
-    {
-      **key._asdict(),
-      **told.get(key, {}),
-      'folds': [
-        float((p[x.test].argmax(1) == labels[x.test]).mean()) for x in rotated
-      ],
-      **{
-        name: {
-          metric: bootstrap.score(found.mean)._asdict()
-          for metric, found in by_metric.items()
-        }
-        for name, by_metric in spread[key].items()
-      },
+  lines = []
+  for key, p in probs.items():
+    scores = {
+      name: {m: bootstrap.score(found.mean) for m, found in by_metric.items()}
+      for name, by_metric in spread[key].items()
     }
-    for key, p in probs.items()
-  ]
+    lines.append(
+      Row(
+        key.encoder,
+        key.head,
+        tuple(
+          float((p[x.test].argmax(1) == labels[x.test]).mean()) for x in rotated
+        ),
+        scores['all'],
+        scores.get('sources'),
+        scores.get('patients'),
+        key.share,
+        told.get(key, {}),
+      )
+    )
   own = [(key, one) for key, mine in members.items() for one in mine]
   both = dict.fromkeys([*pairs(list(probs)), *own])
-  comparisons = [
-    {
-      'a': a._asdict(),
-      'b': b._asdict(),
-      'images': name,
-      **{
-        metric: bootstrap.difference(found, spread[b][name][metric])._asdict()
+  comparisons = tuple(
+    Comparison(
+      a,
+      b,
+      name,
+      {
+        metric: bootstrap.difference(found, spread[b][name][metric])
         for metric, found in spread[a][name].items()
       },
-    }
+    )
     for a, b in both
     for name in spread[a]
-  ]
-  return {'rows': lines, 'comparisons': comparisons}
+  )
+  return CrossValidation(tuple(lines), comparisons, about)
 
 
-def write(workdir: str, results: Mapping[str, Any]) -> None:
+def write(workdir: str, found: CrossValidation) -> None:
   """cross_validation.csv, comparisons.csv and cross_validation.png."""
-  rows, differences = results['rows'], results['comparisons']
-  subsets = [name for name in SUBSETS if name in rows[0]]
+  rows = found.rows
   page.write_csv(
     os.path.join(workdir, 'cross_validation.csv'),
     (*Key._fields, 'images', 'metric', *BOUNDS),
     [
       line
       for row in rows
-      for name in subsets
-      for line in base.by_metric({**row, 'images': name}, row[name])
+      for name, scores in row.subsets.items()
+      for line in base.by_metric({**row.key._asdict(), 'images': name}, scores)
     ],
   )
   page.write_csv(
@@ -167,26 +164,26 @@ def write(workdir: str, results: Mapping[str, Any]) -> None:
     ('a', 'a_head', 'b', 'b_head', 'share', 'images', 'metric', *BOUNDS),
     [
       line
-      for c in differences
+      for c in found.comparisons
       for line in base.by_metric(
         {
-          'a': c['a']['encoder'],
-          'a_head': c['a']['head'],
-          'b': c['b']['encoder'],
-          'b_head': c['b']['head'],
-          'share': c['a']['share'],
-          'images': c['images'],
+          'a': c.a.encoder,
+          'a_head': c.a.head,
+          'b': c.b.encoder,
+          'b_head': c.b.head,
+          'share': c.a.share,
+          'images': c.images,
         },
-        c,
+        c.scores,
       )
     ],
   )
   figure = plots.intervals(
     [
       (
-        row_title(row),
-        row['all']['accuracy'],
-        'first' if row is rows[0] else row['head'],
+        row.key.title,
+        row.all['accuracy'],
+        'first' if row is rows[0] else row.head,
       )
       for row in rows
     ],
@@ -194,7 +191,7 @@ def write(workdir: str, results: Mapping[str, Any]) -> None:
     'accuracy in percent, each group predicted by heads that saw none of it',
   )
   plots.save(os.path.join(workdir, 'cross_validation.png'), figure)
-  if len({row['share'] for row in rows}) > 1:
+  if len({row.share for row in rows}) > 1:
     draw_shares(workdir, rows)
   draw_images(workdir, rows)
 
@@ -220,22 +217,21 @@ def short_names(encoders: Sequence[str]) -> dict[str, str]:
   return short
 
 
-def draw_shares(workdir: str, rows: Sequence[Mapping[str, Any]]) -> None:
+def draw_shares(workdir: str, rows: Sequence[Row]) -> None:
   """label_efficiency.png: of each encoder the best head, against the share."""
-  short = short_names([*{r['encoder']: 0 for r in rows if r['encoder']}])
-  several = len({row['head'] for row in rows if row['encoder']}) > 1
+  short = short_names([*{r.encoder: 0 for r in rows if r.encoder}])
+  several = len({row.head for row in rows if row.encoder}) > 1
   series: dict[str, dict[str, list[float]]] = {}
   kinds: dict[str, str] = {}
-  for row in sorted(rows, key=lambda row: row['share']):
-    encoder = short.get(row['encoder'], '')
-    name = row_title({**row, 'encoder': encoder, 'share': 1.0})
+  for row in sorted(rows, key=lambda row: row.share):
+    encoder = short.get(row.encoder, '')
+    name = Key(encoder, row.head).title
     if encoder and not several:
       name = encoder
-    origin, _, head = row['head'].rpartition('/')
+    origin, _, head = row.head.rpartition('/')
     way = 'fine-tuned' if head.startswith(tuned.TUNED) else ''
     kinds[name] = f'{encoder} {origin}{way}' if encoder else name
-    x, y = 100 * row['share'], row['all']['accuracy']
-    plots.add_point(series, name, x, y)
+    plots.add_point(series, name, 100 * row.share, row.all['accuracy'])
   figure = plots.few_labels(
     series,
     kinds,
@@ -251,32 +247,30 @@ def run_of(encoder: str) -> str:
   return re.sub(r'/(checkpoints/)?\d+(?= |,|$)', '', encoder, count=1)
 
 
-def by_images(
-  rows: Sequence[Mapping[str, Any]],
-) -> dict[str, dict[str, list[float]]]:
+def by_images(rows: Sequence[Row]) -> dict[str, dict[str, list[float]]]:
   """Each run's first head against thousands of images drawn; floors level.
 
   With the largest share of the labels; {} where no run has two checkpoints.
   """
-  most, head = max(row['share'] for row in rows), rows[0]['head']
-  rows = [row for row in rows if row['share'] == most]
-  drawn = [r for r in rows if r['head'] == head and r.get('images_seen')]
-  drawn.sort(key=lambda row: row['images_seen'])
-  runs = [run_of(row['encoder']) for row in drawn]
+  most, head = max(row.share for row in rows), rows[0].head
+  rows = [row for row in rows if row.share == most]
+  drawn = [r for r in rows if r.head == head and r.told.get('images_seen')]
+  drawn.sort(key=lambda row: row.told['images_seen'])
+  runs = [run_of(row.encoder) for row in drawn]
   series: dict[str, dict[str, list[float]]] = {}
   if len(set(runs)) == len(runs):
     return series
   short, x = short_names([*dict.fromkeys(runs)]), 0.0
   for run, row in zip(runs, drawn):
-    x = row['images_seen'] / 1000
-    plots.add_point(series, short[run], x, row['all']['accuracy'])
-  for row in (row for row in rows if row['head'].startswith(FLOOR)):
-    for end in (drawn[0]['images_seen'] / 1000, x):
-      plots.add_point(series, row_title(row), end, row['all']['accuracy'])
+    x = row.told['images_seen'] / 1000
+    plots.add_point(series, short[run], x, row.all['accuracy'])
+  for row in (row for row in rows if row.head.startswith(FLOOR)):
+    for end in (drawn[0].told['images_seen'] / 1000, x):
+      plots.add_point(series, row.key.title, end, row.all['accuracy'])
   return series
 
 
-def draw_images(workdir: str, rows: Sequence[Mapping[str, Any]]) -> None:
+def draw_images(workdir: str, rows: Sequence[Row]) -> None:
   """images_drawn.png: what longer pretraining is worth, where runs show it."""
   series = by_images(rows)
   if not series:
@@ -317,31 +311,26 @@ def save_predictions(
   files.write_arrays(os.path.join(workdir, 'predictions.npz'), arrays)
 
 
-def text(results: Mapping[str, Any]) -> str:
+def text(found: CrossValidation) -> str:
   """Plain text: accuracy of every row, and differences to the first."""
-  told = results['data']
+  told, first = found.data, found.rows[0].encoder
   minus = {
-    Key(**c['b']): page.brackets(c['accuracy'], '+')
-    for c in results['comparisons']
-    if c['images'] == 'all'
-    and c['a']['encoder'] == results['rows'][0]['encoder']
+    c.b: page.brackets(score, '+')
+    for c, score in found.shown
+    if c.a.encoder == first
   }
   lines = {
-    row_title(row): {
-      'accuracy': page.brackets(row['all']['accuracy']),
-      'patients': page.brackets(row['patients']['accuracy']),
-      'first minus this': minus.get(
-        Key(row['encoder'], row['head'], row['share']), ''
-      ),
+    row.key.title: {
+      'accuracy': page.brackets(row.all['accuracy']),
+      'patients': page.brackets((row.patients or {}).get('accuracy')),
+      'first minus this': minus.get(row.key, ''),
     }
-    for row in results['rows']
+    for row in found.rows
   }
   committee = [
-    f'{row_title(c["a"])} - {row_title(c["b"])}: '
-    + page.brackets(c['accuracy'], '+')
-    for c in results['comparisons']
-    if c['images'] == 'all'
-    and c['a']['encoder'] != results['rows'][0]['encoder']
+    f'{c.a.title} - {c.b.title}: {page.brackets(score, "+")}'
+    for c, score in found.shown
+    if c.a.encoder != first
   ]
   return (
     f'Cross-validation, {told["predicted"]} images of {told["groups"]} groups, '

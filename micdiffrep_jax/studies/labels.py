@@ -8,10 +8,10 @@ each head. Test labels are read by `score` alone.
 Letters: n rows, g groups, q test rows, k classes.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 import os
 import shutil
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 from ml_collections import ConfigDict
@@ -36,6 +36,7 @@ from micdiffrep_jax.studies import ablate, base, grid, imagenet, probe, tuned
 from micdiffrep_jax.studies.base import Parts
 from micdiffrep_jax.studies.cuts import VALIDATION, draw_labels
 from micdiffrep_jax.studies.grid import Spot
+from micdiffrep_jax.studies.page_labels import Comparison, Curves, Point
 
 
 class Draw(NamedTuple):
@@ -302,17 +303,16 @@ def run(config: ConfigDict, workdir: str) -> files.Results:
     said += [s._replace(method=source.name + s.method) for s in answers]
   said += floor_answers(ds, draws, parts, config.floors, config.seed, folder)
 
-  curves, comparisons = score(said, ds, parts, config.resamples, config.seed)
+  found = score(said, ds, parts, config.resamples, config.seed)
   if jax.process_index() == 0:
-    write(workdir, curves, comparisons)
-    draw_curves(workdir, curves)
-    print(text(curves, split), flush=True)
+    write(workdir, found)
+    draw_curves(workdir, found.curves)
+    print(text(found, split), flush=True)
   results = files.write_results(
     workdir,
     {
       'task': 'label_efficiency',
-      'curves': curves,
-      'comparisons': comparisons,
+      **found.to_json(),
       'draws': [_record(d, data.groups(ds)[parts.rows]) for d in draws],
       'chosen_on': 'validation groups, '
       + ('all' if config.validation == 'all' else 'the same share of them'),
@@ -363,8 +363,8 @@ def score(
   parts: Parts,
   resamples: int,
   seed: int,
-) -> tuple[list[page.Line], list[page.Line]]:
-  """One record per method, share and set of test images; and comparisons.
+) -> Curves:
+  """A point per method, share and set of test images; and comparisons.
 
   A comparison is of a method on features with a floor, at the same share; of a
   fine-tuned encoder with the frozen one too.
@@ -377,7 +377,7 @@ def score(
     said, key=lambda s: (methods.index(s.method), s.draw.share, s.draw.number)
   ):
     by_curve.setdefault((one.method, one.draw.share), []).append(one)
-  curves, found = [], {}
+  points, found = [], {}
   for (method, share), mine in by_curve.items():
     for name, keep in base.image_sets(ds, test).items():
       resampled = bootstrap.resample(
@@ -389,44 +389,32 @@ def score(
         seed,
       )
       found[method, share, name] = resampled
-      curves.append(
-        {
-          'method': method,
-          'share': share,
-          'images': name,
-          'chosen': [s.chosen for s in mine],
-          **{
-            metric: bootstrap.interval_over_draws(x)._asdict()
-            for metric, x in resampled.items()
-          },
-        }
-      )
+      scores = {
+        metric: bootstrap.interval_over_draws(x)
+        for metric, x in resampled.items()
+      }
+      chosen = tuple(s.chosen for s in mine)
+      points.append(Point(method, share, name, scores, chosen))
   comparisons = [
-    {
-      'method': method,
-      'floor': floor,
-      'share': share,
-      'images': name,
-      **{
-        metric: bootstrap.difference(
-          x, found[floor, share, name][metric]
-        )._asdict()
+    Comparison(
+      method,
+      floor,
+      share,
+      name,
+      {
+        metric: bootstrap.difference(x, found[floor, share, name][metric])
         for metric, x in a.items()
       },
-    }
+    )
     for (method, share, name), a in found.items()
     if not method.startswith(FLOOR)
     for floor in methods
     if floor.startswith(FLOOR) or floor == frozen_of(method)
   ]
-  return curves, comparisons
+  return Curves(tuple(points), tuple(comparisons))
 
 
-def write(
-  workdir: str,
-  curves: Sequence[Mapping[str, Any]],
-  comparisons: Sequence[Mapping[str, Any]],
-) -> None:
+def write(workdir: str, found: Curves) -> None:
   """label_efficiency.csv and comparisons.csv."""
   keys = ('method', 'floor', 'share', 'images')
   page.write_csv(
@@ -434,19 +422,19 @@ def write(
     (*keys, 'metric', *BOUNDS),
     [
       line
-      for c in comparisons
-      for line in base.by_metric({x: c[x] for x in keys}, c)
+      for c in found.comparisons
+      for line in base.by_metric({x: getattr(c, x) for x in keys}, c.scores)
     ],
   )
   lines = [
     {
-      **{x: c[x] for x in ('method', 'share', 'images')},
+      **{x: getattr(point, x) for x in ('method', 'share', 'images')},
       'metric': metric,
-      'mean': c[metric]['value'],
-      **{x: c[metric][x] for x in ('low', 'high', 'deviation')},
-      'draws': len(c[metric]['each']),
+      'mean': (score := point.scores[metric]).value,
+      **{x: getattr(score, x) for x in ('low', 'high', 'deviation')},
+      'draws': len(score.each),
     }
-    for c in curves
+    for point in found.curves
     for metric in HEADLINE
   ]
   path = os.path.join(workdir, 'label_efficiency.csv')
@@ -468,16 +456,17 @@ def kind_of(method: str) -> str:
   return 'MSFA' if method == 'mlp_concat' else origin or 'encoder'
 
 
-def draw_curves(workdir: str, curves: Sequence[Mapping[str, Any]]) -> None:
+def draw_curves(workdir: str, points: Sequence[Point]) -> None:
   """label_efficiency_METRIC_IMAGES.png: a line per method."""
-  for images in dict.fromkeys(c['images'] for c in curves):
+  for images in dict.fromkeys(point.images for point in points):
     for metric in HEADLINE:
       series: dict[str, dict[str, list[float]]] = {}
       kinds: dict[str, str] = {}
-      for c in (c for c in curves if c['images'] == images):
-        name = title(c['method'])
-        kinds[name] = kind_of(c['method'])
-        plots.add_point(series, name, 100 * c['share'], c[metric])
+      for point in (x for x in points if x.images == images):
+        name = title(point.method)
+        kinds[name] = kind_of(point.method)
+        x, y = 100 * point.share, point.scores[metric]
+        plots.add_point(series, name, x, y)
       figure = plots.few_labels(
         series,
         kinds,
@@ -489,14 +478,14 @@ def draw_curves(workdir: str, curves: Sequence[Mapping[str, Any]]) -> None:
       plots.save(os.path.join(workdir, name), figure)
 
 
-def text(curves: Sequence[Mapping[str, Any]], split: str) -> str:
+def text(found: Curves, split: str) -> str:
   """Plain text: balanced accuracy by method and share, in percent."""
-  images = 'sources' if curves[-1]['images'] == 'sources' else 'all'
+  images = found.subset
   cells: dict[str, dict[str, str]] = {}
-  for c in (c for c in curves if c['images'] == images):
-    share = f'{100 * c["share"]:g} %'
-    cell = page.brackets(c['balanced_accuracy'])
-    cells.setdefault(title(c['method']), {})[share] = cell
+  for point in (x for x in found.curves if x.images == images):
+    share = f'{100 * point.share:g} %'
+    cell = page.brackets(point.scores['balanced_accuracy'])
+    cells.setdefault(title(point.method), {})[share] = cell
   return (
     f'Balanced accuracy on the test part of split {split!r} ({images}), '
     'percent, mean over draws [95 % over draws and groups].\n'

@@ -31,7 +31,7 @@ from micdiffrep_jax.draw.result import (
   title,
 )
 from micdiffrep_jax.run import records
-from micdiffrep_jax.scores.bootstrap import SETS
+from micdiffrep_jax.scores.bootstrap import SETS, Score
 from micdiffrep_jax.scores.metrics import CRITERIA, HEADLINE, METRICS, PER_CLASS
 from micdiffrep_jax.scores.summary import (
   ClassSummary,
@@ -205,7 +205,7 @@ def _comparisons(record: Record) -> list[Table]:
       title(c['row_a']),
       title(c['row_b']),
       SUBSETS.get(c['images'], c['images']),
-      difference(c),
+      difference(Score(c['difference'], c['low'], c['high'])),
       f'{c["p_value"]:.3g}',
     ]
     for c in record.get('comparisons') or ()

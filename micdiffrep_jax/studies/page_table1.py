@@ -19,6 +19,7 @@ from micdiffrep_jax.draw.result import (
   title,
 )
 from micdiffrep_jax.run.records import Record
+from micdiffrep_jax.scores.bootstrap import Score
 
 FLOOR = 'floor'  # the method of rows without an encoder
 
@@ -60,7 +61,12 @@ def blocks(run: Run) -> list[Block]:
   differences = Table(
     ['ddpm minus ...', 'probe', 'split', 'difference, points'],
     [
-      [c['other'], title(c['row']), c['split'], difference(c)]
+      [
+        c['other'],
+        title(c['row']),
+        c['split'],
+        difference(Score(c['difference'], c['low'], c['high'])),
+      ]
       for c in record['comparisons']
     ],
     'Paired on the same test groups.',
