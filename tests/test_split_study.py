@@ -33,7 +33,8 @@ def get_config(**changes):
 def record(value):
   score = {'value': value, 'low': value - 0.1, 'high': value + 0.1}
   both = {'accuracy': score, 'balanced_accuracy': score}
-  return {'rows': {'knn': {'test': {'all': both}}}}
+  of = {'n': 9, 'groups': 9, 'per_class': {}, 'classes': [], 'confusion': []}
+  return {'rows': {'knn': {'test': {'all': {**of, **both}}}}}
 
 
 VALUES = {'leaky': 0.95, 'paper': 0.8, 'grouped': 0.75, 'patient': 0.7}
@@ -42,12 +43,12 @@ VALUES = {'leaky': 0.95, 'paper': 0.8, 'grouped': 0.75, 'patient': 0.7}
 def test_a_row_tells_what_a_split_is_worth_against_the_honest_one():
   records = {('', name): record(value) for name, value in VALUES.items()}
   table = splits.compare(records)
-  accuracy = {r['split']: r for r in table if r['metric'] == 'accuracy'}
+  accuracy = {r.split: r for r in table if r.metric == 'accuracy'}
   for name, worth in (('paper', 0.1), ('patient', 0.0), ('leaky', 0.25)):
-    assert accuracy[name]['value'] == VALUES[name]
-    assert accuracy[name]['minus_patient'] == pytest.approx(worth)
+    assert accuracy[name].value == VALUES[name]
+    assert accuracy[name].minus_patient == pytest.approx(worth)
   alone = splits.compare({('', 'leaky'): record(0.9)})
-  assert alone[0]['minus_patient'] is None
+  assert np.isnan(alone[0].minus_patient)
 
 
 @pytest.mark.parametrize('split', ['paper', 'patient', 'leaky'])

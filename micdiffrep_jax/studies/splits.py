@@ -6,10 +6,11 @@ loses on the way, it owed to the leak. An encoder pretrained on the train part
 of one split has drawn test images of another: the table says how many.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 import itertools
+import math
 import os
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 from matplotlib.figure import Figure
@@ -25,11 +26,17 @@ from micdiffrep_jax.draw.result import patients_in_words
 from micdiffrep_jax.encoders.encoder import EncoderInfo
 from micdiffrep_jax.run import files, log
 from micdiffrep_jax.run.checks import not_empty, one_of
-from micdiffrep_jax.scores.bootstrap import SETS
+from micdiffrep_jax.scores.bootstrap import BOUNDS, SETS
 from micdiffrep_jax.scores.metrics import HEADLINE
 from micdiffrep_jax.studies import imagenet, probe
-from micdiffrep_jax.studies.page_splits import Seen, row_title
+from micdiffrep_jax.studies.page_probe import rows_of
+from micdiffrep_jax.studies.page_splits import Point, Seen, Splits
 
+COLUMNS = (
+  *('encoder', 'method', 'split', 'images', 'metric'),
+  *BOUNDS,
+  'minus_patient',
+)  # of splits.csv
 HONEST = 'patient'  # what the other splits are compared with
 STAYS_TOGETHER = {
   'leaky': 'nothing',
@@ -114,7 +121,7 @@ def run(config: ConfigDict, workdir: str) -> files.Results:
 
   A probe that has finished with the same config is not run again.
   """
-  records: dict[tuple[str, str], Any] = {}
+  records: dict[tuple[str, str], files.Results] = {}
   seen: dict[str, Seen] = {}
   for encoder, split, unit in check(config):
     number = config.others.index(encoder) + 1 if encoder else 0
@@ -128,62 +135,49 @@ def run(config: ConfigDict, workdir: str) -> files.Results:
       ds = data.open_dataset(unit.data.path, unit.data.cache)
       info = EncoderInfo.from_json(found['encoder'])
       seen[split] = drawn_in_pretraining(info, ds, split)
-  table = compare(records)
-  results = {
-    'task': 'splits',
-    'table': table,
-    'test_images_in_pretraining': seen,
-    'patients': records['', config.splits[0]]['data'].get('patients'),
-    **imagenet.also_left_out(records.values()),
-  }
+  patients = records['', config.splits[0]]['data'].get('patients')
+  study = Splits(compare(records), seen, patients)
   if jax.process_index() == 0:
-    path = os.path.join(workdir, 'splits.csv')
-    page.write_csv(path, list(table[0]), table)
-    plots.save(os.path.join(workdir, 'splits.png'), draw(table))
-    print(text(results), flush=True)
+    lines = [point.to_json() for point in study.table]
+    page.write_csv(os.path.join(workdir, 'splits.csv'), COLUMNS, lines)
+    plots.save(os.path.join(workdir, 'splits.png'), draw(study))
+    print(text(study), flush=True)
+  absent = imagenet.also_left_out(records.values())
+  results = {'task': 'splits', **study.to_json(), **absent}
   return files.write_results(workdir, results, config)
 
 
 def compare(
-  records: Mapping[tuple[str, str], Any],
-) -> list[page.Line]:
-  """One line per encoder, method, split, set of images and metric.
+  records: Mapping[tuple[str, str], files.Results],
+) -> tuple[Point, ...]:
+  """A point per encoder, method, split, set of images and metric.
 
-  minus_patient has no interval: the test images of two splits differ.
+  records: the results of the probes, by encoder and split.
   """
-  rows = dict.fromkeys(
-    (encoder, method)
-    for (encoder, _), record in records.items()
-    for method in record['rows']
-  )
-  lines = []
-  for encoder, method in rows:
+  tests = {
+    (encoder, method, split): row.test
+    for (encoder, split), record in records.items()
+    for method, row in rows_of(record).items()
+  }
+  points = []
+  for encoder, method in dict.fromkeys(key[:2] for key in tests):
     for images, metric in itertools.product(SETS, HEADLINE):
       values = {
-        split: record['rows'][method]['test'][images][metric]
-        for (of, split), record in records.items()
-        if of == encoder
-        and images in record['rows'].get(method, {}).get('test', {})
+        split: test[images].scores[metric]
+        for (*of, split), test in tests.items()
+        if of == [encoder, method] and images in test
       }
-      honest = values.get(HONEST)
-      lines += [
-        {
-          'encoder': encoder,
-          'method': method,
-          'split': split,
-          'images': images,
-          'metric': metric,
-          **value,
-          f'minus_{HONEST}': None
-          if honest is None
-          else value['value'] - honest['value'],
-        }
-        for split, value in values.items()
+      honest = values[HONEST].value if HONEST in values else math.nan
+      points += [
+        Point(
+          method, split, images, metric, *score, encoder, score.value - honest
+        )
+        for split, score in values.items()
       ]
-  return lines
+  return tuple(points)
 
 
-def draw(table: Sequence[Mapping[str, Any]]) -> Figure:
+def draw(study: Splits) -> Figure:
   """Accuracy of the best row of each encoder, from the leakiest split on.
 
   Of random weights and floors too, EfficientNet by itself; the others faint.
@@ -191,13 +185,11 @@ def draw(table: Sequence[Mapping[str, Any]]) -> Figure:
   order = [*reversed(splits.NAMES), splits.GIVEN]
   series: dict[str, dict[str, list[float]]] = {}
   kinds: dict[str, str] = {}
-  for line in sorted(table, key=lambda x: order.index(x['split'])):
-    if (line['images'], line['metric']) == ('all', 'accuracy'):
-      name = row_title(line)
-      origin, _, row = line['method'].rpartition('/')
-      kinds[name] = line['encoder'] + origin + row * (row == imagenet.NAME)
-      plots.add_point(series, name, order.index(line['split']), line)
-  shown = [n for n in order if any(x['split'] == n for x in table)]
+  for point in sorted(study.shown, key=lambda x: order.index(x.split)):
+    origin, _, row = point.method.rpartition('/')
+    kinds[point.title] = point.encoder + origin + row * (row == imagenet.NAME)
+    plots.add_point(series, point.title, order.index(point.split), point)
+  shown = [n for n in order if any(x.split == n for x in study.table)]
   figure = plots.few_labels(
     series,
     kinds,
@@ -213,20 +205,19 @@ def draw(table: Sequence[Mapping[str, Any]]) -> Figure:
   return figure
 
 
-def text(results: Mapping[str, Any]) -> str:
+def text(study: Splits) -> str:
   """Plain text: test accuracy on all variants, splits side by side."""
-  seen = results['test_images_in_pretraining']
+  seen = study.test_images_in_pretraining
   cells: dict[str, dict[str, str]] = {}
-  for line in results['table']:
-    if (line['images'], line['metric']) == ('all', 'accuracy'):
-      cell, worth = page.brackets(line), line[f'minus_{HONEST}']
-      if worth is not None and line['split'] != HONEST:
-        cell += f' ({100 * worth:+.1f})'
-      cells.setdefault(row_title(line), {})[line['split']] = cell
+  for point in study.shown:
+    cell, worth = page.brackets(point), point.minus_patient
+    if not math.isnan(worth) and point.split != HONEST:
+      cell += f' ({100 * worth:+.1f})'
+    cells.setdefault(point.title, {})[point.split] = cell
   frame = pd.DataFrame.from_dict(cells, orient='index', columns=list(seen))
   lines = [
     'Test accuracy, all variants, percent [95 % over groups]; in brackets the '
-    f'difference to {HONEST!r}; {patients_in_words(results["patients"])}.',
+    f'difference to {HONEST!r}; {patients_in_words(study.patients or {})}.',
     frame.to_string(na_rep='-'),
     'Test images of the split that pretraining has drawn:',
     *(f'  {name}: {found}' for name, found in seen.items()),
