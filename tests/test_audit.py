@@ -9,6 +9,7 @@ from micdiffrep_jax.data import promises as checks
 from micdiffrep_jax.data import splits, store
 from micdiffrep_jax.data.dataset import Dataset
 from micdiffrep_jax.studies import audit, shortcuts
+from micdiffrep_jax.studies.page_audit import Shortcut
 
 CLASSES = ('normal', 'tumour')
 
@@ -154,11 +155,11 @@ def test_a_shortcut_is_found_and_noise_is_not():
   telling[:, 1] = labels
   for x, low, high in ((telling, 0.99, 1.0), (noise, 0.25, 0.75)):
     found = shortcuts.probe(x, labels, groups, CLASSES, resamples=20)
-    assert low <= found['balanced_accuracy']['value'] <= high
-    assert low <= found['auroc']['tumour']['value'] <= high
-  assert shortcuts.probe('no files', labels, groups, CLASSES) == {
-    'skipped': 'no files'
-  }
+    assert low <= found.balanced_accuracy.value <= high
+    assert low <= found.auroc['tumour'].value <= high
+  assert shortcuts.probe('no files', labels, groups, CLASSES) == Shortcut(
+    skipped='no files'
+  )
 
 
 def test_cross_validation_keeps_groups_whole():
@@ -217,9 +218,9 @@ def test_a_second_look_finds_copies_that_no_group_joins(config):
   images = rng.integers(0, 256, (60, 40, 40, 1), dtype=np.uint8)
   images[4] = np.clip(images[0].astype(int) * 0.9 + 9, 0, 255)
   found = audit.second_look(dataset._replace(images=images), 'grouped')
-  assert found['pairs'] == 1
-  assert found['test_sources'] == 1
-  assert found['examples'] == [['i0', 'i4']]
+  assert found.pairs == 1
+  assert found.test_sources == 1
+  assert found.examples == (('i0', 'i4'),)
 
 
 def blurred(seed, px=40):
@@ -238,10 +239,10 @@ def test_neighbouring_slices_across_test_are_said(config, monkeypatch):
   images[4, ..., 0] = np.clip(0.68 * first + 0.32 * noise, 0, 255)  # in test
   dataset = dataset._replace(images=images)
   found = audit.second_look(dataset, 'patient')
-  assert found['test_sources'] == 0
-  assert found['neighbours']['examples'] == [['i0', 'i4']]
+  assert found.test_sources == 0
+  assert found.neighbours.examples == (('i0', 'i4'),)
   config.shortcuts = False
-  warnings = audit.audit(dataset, config)['warnings']
+  warnings = audit.audit(dataset, config).warnings
   assert any('1 test sources look like a neighbouring slice' in w
              for w in warnings)  # fmt: skip
   # Every second source of `made` has no patient.
@@ -260,11 +261,11 @@ def test_columns_of_a_table_are_tested_as_shortcuts(config, tmp_path):
   path.write_text('\n'.join(lines), encoding='utf-8-sig')
   config.columns = str(path)
   found = audit.probe_shortcuts(dataset, config)
-  assert found['column site']['balanced_accuracy']['value'] == 1.0
-  assert found['column age']['numbers'] == 1
-  assert found['column age']['balanced_accuracy']['value'] < 0.9
-  assert 'differ' in found['column id']['skipped']
-  assert found['file format'] == {'skipped': 'all images have the same'}
+  assert found['column site'].balanced_accuracy.value == 1.0
+  assert found['column age'].numbers == 1
+  assert found['column age'].balanced_accuracy.value < 0.9
+  assert 'differ' in found['column id'].skipped
+  assert found['file format'] == Shortcut(skipped='all images have the same')
   path.write_text('\n'.join(lines[:-2]))
   with pytest.raises(ValueError, match=r'columns=.*no line for 1 of 30'):
     audit.probe_shortcuts(dataset, config)
@@ -326,15 +327,15 @@ def test_masks_beside_their_pictures_fail_an_audit(config):
     dataset.images[row] = disc(4 - row)
     dataset.manifest['sha256'][row] = store.pixel_hash(dataset.images[row])
   content = audit.look(dataset)
-  assert content['two_levels'] == ['i1', 'i2']
-  assert content['masks'] == [['a-outline.png', 'a.png']]
+  assert content.two_levels == ('i1', 'i2')
+  assert content.masks == (('a-outline.png', 'a.png'),)
   (reason,) = audit.mask_reasons(dataset, content)
   assert 'a-outline.png / a.png' in reason
   found = audit.audit(dataset, config)
-  assert found['reasons'] == [reason]
+  assert found.reasons == (reason,)
   assert (
     '2 images have two grey levels: look whether they are masks.'
-    in (found['warnings'])
+    in found.warnings
   )
   dataset.info.settings['skip_masks'] = False  # the user wants them
   assert audit.mask_reasons(dataset, content) == []

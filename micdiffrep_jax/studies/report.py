@@ -36,7 +36,7 @@ from micdiffrep_jax.draw.result import (
 from micdiffrep_jax.run import files, log
 from micdiffrep_jax.run.records import Content, Damaged
 from micdiffrep_jax.studies import (
-  audit,
+  page_audit,
   page_folds,
   page_labels,
   page_probe,
@@ -464,7 +464,7 @@ SECTIONS: dict[str, tuple[Sequence[str], Callable[[Run], Sequence[Block]]]] = {
   'Pretraining': (('pretrain',), pretraining),
   'Samples': (('sample',), samples),
   'Data': ((), counts),
-  'Audit': (('audit',), audit.blocks),
+  'Audit': (('audit',), page_audit.blocks),
 }
 
 

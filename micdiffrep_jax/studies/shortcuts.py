@@ -7,10 +7,9 @@ network may score by the same shortcut.
 Letters: n rows, d numbers, k classes.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 import contextlib
 import os
-from typing import Any
 import warnings
 
 import cv2
@@ -24,6 +23,7 @@ from micdiffrep_jax.data import dataset as data
 from micdiffrep_jax.data import dicom
 from micdiffrep_jax.heads import floors
 from micdiffrep_jax.scores import summary
+from micdiffrep_jax.studies.page_audit import Shortcut
 
 _BORDER_PX = 32  # side of the picture whose outermost ring is looked at
 _TREES = 100
@@ -209,30 +209,27 @@ def probe(
   folds: int = 5,
   seed: int = 0,
   resamples: int = 200,
-) -> Mapping[str, Any]:
+) -> Shortcut:
   """Scores of one kind of numbers, with intervals; or why it was skipped.
 
   balanced_accuracy over all classes (chance is 1 / k), and per class the
   area under the curve of that class against the rest (chance is 0.5).
   """
   if isinstance(x, str):
-    return {'skipped': x}
+    return Shortcut(skipped=x)
   fewest = min(len(np.unique(groups[labels == j])) for j in np.unique(labels))
   folds = min(folds, fewest)
   if folds < 2 or len(np.unique(labels)) < 2:
-    return {'skipped': 'needs two classes with two groups each'}
+    return Shortcut(skipped='needs two classes with two groups each')
   probs = cross_validate(x, labels, groups, len(classes), folds, seed)
   scored = summary.summarise_rows(
     labels, probs, groups, classes, resamples, seed
   )
-  return {
-    'balanced_accuracy': scored.scores['balanced_accuracy'].to_json(),
-    'chance': 1 / len(np.unique(labels)),
-    'auroc': {
-      name: one.scores['auroc'].to_json()
-      for name, one in scored.per_class.items()
-    },
-    'images': len(labels),
-    'folds': folds,
-    'numbers': x.shape[1],
-  }
+  return Shortcut(
+    balanced_accuracy=scored.scores['balanced_accuracy'],
+    chance=1 / len(np.unique(labels)),
+    auroc={k: one.scores['auroc'] for k, one in scored.per_class.items()},
+    images=len(labels),
+    folds=folds,
+    numbers=x.shape[1],
+  )
