@@ -46,8 +46,8 @@ def mesh():
   return jax.sharding.Mesh(np.array(jax.devices()[:2]), ('data',))
 
 
-def assert_lowers(function, method):
-  config = functions.config_of(method, 'test')
+def assert_lowers(function, method, preset='test'):
+  config = functions.config_of(method, preset)
   config.batch_size = 16
   fn, shapes = functions.FUNCTIONS[function](config, 16, mesh())
   traced = fn.trace(*shapes)
@@ -67,5 +67,12 @@ def test_every_method_trains_and_is_read_on_any_platform(method):
 
 
 @pytest.mark.slow
-def test_samples_are_drawn_on_any_platform():
-  assert_lowers('sampler', 'ddpm')
+@pytest.mark.parametrize('preset', ['test', 'vit_test'])
+def test_samples_are_drawn_on_any_platform(preset):
+  assert_lowers('sampler', 'ddpm', preset)
+
+
+@pytest.mark.slow
+def test_the_other_denoiser_trains_and_is_read_on_any_platform():
+  assert_lowers('step', 'ddpm', 'vit_test')
+  assert_lowers('features', 'ddpm', 'vit_test')
