@@ -15,6 +15,8 @@ import jax
 from jax.ad_checkpoint import checkpoint_name
 import jax.numpy as jnp
 
+from micdiffrep_jax.models.group_norm import GroupNorm
+
 _INIT = nn.initializers.variance_scaling(1.0, 'fan_avg', 'uniform')
 _ZEROS = nn.initializers.zeros
 _PRODUCT = 'product'  # what is dear to compute again, by name
@@ -111,7 +113,7 @@ class ResBlock(nn.Module):
   def __call__(
     self, x: jax.Array, temb: jax.Array, second: jax.Array | None = None
   ) -> jax.Array:
-    norm = functools.partial(nn.GroupNorm, self.groups, epsilon=1e-6)
+    norm = functools.partial(GroupNorm, self.groups)
     conv = functools.partial(
       nn.Conv, self.width, (3, 3), dtype=self.dtype, kernel_init=_INIT
     )
@@ -144,7 +146,7 @@ class Attention(nn.Module):
   @nn.compact
   def __call__(self, x: jax.Array) -> jax.Array:
     b, h, w, c = x.shape
-    y = nn.GroupNorm(self.groups, epsilon=1e-6, name='norm')(x)
+    y = GroupNorm(self.groups, name='norm')(x)
     qkv = nn.Dense(3 * c, dtype=self.dtype, kernel_init=_INIT, name='qkv')(
       y.reshape(b, h * w, c)
     )
@@ -328,8 +330,10 @@ class UNet(nn.Module):
       stage = functools.partial(stage, temb=guided)
     h = self._up(h, skips, stage, taps)
 
-    h = nn.GroupNorm(self.groups, epsilon=1e-6, name='out_norm')(h)
-    h = nn.Conv(out, (3, 3), kernel_init=_ZEROS, name='out')(nn.silu(h))
+    h = GroupNorm(self.groups, name='out_norm')(h)
+    h = nn.Conv(out, (3, 3), dtype=self.dtype, kernel_init=_ZEROS, name='out')(
+      nn.silu(h)
+    )
     return unfold_patches(h, self.patch).astype(jnp.float32), taps
 
   def _guidance(
