@@ -1,11 +1,12 @@
 """Programs for a GPU and a TPU, made without either."""
 
 import jax
+from ml_collections import ConfigDict
 import numpy as np
 import pytest
 
 from benchmarks import functions
-from configs import baselines
+from configs import baselines, finetune
 from micdiffrep_jax.encoders import features
 from micdiffrep_jax.heads import kernel
 
@@ -47,7 +48,10 @@ def mesh():
 
 
 def assert_lowers(function, method, preset='test'):
-  config = functions.config_of(method, preset)
+  assert_config_lowers(function, functions.config_of(method, preset))
+
+
+def assert_config_lowers(function, config):
   config.batch_size = 16
   fn, shapes = functions.FUNCTIONS[function](config, 16, mesh())
   traced = fn.trace(*shapes)
@@ -76,3 +80,14 @@ def test_samples_are_drawn_on_any_platform(preset):
 def test_the_other_denoiser_trains_and_is_read_on_any_platform():
   assert_lowers('step', 'ddpm', 'vit_test')
   assert_lowers('features', 'ddpm', 'vit_test')
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('tune', ['full', 'lora'])
+def test_fine_tuning_trains_on_any_platform(tune):
+  config = finetune.get_config('test').unlock()
+  config.method, config.tune, config.layers = 'finetune', tune, ('mid',)
+  config.base = functions.config_of('ddpm', 'test')
+  config.classes = ('a', 'b')
+  config.net = ConfigDict({'kind': 'linear', 'hidden': 0, 'bias': True})
+  assert_config_lowers('step', config)
