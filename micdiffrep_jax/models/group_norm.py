@@ -21,7 +21,7 @@ class GroupNorm(nn.Module):
 
   @nn.compact
   def __call__(self, x: jax.Array) -> jax.Array:
-    b, c = len(x), x.shape[-1]
+    b, c = x.shape[0], x.shape[-1]  # b may be a symbol, in an export
     scale = self.param('scale', nn.initializers.ones, (c,))[None]
     bias = self.param('bias', nn.initializers.zeros, (c,))[None]
     pixels = tuple(range(1, x.ndim - 1))
