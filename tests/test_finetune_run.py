@@ -130,7 +130,7 @@ def test_a_killed_run_that_goes_on_equals_the_run_that_was_not(
     ({'steps': 7}, 1_000, 7),
   ],
 )
-def test_updates_are_of_whole_epochs_and_end_with_an_evaluation(
+def test_updates_of_epochs_are_a_multiple_of_those_between_evaluations(
   changes, images, steps
 ):
   count = {'batch_size': 16, 'epochs': 3, 'eval_every': 20, 'steps': 0}
@@ -306,6 +306,8 @@ def test_the_classes_of_a_checkpoint_must_be_those_of_the_data(study, ds):
     ({'views': 'wild'}, 'views'),
     ({'optim__warmup_steps': 99}, 'optim.warmup_steps'),
     ({'tune': 'last', 'from_stage': 'four'}, 'from_stage'),
+    ({'eval_every': 0}, 'eval_every'),
+    ({'save_every': 0}, 'save_every'),
   ],
 )
 def test_wrong_settings_are_told_before_any_feature_is_read(

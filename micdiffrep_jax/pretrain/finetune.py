@@ -68,7 +68,8 @@ def check(config: ConfigDict) -> None:
   """Raises ValueError for what can be told to be wrong before anything runs."""
   for name in ('epochs', 'steps', 'min_steps', 'patience'):
     whole_number(config[name], 0, float('inf'), f'--config.{name}')
-  whole_number(config.batch_size, 1, float('inf'), '--config.batch_size')
+  for name in ('batch_size', 'eval_every', 'save_every'):
+    whole_number(config[name], 1, float('inf'), f'--config.{name}')
   in_range(config.lora.alpha, 0, float('inf'), '--config.lora.alpha')
   if config.eval_every % config.save_every:
     raise ValueError(
@@ -91,10 +92,10 @@ def net_of(head: SavedHead) -> ConfigDict:
 
 
 def steps_of(config: ConfigDict, images: int) -> int:
-  """Updates on so many images: those of the config, or of whole epochs.
+  """Updates on so many images: those of the config, or of its epochs.
 
-  The latter end with an evaluation, so that folds of about the same size have
-  the same number and share a compiled program.
+  The latter are cut to a multiple of eval_every, so that folds of about the
+  same size have the same number and share a compiled program.
   """
   passes = config.epochs * images // config.batch_size
   if passes > config.eval_every:
