@@ -10,7 +10,8 @@ trains nothing: it is configs/convert_clip.py, and takes --config.source=FILE.
 Beside them two kin of the diffusion model. ddpm_contrast adds momentum contrast
 in the same network, and contrast_alone is that without denoising: only what the
 first has over the second is due to diffusion. ddpm_aligned distils a teacher:
---config.teacher.checkpoint=RUN, or --config.teacher.features=FILE.
+--config.teacher.checkpoint=RUN, or --config.teacher.features=FILE. Its control
+is aligned_alone, which denoises nothing.
 """
 
 from ml_collections import ConfigDict
@@ -51,6 +52,7 @@ METHODS: dict = {
   'ddpm_contrast': ddpm_contrast.fill,
   'contrast_alone': ddpm_contrast.fill_alone,
   'ddpm_aligned': ddpm_aligned.fill,
+  'aligned_alone': ddpm_aligned.fill_alone,
 }
 PRESETS = tuple(f'{m},{s}' for m in METHODS for s in SIZES)
 

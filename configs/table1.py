@@ -19,7 +19,7 @@ from configs import baselines, pretrain, probe
 METHODS = ('mae', 'moco', 'byol', 'clip', 'ddpm', 'supervised')
 # Rows only if asked for.
 MORE = ('supervised_vit', 'ddpm_vit')
-MORE += ('ddpm_contrast', 'contrast_alone', 'ddpm_aligned')
+MORE += ('ddpm_contrast', 'contrast_alone', 'ddpm_aligned', 'aligned_alone')
 
 
 def get_config(preset: str = 'paper') -> ConfigDict:

@@ -170,6 +170,12 @@ def test_a_teacher_is_named_and_its_flags_are_the_pupils(method):
     ({'align.tap': 'up1_0'}, '--config.align.tap'),
     ({'align.weight': 0.0}, '--config.align.weight'),
     ({'align.hidden': 0}, '--config.align.hidden'),
+    ({'align.tap': 'down0_0+'}, '--config.align.tap'),
+    ({'align.tap': 'mid+mid'}, 'twice.*--config.align.tap'),
+    ({'align.denoise_every': -1}, '--config.align.denoise_every'),
+    ({'align.denoise_every': 5}, '--config.align.denoise_every'),
+    ({'align.t_limit': 0}, '--config.align.t_limit'),
+    ({'align.t_limit': 1001}, '--config.align.t_limit'),
     ({'recipe.crop_px': 8}, '--config.recipe.crop_px=0'),
     ({'recipe.blank_px': 8}, '--config.recipe.blank_px=0'),
     ({'recipe.levels_px': 8}, '--config.recipe.levels_px=0'),
@@ -182,6 +188,75 @@ def test_a_teacher_is_named_and_its_flags_are_the_pupils(method):
 def test_bad_settings_are_refused(change, words):
   with pytest.raises(ValueError, match=words):
     ddpm_aligned.make(config(**change), 16, 1)
+
+
+# Images that are only aligned.
+
+
+def flops(c):
+  made = ddpm_aligned.make(c, 16, 1)
+  start = jax.eval_shape(made.init, jax.random.key(0))
+  step = jax.jit(jax.grad(lambda *a: made.loss(*a)[0]))
+  args = (*start, rows(), jax.random.key(0))
+  return step.lower(*args).compile().cost_analysis()['flops']
+
+
+def test_the_spared_are_all_but_each_so_many():
+  x = jnp.arange(12).reshape(6, 2)
+  np.testing.assert_array_equal(
+    ddpm_aligned.spared(x, 3), x[jnp.array([1, 2, 4, 5])]
+  )
+  np.testing.assert_array_equal(ddpm_aligned.spared(x, 1), x[:0])
+  np.testing.assert_array_equal(ddpm_aligned.spared(x, 0), x)
+
+
+@pytest.mark.parametrize('every', [0, 1, 4])
+def test_each_image_is_aligned_with_its_own_map(every, state):
+  # A map that is torn from its image counts, whether that is denoised or not.
+  changes = {'align.denoise_every': every, 'augment.flip': 0.0}
+  made = ddpm_aligned.make(config(**changes), 16, 1)
+  loss = jax.jit(made.loss)
+  batch = rows()
+
+  def aligned(maps):
+    args = (*state, {**batch, 'teacher': maps}, jax.random.key(1))
+    return float(loss(*args)[1][1]['align'])
+
+  whole = aligned(batch['teacher'])
+  for i in range(16):
+    turned = batch['teacher'].copy()
+    turned[i] *= -1  # its cosine changes its sign
+    assert abs(aligned(turned) - whole) > 1e-5
+  turned = -batch['teacher']
+  assert aligned(turned) == pytest.approx(2 - whole, rel=1e-4)
+
+
+@pytest.mark.slow
+def test_an_image_that_is_only_aligned_costs_no_decoder():
+  all_of_them, some, none = (
+    flops(config(**{'align.denoise_every': n})) for n in (1, 4, 0)
+  )
+  assert none < some < all_of_them
+  assert none < 0.5 * all_of_them
+
+
+def test_alignment_alone_has_no_decoder_and_says_so():
+  made = ddpm_aligned.make(config(**{'align.denoise_every': 0}), 16, 1)
+  assert made.sample is None
+  assert made.layers == ('down0_0', 'down1_0', 'mid')
+  assert made.metrics == ('loss', 'align')
+  assert made.facts['aligned_alone'] is True
+
+
+def test_deeper_layers_are_aligned_with_coarser_maps():
+  made = ddpm_aligned.make(config(**{'align.tap': 'down0_0+mid'}), 16, 1)
+  params, extra = jax.jit(made.init)(jax.random.key(0))
+  assert {'projector', 'projector_mid'} < set(params)
+  loss = jax.jit(jax.grad(made.loss, has_aux=True))
+  gradient, (_, metrics) = loss(params, extra, rows(), jax.random.key(1))
+  for name in ('projector', 'projector_mid'):
+    assert max(float(jnp.abs(x).max()) for x in jax.tree.leaves(gradient[name]))
+  assert 0.5 < float(metrics['align']) < 1.5
 
 
 # The teacher.

@@ -10,7 +10,11 @@ def fill(config: ConfigDict, size: str) -> None:
   ddpm(config, size)
   config.align = ConfigDict()
   config.align.weight = 0.5  # of 1 - cosine, beside the denoising loss
-  config.align.tap = 'down1_0'  # the layer that says what the teacher sees
+  # The layer that says what the teacher sees, or several: 'down1_0+mid'.
+  config.align.tap = 'down1_0'
+  # 4: one image in four is denoised, the others are aligned alone; 0: all are.
+  config.align.denoise_every = 1
+  config.align.t_limit = 200  # those have less noise than this
   config.align.hidden = 1024  # of the projector
   config.teacher = ConfigDict()
   config.teacher.checkpoint = ''  # a run, a bundle, or of convert_clip.py
@@ -27,3 +31,12 @@ def fill(config: ConfigDict, size: str) -> None:
     config.align.hidden = 256
   elif size == 'test':
     config.align.hidden = 16
+
+
+def fill_alone(config: ConfigDict, size: str) -> None:
+  """The control: distillation alone, of the encoder's last layer too."""
+  fill(config, size)
+  config.method = 'ddpm_aligned'
+  config.align.denoise_every = 0
+  config.align.tap = 'down1_0+mid'
+  config.monitor.samples = 0

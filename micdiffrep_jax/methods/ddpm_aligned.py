@@ -5,7 +5,11 @@ map of the clean picture points: 1 - cosine, added to the denoising loss. The
 teacher is frozen and its maps travel with their images; they are turned with
 them, so moves other than a flip are refused. What is learnt so is distilled:
 results name the teacher, and say of it what its own would.
-Source: Yu et al. 2024 (REPA, 2410.06940).
+As published, all images are denoised and aligned. Aligning takes the encoder
+alone, so part of a batch, at little noise, may be spared the way back up; all
+of it is the control, which tells what denoising adds.
+Source: Yu et al. 2024 (REPA, 2410.06940); more than one layer, and images that
+are only aligned, are ours.
 Letters: b batch, h w pixels, c channels, g cells per side, d features.
 """
 
@@ -23,26 +27,39 @@ from micdiffrep_jax.methods.base import (
   Loss,
   Method,
   State,
+  Taps,
   Tree,
   apply,
   to_float,
 )
 from micdiffrep_jax.methods.recipe import Recipe
 from micdiffrep_jax.models.resnet import Projector
+from micdiffrep_jax.run.checks import in_range
+from micdiffrep_jax.run.keys import stream
 
+_TAP = '--config.align.tap'
 _MOVES = ('rotate_deg', 'scale', 'shift')
 
 
+class _Tap(NamedTuple):
+  """A layer that says what the teacher sees, and where its projector is."""
+
+  name: str
+  key: str  # of the projector's weights
+  width: int
+  cells: int  # per side that are compared
+
+
 class _Aligned(NamedTuple):
-  """The network, and which of its layers says what the teacher sees."""
+  """The network, and which of its layers say what the teacher sees."""
 
   base: Method
   d: ddpm.Denoiser
   projector: Projector
-  tap: str
-  width: int  # of the tap
-  cells: int  # per side, of the teacher's map
+  taps: tuple[_Tap, ...]
   weight: float  # of the alignment
+  every: int  # so many images make one that is denoised; 0 is none
+  t_limit: int  # the others have less noise
   weighting: str  # of the denoising loss
   augment: ConfigDict
   recipe: Recipe
@@ -73,9 +90,33 @@ def misalignment(said: jax.Array, seen: jax.Array) -> jax.Array:
 def _init(m: _Aligned, key: jax.Array) -> State:
   k_net, k_projector = jax.random.split(key)
   net, extra = m.base.init(k_net)
-  x = jnp.zeros((1, m.cells, m.cells, m.width))
-  head = m.projector.init(k_projector, x)
-  return {'net': net, 'projector': head['params']}, extra
+  params = {'net': net}
+  for i, tap in enumerate(m.taps):
+    x = jnp.zeros((1, tap.cells, tap.cells, tap.width))
+    k = jax.random.fold_in(k_projector, i) if i else k_projector
+    params[tap.key] = m.projector.init(k, x)['params']
+  return params, extra
+
+
+def spared(x: jax.Array, every: int) -> jax.Array:
+  """Rows of x (b, ...) that are aligned alone: all but each `every`th."""
+  if not every:
+    return x
+  dealt = x.reshape(-1, every, *x.shape[1:])[:, 1:]
+  return dealt.reshape(-1, *x.shape[1:])
+
+
+def _align(
+  m: _Aligned, params: Tree, taps: Taps, seen: jax.Array
+) -> list[jax.Array]:
+  """Misalignment (b,) of each layer with the teacher's maps (b, g, g, d)."""
+  return [
+    misalignment(
+      apply(m.projector, params[tap.key], to_cells(taps[tap.name], tap.cells)),
+      to_cells(seen, tap.cells),
+    )
+    for tap in m.taps
+  ]
 
 
 def _loss(
@@ -86,21 +127,49 @@ def _loss(
     k_augment, to_float(batch['image']), m.augment
   )
   seen = flip_maps(done, batch['teacher'].astype(jnp.float32))
-  t = m.recipe.draw_t(m.d.process, k_t, x0.shape[:1])
-  error, taps = denoising.noisy_pass(
-    m.d, m.weighting, params['net'], x0, told, t, k_pass
-  )
-  cells = to_cells(taps[m.tap], m.cells)
-  said = apply(m.projector, params['projector'], cells)
-  denoise = jnp.mean(error)
-  align = jnp.mean(misalignment(said, seen))
-  value = denoise + m.weight * align
-  return value, (extra, {'loss': value, 'denoise': denoise, 'align': align})
+  apart, metrics = [], {}
+  if m.every:
+    x, maps, words = jax.tree.map(lambda x: x[:: m.every], (x0, seen, told))
+    t = m.recipe.draw_t(m.d.process, k_t, x.shape[:1])
+    error, taps = denoising.noisy_pass(
+      m.d, m.weighting, params['net'], x, words, t, k_pass
+    )
+    metrics['denoise'] = jnp.mean(error)
+    apart += _align(m, params, taps, maps)
+  if m.every != 1:
+    k_low, k_spared = jax.random.split(stream(key, 'spared'))
+    x, maps, words = jax.tree.map(
+      lambda x: spared(x, m.every), (x0, seen, told)
+    )
+    t = jax.random.randint(k_low, x.shape[:1], 0, m.t_limit)
+    # Its error is not used, so that the compiler drops the decoder.
+    _, taps = denoising.noisy_pass(
+      m.d, m.weighting, params['net'], x, words, t, k_spared
+    )
+    apart += _align(m, params, taps, maps)
+  metrics['align'] = jnp.mean(jnp.concatenate(apart))
+  value = metrics.get('denoise', 0.0) + m.weight * metrics['align']
+  return value, (extra, {'loss': value, **metrics})
+
+
+def _spare(align: ConfigDict) -> tuple[int, int]:
+  """denoise_every, t_limit; a run from before them denoised all images."""
+  return align.get('denoise_every', 1), align.get('t_limit', 1)
 
 
 def check(config: ConfigDict) -> None:
   """Raises ValueError for what can be told to be wrong before a compile."""
   denoising.check_weight(config, 'align', 'weight')
+  every, t_limit = _spare(config.align)
+  flag, part = '--config.align.', config.batch_size // max(config.accumulate, 1)
+  in_range(every, 0, part, f'{flag}denoise_every')
+  if every and part % every:
+    raise ValueError(
+      f'align.denoise_every={every} does not divide the {part} images of a '
+      f'pass (batch_size / accumulate). Set {flag}denoise_every.'
+    )
+  note = 'A number of noise levels of config.diffusion.timesteps.'
+  in_range(t_limit, 1, config.diffusion.timesteps, f'{flag}t_limit', note)
   two_view.check_counts(config.align, 'align', 'hidden')
   for name in _MOVES:
     if config.augment[name]:
@@ -127,28 +196,20 @@ def make(config: ConfigDict, size_px: int, channels: int) -> Method:
   recipe = denoising.check_recipe(config)
   d, teacher = ddpm.denoiser(config, size_px, channels), config.teacher
   g, _, width = teacher.shape
-  flag = '--config.align.tap'
-  tap = denoising.known_tap(base, config.align.tap, flag)
-  h, _, c = denoising.tap_shapes(d, (size_px, size_px, channels))[tap]
-  if h % g:
-    raise ValueError(
-      f'{tap!r} has {h} x {h} pixels, which do not make the {g} x {g} cells of '
-      f'the teacher. Set {flag} or --config.teacher.grid.'
-    )
+  taps = _taps(config.align.tap, base, d, (size_px, size_px, channels), g)
   hidden, dtype = config.align.hidden, config.model.dtype
   m = _Aligned(
     base,
     d,
     Projector(hidden, width, '', dtype=dtype),
-    tap,
-    c,
-    g,
+    taps,
     config.align.weight,
+    *_spare(config.align),
     config.diffusion.weighting,
     config.augment,
     recipe,
   )
-  return dataclasses.replace(
+  method = dataclasses.replace(
     base,
     init=functools.partial(_init, m),
     loss=functools.partial(_loss, m),
@@ -158,3 +219,31 @@ def make(config: ConfigDict, size_px: int, channels: int) -> Method:
     row={'teacher': jax.ShapeDtypeStruct((g, g, width), jnp.float16)},
     facts={'teacher': teacher.name, **dict.fromkeys(teacher.flags, True)},
   )
+  return method if m.every else denoising.alone(method, 'aligned_alone')
+
+
+def _taps(
+  names: str,
+  base: Method,
+  d: ddpm.Denoiser,
+  shape: tuple[int, int, int],
+  g: int,
+) -> tuple[_Tap, ...]:
+  """The layers of 'A+B' for maps of g x g cells; ValueError if one cannot."""
+  shapes = denoising.tap_shapes(d, shape)
+  taps: list[_Tap] = []
+  parts = names.split('+')
+  if len(set(parts)) < len(parts):
+    raise ValueError(f'align.tap={names!r} names a layer twice. Set {_TAP}.')
+  for name in parts:
+    tap = denoising.known_tap(base, name, _TAP)
+    h, _, c = shapes[tap]
+    cells = min(h, g)
+    if h % cells or g % cells:
+      raise ValueError(
+        f'{tap!r} has {h} x {h} pixels, which do not make the {g} x {g} cells '
+        f'of the teacher. Set {_TAP} or --config.teacher.grid.'
+      )
+    key = f'projector_{tap}' if taps else 'projector'
+    taps.append(_Tap(tap, key, c, cells))
+  return tuple(taps)

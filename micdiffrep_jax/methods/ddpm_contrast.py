@@ -30,7 +30,6 @@ from micdiffrep_jax.methods.base import (
   State,
   Taps,
   Tree,
-  no_sums,
   to_float,
 )
 from micdiffrep_jax.methods.recipe import Recipe
@@ -243,17 +242,4 @@ def make(config: ConfigDict, size_px: int, channels: int) -> Method:
     check=queue.check_images,
     **queue.beside(),
   )
-  return method if fields.denoise else _alone(method, encoder)
-
-
-def _alone(method: Method, encoder: tuple[str, ...]) -> Method:
-  """Without what only denoising trains: decoder, samples, validation loss."""
-  return dataclasses.replace(
-    method,
-    layers=encoder,
-    decoder=(),
-    validate=no_sums,
-    sample=None,
-    metrics=tuple(name for name in method.metrics if name != 'denoise'),
-    facts={**method.facts, 'contrast_alone': True},
-  )
+  return method if fields.denoise else denoising.alone(method, 'contrast_alone')

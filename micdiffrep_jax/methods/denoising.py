@@ -3,6 +3,7 @@
 Letters: b batch, h w pixels, c channels.
 """
 
+import dataclasses
 import functools
 
 import jax
@@ -11,7 +12,7 @@ from ml_collections import ConfigDict
 
 from micdiffrep_jax.diffusion import process as diffusion
 from micdiffrep_jax.methods import ddpm
-from micdiffrep_jax.methods.base import Method, Taps, Tree
+from micdiffrep_jax.methods.base import Method, Taps, Tree, no_sums
 from micdiffrep_jax.methods.recipe import Recipe
 from micdiffrep_jax.run.checks import lookup
 
@@ -82,6 +83,22 @@ def known_tap(base: Method, name: str, flag: str) -> str:
 def average(base: Method, params: Tree, extra: Tree, step: jax.Array) -> Tree:
   """`extra` with the running average of the network moved on."""
   return {**extra, **base.after(params['net'], {'ema': extra['ema']}, step)}
+
+
+def alone(method: Method, fact: str) -> Method:
+  """The method where no image is denoised; `fact` says so beside results.
+
+  Without what only denoising trains: decoder, samples, validation loss.
+  """
+  return dataclasses.replace(
+    method,
+    layers=tuple(n for n in method.layers if n not in method.decoder),
+    decoder=(),
+    validate=no_sums,
+    sample=None,
+    metrics=tuple(name for name in method.metrics if name != 'denoise'),
+    facts={**method.facts, fact: True},
+  )
 
 
 def check_weight(config: ConfigDict, part: str, name: str) -> None:
