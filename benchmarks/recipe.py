@@ -22,7 +22,16 @@ from benchmarks import common, functions
 from configs import pretrain
 from micdiffrep_jax.run import devices
 
-METHODS = ('ddpm_contrast', 'contrast_alone', 'ddpm_aligned')
+METHODS: dict[str, tuple[str, dict[str, Any]]] = {
+  'ddpm_contrast': ('ddpm_contrast', {}),
+  'contrast_alone': ('contrast_alone', {}),
+  'ddpm_aligned': ('ddpm_aligned', {}),
+  'ddpm_aligned denoise_every=4': (
+    'ddpm_aligned',
+    {'align.denoise_every': 4},
+  ),
+  'aligned_alone': ('aligned_alone', {}),
+}
 _TEACHER = (8, 8, 112)  # a map of EfficientNet-Lite0's block10 at 128 px
 
 
@@ -64,8 +73,9 @@ def config_of(
   name: str, preset: str, fields: dict[str, Any], batch_size: int
 ) -> ConfigDict:
   """Of a side: the DDPM with some fields changed, or another method."""
-  config = functions.config_of(name if name in METHODS else 'ddpm', preset)
-  config.update_from_flattened_dict({**fields, 'batch_size': batch_size})
+  method, more = METHODS.get(name, ('ddpm', fields))
+  config = functions.config_of(method, preset)
+  config.update_from_flattened_dict({**more, 'batch_size': batch_size})
   if 'teacher' in config:
     config.teacher.shape = _TEACHER
   return config
