@@ -240,6 +240,23 @@ def test_an_image_that_is_only_aligned_costs_no_decoder():
   assert none < 0.5 * all_of_them
 
 
+@pytest.mark.slow
+def test_a_batch_over_eight_devices_is_spared_alike(state):
+  made = ddpm_aligned.make(config(**{'align.denoise_every': 4}), 16, 1)
+  mesh = jax.sharding.Mesh(np.array(jax.devices()[:8]), ('data',))
+  split = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec('data'))
+  copied = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
+  batch = rows(32)
+  loss = jax.jit(made.loss)
+  found = loss(
+    *jax.device_put(state, copied),
+    jax.device_put(batch, split),
+    jax.random.key(1),
+  )
+  want = loss(*state, batch, jax.random.key(1))
+  assert float(found[0]) == pytest.approx(float(want[0]), rel=1e-5)
+
+
 def test_alignment_alone_has_no_decoder_and_says_so():
   made = ddpm_aligned.make(config(**{'align.denoise_every': 0}), 16, 1)
   assert made.sample is None
