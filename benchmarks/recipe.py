@@ -32,7 +32,7 @@ METHODS: dict[str, tuple[str, dict[str, Any]]] = {
   ),
   'aligned_alone': ('aligned_alone', {}),
 }
-_TEACHER = (8, 8, 112)  # a map of EfficientNet-Lite0's block10 at 128 px
+_FEATURES = 112  # of EfficientNet-Lite0's block10
 
 
 def arguments() -> argparse.Namespace:
@@ -77,7 +77,8 @@ def config_of(
   config = functions.config_of(method, preset)
   config.update_from_flattened_dict({**more, 'batch_size': batch_size})
   if 'teacher' in config:
-    config.teacher.shape = _TEACHER
+    cells = config.teacher.grid
+    config.teacher.shape = (cells, cells, _FEATURES)
   return config
 
 

@@ -174,8 +174,14 @@ def test_a_teacher_is_named_and_its_flags_are_the_pupils(method):
     ({'align.tap': 'mid+mid'}, 'twice.*--config.align.tap'),
     ({'align.denoise_every': -1}, '--config.align.denoise_every'),
     ({'align.denoise_every': 5}, '--config.align.denoise_every'),
-    ({'align.t_limit': 0}, '--config.align.t_limit'),
-    ({'align.t_limit': 1001}, '--config.align.t_limit'),
+    (
+      {'align.denoise_every': 4, 'align.t_limit': 0},
+      '--config.align.t_limit',
+    ),
+    (
+      {'align.denoise_every': 0, 'align.t_limit': 1001},
+      '--config.align.t_limit',
+    ),
     ({'recipe.crop_px': 8}, '--config.recipe.crop_px=0'),
     ({'recipe.blank_px': 8}, '--config.recipe.blank_px=0'),
     ({'recipe.levels_px': 8}, '--config.recipe.levels_px=0'),
@@ -276,6 +282,28 @@ def test_deeper_layers_are_aligned_with_coarser_maps():
   assert 0.5 < float(metrics['align']) < 1.5
 
 
+def test_runs_from_before_any_were_spared_go_on():
+  old = config().to_dict()
+  del old['align']['denoise_every'], old['align']['t_limit']
+  found = encoders.config_from_json(old).align.to_dict()
+  assert found == config().align.to_dict()
+
+
+@pytest.mark.parametrize('size', ['paper', 'tiny'])
+@pytest.mark.parametrize('name', ['ddpm_aligned', 'aligned_alone'])
+def test_layers_fit_maps_of_the_grid_that_is_asked_for(name, size):
+  c = baselines.get_config(f'{name},{size}')
+  c.teacher.shape = (c.teacher.grid, c.teacher.grid, D)
+  ddpm_aligned.make(c, {'paper': 112, 'tiny': 64}[size], 1)
+
+
+def test_a_run_without_a_validation_loss_is_not_stopped_by_it(phantom):
+  made = ddpm_aligned.make(config(**{'align.denoise_every': 0}), 16, 1)
+  c = config(**{'stop.metric': 'val_loss'})
+  with pytest.raises(ValueError, match='--config.stop.metric'):
+    train.check_stop(made, c, phantom)
+
+
 # The teacher.
 
 
@@ -373,11 +401,14 @@ def test_what_is_known_of_a_teacher_is_saved_with_the_run(faked, phantom):
 
 def test_a_teacher_that_had_labels_makes_pupils_that_had(phantom, monkeypatch):
   labelled = fake_encoder(phantom)
-  object.__setattr__(labelled.method, 'facts', {'supervised': True})
+  object.__setattr__(
+    labelled.method, 'facts', {'supervised': True, 'contrast_alone': True}
+  )
   monkeypatch.setattr(encoders, 'load_encoder', lambda *_: labelled)
   teacher = teachers.open_teacher(run_config(), phantom)
   made = ddpm_aligned.make(teacher.fill_in(run_config()), 16, 1)
   assert made.facts['supervised'] is True
+  assert 'contrast_alone' not in made.facts  # the pupil denoises
 
 
 def test_a_teacher_that_may_have_seen_test_images_is_refused(faked, phantom):

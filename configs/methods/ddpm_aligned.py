@@ -12,7 +12,8 @@ def fill(config: ConfigDict, size: str) -> None:
   config.align.weight = 0.5  # of 1 - cosine, beside the denoising loss
   # The layer that says what the teacher sees, or several: 'down1_0+mid'.
   config.align.tap = 'down1_0'
-  # 4: one image in four is denoised, the others are aligned alone; 0: all are.
+  # 1: all images are denoised; 4: one in four, the others are aligned alone;
+  # 0: none is.
   config.align.denoise_every = 1
   config.align.t_limit = 200  # those have less noise than this
   config.align.hidden = 1024  # of the projector
@@ -29,6 +30,8 @@ def fill(config: ConfigDict, size: str) -> None:
   config.teacher.shape = ()  # of a map: cells, cells, features
   if size == 'tiny':
     config.align.hidden = 256
+  elif size == 'paper':
+    config.teacher.grid = 7  # cells of the UNet's middle at 112 px
   elif size == 'test':
     config.align.hidden = 16
 

@@ -91,8 +91,9 @@ def config_from_json(record: dict) -> ConfigDict:
   """A config as it was: JSON has made lists of its tuples.
 
   Denoisers from before there was a choice of networks are UNets, parts of the
-  recipe that there were not are off, and queues hold keys of all images. Of a
-  fine-tuned encoder, so is the config of the one before.
+  recipe that there were not are off, queues hold keys of all images, and what
+  is aligned is denoised. Of a fine-tuned encoder, so is the config of the one
+  before.
   """
 
   def plain(x: Any) -> Any:
@@ -107,6 +108,9 @@ def config_from_json(record: dict) -> ConfigDict:
     config['model'].setdefault('name', 'unet')
   if config.get('method', '').startswith('ddpm'):
     config['recipe'] = Recipe()._asdict() | config.get('recipe', {})
+  if config.get('method') == 'ddpm_aligned':
+    whole = {'denoise_every': 1, 't_limit': 200}
+    config['align'] = whole | config['align']
   if config.get('method') == 'finetune':
     config['base'] = config_from_json(config['base'])
   return ConfigDict(config).lock()

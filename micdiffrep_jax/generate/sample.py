@@ -173,7 +173,7 @@ def check(config: ConfigDict, encoder: encoders.Encoder) -> samplers.Plan:
     )
   if encoder.method.sample is None:
     raise ValueError(
-      f'{config.checkpoint} was pretrained by contrast alone, so its decoder '
+      f'{config.checkpoint} was pretrained without denoising, so its decoder '
       'never learnt. Set --config.checkpoint to a ddpm run.'
     )
   if config.images < 1:

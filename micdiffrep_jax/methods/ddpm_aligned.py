@@ -152,24 +152,21 @@ def _loss(
   return value, (extra, {'loss': value, **metrics})
 
 
-def _spare(align: ConfigDict) -> tuple[int, int]:
-  """denoise_every, t_limit; a run from before them denoised all images."""
-  return align.get('denoise_every', 1), align.get('t_limit', 1)
-
-
 def check(config: ConfigDict) -> None:
   """Raises ValueError for what can be told to be wrong before a compile."""
   denoising.check_weight(config, 'align', 'weight')
-  every, t_limit = _spare(config.align)
-  flag, part = '--config.align.', config.batch_size // max(config.accumulate, 1)
+  every, flag = config.align.denoise_every, '--config.align.'
+  part = config.batch_size // max(config.accumulate, 1)
   in_range(every, 0, part, f'{flag}denoise_every')
   if every and part % every:
     raise ValueError(
       f'align.denoise_every={every} does not divide the {part} images of a '
       f'pass (batch_size / accumulate). Set {flag}denoise_every.'
     )
-  note = 'A number of noise levels of config.diffusion.timesteps.'
-  in_range(t_limit, 1, config.diffusion.timesteps, f'{flag}t_limit', note)
+  if every != 1:
+    note = 'A number of noise levels of config.diffusion.timesteps.'
+    most = config.diffusion.timesteps
+    in_range(config.align.t_limit, 1, most, f'{flag}t_limit', note)
   two_view.check_counts(config.align, 'align', 'hidden')
   for name in _MOVES:
     if config.augment[name]:
@@ -204,7 +201,8 @@ def make(config: ConfigDict, size_px: int, channels: int) -> Method:
     Projector(hidden, width, '', dtype=dtype),
     taps,
     config.align.weight,
-    *_spare(config.align),
+    config.align.denoise_every,
+    config.align.t_limit,
     config.diffusion.weighting,
     config.augment,
     recipe,

@@ -112,7 +112,12 @@ def _of_encoder(
   base = os.path.basename(os.path.normpath(fields.checkpoint))
   method_name = encoder.config.get('method', 'encoder')
   name = encoder.info.name or f'{method_name} of {base}'
-  flags = tuple(k for k, told in method.facts.items() if told is True)
+  # Not how it was trained: its pupil may denoise where it did not.
+  flags = tuple(
+    name
+    for name, told in method.facts.items()
+    if told is True and not name.endswith('_alone')
+  )
   return Teacher(f'{name}, {layer}', flags, (g, g, d), read)
 
 

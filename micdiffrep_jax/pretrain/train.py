@@ -26,7 +26,7 @@ from micdiffrep_jax.encoders.encoder import (
   make_method,
 )
 from micdiffrep_jax.methods import Method
-from micdiffrep_jax.methods.base import trainable
+from micdiffrep_jax.methods.base import no_sums, trainable
 from micdiffrep_jax.pretrain import monitor
 from micdiffrep_jax.pretrain.optim import make_schedule
 from micdiffrep_jax.pretrain.state import Program, TrainState, compile_program
@@ -362,11 +362,18 @@ def judged(
   return {step: metrics[name] if name == 'val_loss' else -metrics[name]}
 
 
-def check_stop(config: ConfigDict, dataset: data.Dataset) -> None:
+def check_stop(
+  method: Method, config: ConfigDict, dataset: data.Dataset
+) -> None:
   """Raises ValueError for a config.stop that could never end the run."""
   if not config.stop.metric:
     return
   one_of(STOP_METRICS, config.stop.metric, 'metric', '--config.stop.metric')
+  if config.stop.metric == 'val_loss' and method.validate is no_sums:
+    raise ValueError(
+      "stop.metric='val_loss': this method has no validation loss. Set "
+      '--config.stop.metric to features_kept or feature_rank.'
+    )
   in_range(config.stop.patience, 1, 10**6, '--config.stop.patience')
   images = len(data.rows(dataset, config.data.split, 'val'))
   if min(images, config.monitor.images) < 2:
@@ -537,7 +544,7 @@ def fit(
 ) -> files.Results:
   """Trains, or goes on from the newest sound checkpoint, to the results."""
   check_batches(config, len(rows), devices.make_mesh())
-  check_stop(config, dataset)
+  check_stop(method, config, dataset)
   steps = count_steps(config, len(rows))
   told = teacher.fill_in(config) if teacher else config
   job = Job(
