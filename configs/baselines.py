@@ -11,8 +11,8 @@ Beside them two kin of the diffusion model. ddpm_contrast adds momentum contrast
 in the same network, and contrast_alone is that without denoising: only what the
 first has over the second is due to diffusion. ddpm_aligned distils a teacher:
 --config.teacher.checkpoint=RUN, or --config.teacher.features=FILE. Its control
-is aligned_alone, which denoises nothing and teaches --config.align.tap=
-down1_0+mid; give the first the same.
+is aligned_alone, which denoises nothing and teaches down1_0 and mid: what it is
+compared with takes --config.align.tap=down1_0+mid.
 """
 
 from ml_collections import ConfigDict

@@ -88,3 +88,11 @@ def study_config(module, **changes):
   config.heads.epochs = 12
   config.update_from_flattened_dict(changes)
   return config.lock()
+
+
+def gradient_flops(method, batch):
+  """Of a compiled gradient of a method's loss, of nothing but shapes."""
+  params, extra = jax.eval_shape(method.init, jax.random.key(0))
+  gradient = jax.grad(lambda p, *a: method.loss(p, *a)[0])
+  lowered = jax.jit(gradient).lower(params, extra, batch, jax.random.key(0))
+  return lowered.compile().cost_analysis()['flops']

@@ -3,7 +3,7 @@
 import json
 import os
 
-from fakes import PHANTOM, fake_encoder
+from fakes import PHANTOM, fake_encoder, gradient_flops
 import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
@@ -200,11 +200,7 @@ def test_bad_settings_are_refused(change, words):
 
 
 def flops(c):
-  made = ddpm_aligned.make(c, 16, 1)
-  start = jax.eval_shape(made.init, jax.random.key(0))
-  step = jax.jit(jax.grad(lambda *a: made.loss(*a)[0]))
-  args = (*start, rows(), jax.random.key(0))
-  return step.lower(*args).compile().cost_analysis()['flops']
+  return gradient_flops(ddpm_aligned.make(c, 16, 1), rows())
 
 
 def test_the_spared_are_all_but_each_so_many():

@@ -27,7 +27,6 @@ from micdiffrep_jax.methods.base import (
   Loss,
   Method,
   State,
-  Taps,
   Tree,
   apply,
   to_float,
@@ -106,11 +105,22 @@ def spared(x: jax.Array, every: int) -> jax.Array:
   return dealt.reshape(-1, *x.shape[1:])
 
 
-def _align(
-  m: _Aligned, params: Tree, taps: Taps, seen: jax.Array
-) -> list[jax.Array]:
-  """Misalignment (b,) of each layer with the teacher's maps (b, g, g, d)."""
-  return [
+def _pass(
+  m: _Aligned,
+  params: Tree,
+  shown: tuple[jax.Array, jax.Array, dict[str, jax.Array]],
+  t: jax.Array,
+  key: jax.Array,
+) -> tuple[jax.Array, list[jax.Array]]:
+  """Errors (b,) of denoising from t (b,), and misalignment (b,) of each layer.
+
+  shown: images (b, h, w, c), the teacher's maps (b, g, g, d), what is told.
+  Where errors are not used, the compiler drops the decoder.
+  """
+  x, seen, told = shown
+  net = params['net']
+  error, taps = denoising.noisy_pass(m.d, m.weighting, net, x, told, t, key)
+  return error, [
     misalignment(
       apply(m.projector, params[tap.key], to_cells(taps[tap.name], tap.cells)),
       to_cells(seen, tap.cells),
@@ -127,26 +137,18 @@ def _loss(
     k_augment, to_float(batch['image']), m.augment
   )
   seen = flip_maps(done, batch['teacher'].astype(jnp.float32))
-  apart, metrics = [], {}
+  shown, apart, metrics = (x0, seen, told), [], {}
   if m.every:
-    x, maps, words = jax.tree.map(lambda x: x[:: m.every], (x0, seen, told))
-    t = m.recipe.draw_t(m.d.process, k_t, x.shape[:1])
-    error, taps = denoising.noisy_pass(
-      m.d, m.weighting, params['net'], x, words, t, k_pass
-    )
+    some = jax.tree.map(lambda x: x[:: m.every], shown)
+    t = m.recipe.draw_t(m.d.process, k_t, some[0].shape[:1])
+    error, found = _pass(m, params, some, t, k_pass)
     metrics['denoise'] = jnp.mean(error)
-    apart += _align(m, params, taps, maps)
+    apart += found
   if m.every != 1:
     k_low, k_spared = jax.random.split(stream(key, 'spared'))
-    x, maps, words = jax.tree.map(
-      lambda x: spared(x, m.every), (x0, seen, told)
-    )
-    t = jax.random.randint(k_low, x.shape[:1], 0, m.t_limit)
-    # Its error is not used, so that the compiler drops the decoder.
-    _, taps = denoising.noisy_pass(
-      m.d, m.weighting, params['net'], x, words, t, k_spared
-    )
-    apart += _align(m, params, taps, maps)
+    rest = jax.tree.map(lambda x: spared(x, m.every), shown)
+    t = jax.random.randint(k_low, rest[0].shape[:1], 0, m.t_limit)
+    apart += _pass(m, params, rest, t, k_spared)[1]
   metrics['align'] = jnp.mean(jnp.concatenate(apart))
   value = metrics.get('denoise', 0.0) + m.weight * metrics['align']
   return value, (extra, {'loss': value, **metrics})
@@ -217,7 +219,7 @@ def make(config: ConfigDict, size_px: int, channels: int) -> Method:
     row={'teacher': jax.ShapeDtypeStruct((g, g, width), jnp.float16)},
     facts={'teacher': teacher.name, **dict.fromkeys(teacher.flags, True)},
   )
-  return method if m.every else denoising.alone(method, 'aligned_alone')
+  return method if m.every else denoising.alone(method, 'aligned')
 
 
 def _taps(

@@ -207,7 +207,6 @@ def make(config: ConfigDict, size_px: int, channels: int) -> Method:
   fields, shape = config.contrast, (size_px, size_px, channels)
   check(config, base.timesteps)
   queue = queues.make(config, 'contrast')
-  encoder = tuple(n for n in base.layers if n not in base.decoder)
   taps = tuple(
     denoising.known_tap(base, name, '--config.contrast.taps')
     for name in fields.taps
@@ -223,7 +222,7 @@ def make(config: ConfigDict, size_px: int, channels: int) -> Method:
       config.model.dtype,
     ),
     queue,
-    taps or encoder[-2:],
+    taps or denoising.encoder_layers(base)[-2:],
     shape,
     config.diffusion.weighting,
     config.views,
@@ -242,4 +241,4 @@ def make(config: ConfigDict, size_px: int, channels: int) -> Method:
     check=queue.check_images,
     **queue.beside(),
   )
-  return method if fields.denoise else denoising.alone(method, 'contrast_alone')
+  return method if fields.denoise else denoising.alone(method, 'contrast')

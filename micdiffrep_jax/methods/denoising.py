@@ -16,6 +16,8 @@ from micdiffrep_jax.methods.base import Method, Taps, Tree, no_sums
 from micdiffrep_jax.methods.recipe import Recipe
 from micdiffrep_jax.run.checks import lookup
 
+ALONE = '_alone'  # how the fact of a method without denoising ends
+
 
 def noisy_pass(
   d: ddpm.Denoiser,
@@ -74,10 +76,15 @@ def tap_shapes(
   return {name: tap.shape[1:] for name, tap in taps.items()}
 
 
+def encoder_layers(method: Method) -> tuple[str, ...]:
+  """Its taps from the input to the middle."""
+  return tuple(n for n in method.layers if n not in method.decoder)
+
+
 def known_tap(base: Method, name: str, flag: str) -> str:
   """Returns the name of a tap from the input to the middle; else ValueError."""
-  encoder = {n: n for n in base.layers if n not in base.decoder}
-  return lookup(encoder, name, 'tap of the encoder', flag)
+  known = {layer: layer for layer in encoder_layers(base)}
+  return lookup(known, name, 'tap of the encoder', flag)
 
 
 def average(base: Method, params: Tree, extra: Tree, step: jax.Array) -> Tree:
@@ -85,19 +92,20 @@ def average(base: Method, params: Tree, extra: Tree, step: jax.Array) -> Tree:
   return {**extra, **base.after(params['net'], {'ema': extra['ema']}, step)}
 
 
-def alone(method: Method, fact: str) -> Method:
-  """The method where no image is denoised; `fact` says so beside results.
+def alone(method: Method, part: str) -> Method:
+  """The method where no image is denoised, which trains by `part` alone.
 
-  Without what only denoising trains: decoder, samples, validation loss.
+  Without what only denoising trains: decoder, samples, validation loss. Its
+  facts say so beside results.
   """
   return dataclasses.replace(
     method,
-    layers=tuple(n for n in method.layers if n not in method.decoder),
+    layers=encoder_layers(method),
     decoder=(),
     validate=no_sums,
     sample=None,
     metrics=tuple(name for name in method.metrics if name != 'denoise'),
-    facts={**method.facts, fact: True},
+    facts={**method.facts, part + ALONE: True},
   )
 
 

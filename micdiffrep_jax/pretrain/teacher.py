@@ -23,6 +23,7 @@ from micdiffrep_jax.data import dataset as data
 from micdiffrep_jax.diffusion.process import check_timesteps
 from micdiffrep_jax.encoders import cache, features, own_features
 from micdiffrep_jax.encoders import encoder as encoders
+from micdiffrep_jax.methods import denoising
 from micdiffrep_jax.run import devices, files
 from micdiffrep_jax.run.checks import in_range, lookup
 
@@ -116,7 +117,7 @@ def _of_encoder(
   flags = tuple(
     name
     for name, told in method.facts.items()
-    if told is True and not name.endswith('_alone')
+    if told is True and not name.endswith(denoising.ALONE)
   )
   return Teacher(f'{name}, {layer}', flags, (g, g, d), read)
 
