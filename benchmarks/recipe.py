@@ -24,6 +24,10 @@ from micdiffrep_jax.run import devices
 
 METHODS: dict[str, tuple[str, dict[str, Any]]] = {
   'ddpm_contrast': ('ddpm_contrast', {}),
+  'ddpm_contrast share=0.75 denoise_compared=False': (
+    'ddpm_contrast',
+    {'contrast.share': 0.75, 'contrast.denoise_compared': False},
+  ),
   'contrast_alone': ('contrast_alone', {}),
   'ddpm_aligned': ('ddpm_aligned', {}),
   'ddpm_aligned denoise_every=4': (

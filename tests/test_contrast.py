@@ -308,6 +308,43 @@ def test_contrast_alone_computes_no_decoder():
   assert flops(alone) < 0.5 * flops(both)
 
 
+def test_images_that_are_compared_may_be_spared_the_way_back_up(state):
+  # Asked for x0, a network that outputs zero is off by the picture itself.
+  changes = {'diffusion.target': 'x0', 'contrast.denoise_compared': False}
+  made = ddpm_contrast.make(config(**changes), 16, 1)
+  loss = jax.jit(made.loss)
+
+  def metrics(dark):
+    one = batch()
+    one['image'][dark] = 0
+    return one, loss(*state, one, jax.random.key(1))[1][1]
+
+  one, want = metrics([])
+  # Half of the batch, the first, is compared; the rest is shown as it is.
+  plain = np.mean((one['image'][8:] / 127.5 - 1) ** 2)
+  assert float(want['denoise']) == pytest.approx(plain, rel=1e-5)
+  others = metrics(slice(8, 16))[1]
+  assert float(others['feature_std']) == float(want['feature_std'])
+  compared = metrics(slice(0, 8))[1]
+  assert float(compared['denoise']) == float(want['denoise'])
+  assert float(compared['feature_std']) != float(want['feature_std'])
+
+
+@pytest.mark.slow
+def test_an_image_that_is_only_compared_costs_no_decoder():
+  def spared(share):
+    changes = {'contrast.share': share, 'contrast.denoise_compared': False}
+    return flops(config(**changes))
+
+  assert spared(0.75) < spared(0.5) < flops(config(**{'contrast.share': 0.5}))
+
+
+def test_runs_from_before_any_were_spared_denoise_all():
+  old = config().to_dict()
+  del old['contrast']['denoise_compared']
+  assert encoders.config_from_json(old).to_dict() == config().to_dict()
+
+
 @pytest.mark.parametrize('norm', ['', 'layer'])
 def test_the_projector_may_have_another_norm(norm):
   made = ddpm_contrast.make(config(**{'contrast.norm': norm}), 16, 1)
@@ -328,6 +365,10 @@ def test_the_projector_may_have_another_norm(norm):
     ({'contrast.features': 0}, '--config.contrast.features'),
     ({'contrast.weight': 0.0}, '--config.contrast.weight'),
     ({'contrast.denoise': -1.0}, '--config.contrast.denoise'),
+    (
+      {'contrast.denoise_compared': False, 'contrast.share': 1.0},
+      '--config.contrast.share',
+    ),
     ({'contrast.share': 0.0}, '--config.contrast.share'),
     ({'contrast.share': 1.5}, '--config.contrast.share'),
     ({'contrast.t_limit': 1001}, '--config.contrast.t_limit'),

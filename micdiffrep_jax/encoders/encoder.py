@@ -92,8 +92,8 @@ def config_from_json(record: dict) -> ConfigDict:
 
   Denoisers from before there was a choice of networks are UNets, parts of the
   recipe that there were not are off, queues hold keys of all images, and what
-  is aligned is denoised. Of a fine-tuned encoder, so is the config of the one
-  before.
+  is aligned or compared is denoised. Of a fine-tuned encoder, so is the config
+  of the one before.
   """
 
   def plain(x: Any) -> Any:
@@ -111,6 +111,8 @@ def config_from_json(record: dict) -> ConfigDict:
   if config.get('method') == 'ddpm_aligned':
     whole = {'denoise_every': 1, 't_limit': 200}
     config['align'] = whole | config['align']
+  if config.get('method') == 'ddpm_contrast':
+    config['contrast'].setdefault('denoise_compared', True)
   if config.get('method') == 'finetune':
     config['base'] = config_from_json(config['base'])
   return ConfigDict(config).lock()

@@ -4,10 +4,12 @@ The pass that denoises one view of an image also describes it: averages of its
 last encoder layers, through a projector, shall agree with the key of the
 image's other view, among a queue of keys of other images. Keys come from the
 running average that DDPM keeps anyway, so there is no second pass to train.
+Contrast takes the encoder alone, so the images that are compared may be spared
+the way back up: then the others alone are denoised, as they are, not as views.
 Weight 0 of the denoising loss leaves contrast alone in the same encoder: what
 denoising adds can only be told beside that.
 Sources: Ho et al. 2020; He et al. 2020; a contrastive term in a diffusion
-model as in DDAE++ (2505.10999).
+model as in DDAE++ (2505.10999); images that are only compared are ours.
 Letters: b batch, h w pixels, c channels, d features, T steps.
 """
 
@@ -35,6 +37,7 @@ from micdiffrep_jax.methods.base import (
 from micdiffrep_jax.methods.recipe import Recipe
 from micdiffrep_jax.models.resnet import Projector
 from micdiffrep_jax.run.checks import in_range, one_of
+from micdiffrep_jax.run.keys import stream
 
 NORMS = ('', 'layer', 'batch')
 
@@ -123,26 +126,57 @@ def _keys(
   return jax.lax.stop_gradient(two_view.unit(queues.gather(k, groups))), stats
 
 
+def _denoised(
+  m: _Both, params: Tree, x0: jax.Array, t: jax.Array, keys: list[jax.Array]
+) -> tuple[jax.Array, Taps]:
+  """Errors (b,) of denoising x0 (b, h, w, c) from t (b,), and taps.
+
+  x0 after config.augment, which the network may be told. keys: of that, and of
+  the pass. Where errors are not used, the compiler drops the decoder.
+  """
+  k_augment, k_pass = keys
+  x0, _, told = m.recipe.augmented(k_augment, x0, m.augment)
+  net = params['net']
+  return denoising.noisy_pass(m.d, m.weighting, net, x0, told, t, k_pass)
+
+
+def _passes(
+  m: _Both,
+  params: Tree,
+  plain: jax.Array,
+  view: jax.Array,
+  t: jax.Array,
+  keys: list[jax.Array],
+) -> tuple[jax.Array, Taps]:
+  """Errors of what is denoised, and taps of the first rows: those compared.
+
+  plain, view: images as they are, and their first views, (b, h, w, c) both.
+  """
+  n = low_rows(m.fields.share, len(view))
+  if m.fields.denoise_compared:
+    error, taps = _denoised(m, params, view, t, keys)
+    return error, {name: tap[:n] for name, tap in taps.items()}
+  others = [stream(key, 'others') for key in keys]
+  error, _ = _denoised(m, params, plain[n:], t[n:], others)
+  return error, _denoised(m, params, view[:n], t[:n], keys)[1]
+
+
 def _loss(
   m: _Both, params: Tree, extra: Tree, batch: Batch, key: jax.Array
 ) -> Loss:
   k_views, k_a, k_b, k_t, k_pass, k_key = jax.random.split(key, 6)
-  x_a = x_b = to_float(batch['image'])
+  plain = x_a = x_b = to_float(batch['image'])
   if m.views:
-    x_a, x_b = views.two_views(k_views, x_a, m.views)
-  x_a, _, told = m.recipe.augmented(k_a, x_a, m.augment)
+    x_a, x_b = views.two_views(k_views, plain, m.views)
   # Keys are made as features are read: of a picture of which nothing is told.
   x_b = views.augment(k_b, x_b, m.augment)
   fields, b = m.fields, len(x_a)
   t = draw_timesteps(m, k_t, b)
-  error, taps = denoising.noisy_pass(
-    m.d, m.weighting, params['net'], x_a, told, t, k_pass
-  )
+  error, taps = _passes(m, params, plain, x_a, t, [k_a, k_pass])
   # Only they, so that a batch norm sees no picture that is all noise.
   n = low_rows(fields.share, b)
-  vectors = pooled({name: taps[name][:n] for name in m.taps}, m.taps)
   q, stats = two_view.train_pass(
-    m.projector, params['projector'], extra['stats'], vectors
+    m.projector, params['projector'], extra['stats'], pooled(taps, m.taps)
   )
   q = two_view.unit(q)
   k, key_stats = _keys(m, extra, x_b, k_key)
@@ -189,6 +223,12 @@ def check(config: ConfigDict, timesteps: int) -> None:
     )
   part = config.batch_size // max(config.accumulate, 1)
   groups, compared = _groups(fields), low_rows(fields.share, part)
+  if fields.denoise and not fields.denoise_compared and compared == part:
+    raise ValueError(
+      f'contrast.share={fields.share} compares all {part} images (batch_size / '
+      'accumulate), and with contrast.denoise_compared=False none is left to '
+      f'denoise. Set {flag}share, or {flag}denoise=0.'
+    )
   if fields.norm == 'batch' and (
     groups < 2 or part % groups or compared % groups or compared < 2 * groups
   ):
