@@ -7,7 +7,8 @@
 # draws as many as MINUTES hold, so that the rate falls to 0 in time. A kernel
 # classifier is fitted on the frozen features by folds of patients, and OUT/bundle.npz
 # holds encoder and head, under 5 MB. Fields are those of configs/pretrain.py, behind
-# the recipe below: 64 px pictures in patches of 2 px, bfloat16, Muon.
+# the recipe below: 64 px pictures in patches of 2 px, bfloat16, Muon. With
+# --config.teacher.checkpoint=RUN (or teacher.features) another encoder teaches it.
 # Test is not read but by the probe's last line. What is in OUT already is not done
 # again: the same command goes on where it was stopped.
 # shellcheck source=launch/common.sh
@@ -19,7 +20,13 @@ cd "$ROOT"
 $DRY_RUN || [[ -e $dataset/dataset.json ]] ||
   die "$dataset is no dataset of configs/prepare.py."
 
-recipe=(--config=pretrain:tiny "--config.data.path=$dataset"
+method=(--config=pretrain:tiny)
+if [[ " ${ARGS[*]:3}" == *' --config.teacher.'* ]]; then
+  # One image in four is denoised, so 2.3 times as many are drawn in the minutes.
+  method=(--config=baselines:ddpm_aligned,tiny --config.align.tap=down1_0+mid
+    --config.align.weight=4.0 --config.align.denoise_every=4)
+fi
+recipe=("${method[@]}" "--config.data.path=$dataset"
   --config.diffusion.target=v --config.diffusion.schedule=cosine
   --config.model.patch=2 --config.model.channels=32
   '--config.model.multipliers=(1,2,4,4)' --config.model.dtype=bfloat16

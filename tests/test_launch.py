@@ -175,6 +175,19 @@ exit 0
     assert 'whole number' in done.stderr
 
 
+def test_a_teacher_of_a_lent_gpu_spares_images_the_way_back_up(fakes):
+  command = ('gpu_minutes.sh', '--dry_run', str(LAUNCH), 'out', '10')
+  plain = launch(fakes, *command)
+  assert '--config=pretrain:tiny ' in plain.stdout
+  taught = launch(fakes, *command, '--config.teacher.checkpoint=runs/imagenet')
+  assert taught.returncode == 0, taught.stderr
+  speed, run, *_ = (x for x in taught.stdout.splitlines() if '--config=' in x)
+  for line in (speed, run):
+    assert '--config=baselines:ddpm_aligned' in line
+    assert '--config.align.denoise_every=4 ' in line
+    assert '--config.teacher.checkpoint=runs/imagenet ' in line
+
+
 def test_deterministic_sums_are_asked_of_xla(fakes):
   done = launch(fakes, 'gpu.sh', '--deterministic', *TASK, XLA_FLAGS='--a=1')
   assert done.returncode == 0
