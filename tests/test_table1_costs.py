@@ -38,9 +38,8 @@ def encoder_of(name, **changes):
   return encoders.Encoder(method, variables, config, info)
 
 
-def parameters(encoder):
-  leaves = jax.tree.leaves(encoder.method.encoder(encoder.variables))
-  return sum(x.size for x in leaves)
+def parameters(encoder, layers=()):
+  return table1.parameters(encoder, layers or encoder.method.layers)
 
 
 def parameters_of(model):
@@ -67,6 +66,15 @@ def test_an_encoder_of_mae_has_no_decoder():
   )
   wide = encoder_of('mae', **{'mae.depth': 3})
   assert parameters(wide) == parameters(encoder_of('mae'))
+
+
+def test_a_denoiser_counts_the_way_up_where_heads_read_it():
+  encoder = encoder_of('ddpm')
+  whole = sum(x.size for x in jax.tree.leaves(encoder.variables))
+  down = parameters(encoder, ('down0_0', 'mid'))
+  assert down < 0.6 * whole
+  # But for the convolution that leads out, behind all layers.
+  assert down < 0.9 * parameters(encoder) < parameters(encoder) < whole
 
 
 def test_flops_of_a_labelled_step_are_those_of_its_convolutions():

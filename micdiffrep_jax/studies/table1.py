@@ -21,7 +21,7 @@ from micdiffrep_jax.draw import page, plots
 from micdiffrep_jax.draw.page import Line, Section
 from micdiffrep_jax.draw.result import FLOOR, RANDOM, Run, title
 from micdiffrep_jax.encoders import encoder as encoders
-from micdiffrep_jax.methods.base import trainable
+from micdiffrep_jax.methods.base import bearing, trainable
 from micdiffrep_jax.pretrain import monitor, train
 from micdiffrep_jax.run import checkpoint as checkpoints
 from micdiffrep_jax.run import files, log
@@ -169,20 +169,35 @@ def flags(facts: Mapping[str, Any]) -> list[str]:
   return found + [f'{name}:{text}' for name, text in texts.items()]
 
 
-def cost(encoder: encoders.Encoder) -> Cost:
-  """What a method cost; no run tells the seconds of external weights."""
+def parameters(
+  encoder: encoders.Encoder, layers: tuple[str, ...]
+) -> int | None:
+  """Of the encoder, those that these layers are made of; None of a table."""
+  if encoder.table is not None:
+    return None
+  method, info, variables = encoder.method, encoder.info, encoder.variables
+  used = bearing(method, variables, layers, info.size_px, info.channels).any(0)
+  leaves, tree = jax.tree.flatten(variables)
+  sizes = [x.size * bool(bears) for x, bears in zip(leaves, used, strict=True)]
+  return sum(jax.tree.leaves(method.encoder(tree.unflatten(sizes))))
+
+
+def cost(encoder: encoders.Encoder, layers: tuple[str, ...] = ()) -> Cost:
+  """What a method cost whose heads read these layers, () for all it has.
+
+  No run tells the seconds of external weights.
+  """
   method, info = encoder.method, encoder.info
   drawn = info.images_seen or 0
   trained_s = None
   if not encoders.is_bundle(info.path or ''):
     directory, _ = checkpoints.find(info.path or '')
     trained_s = monitor.training_s(os.path.dirname(directory), drawn)
-  weights = jax.tree.leaves(method.encoder(encoder.variables))
   return Cost(
     drawn,
     trained_s,
     flops_per_image(encoder),
-    sum(x.size for x in weights) or None,  # of a table
+    parameters(encoder, layers or method.layers),
     tuple(flags(method.facts)),
     info.path,
   )
@@ -199,7 +214,7 @@ def run(config: ConfigDict, workdir: str) -> files.Results:
   costs: dict[str, Cost] = {}
   for name in config.methods:
     encoder = given.get(name) or pretrained(config, name, workdir)
-    costs[name] = cost(encoder)
+    costs[name] = cost(encoder, config.layers[name])
     drawn = costs[name].images_drawn
     wanted = images_drawn(config, name)
     if drawn and abs(drawn - wanted) > encoder.config.batch_size:
