@@ -2,7 +2,8 @@
 
 python -m benchmarks.ahead --target=cuda:rtx4070 \
   [--preset=paper] [--dtype=float32] [--batch=32] [--fsdp] [--method=ddpm] \
-  [--function=step] [--option=xla_gpu_force_conv_nhwc] [--out=FILE]
+  [--function=step] [--option=xla_gpu_force_conv_nhwc] [--code] \
+  [--effort=0] [--out=FILE]
 
 --target: cuda:rtx4070, cuda:a100:8, cuda:h100; tpu:v5e:2x2, tpu:v5e:16x16,
 tpu:v5e:1, and v4, v5p, v6e. For GPUs `pip install jax-cuda12-plugin
@@ -11,7 +12,8 @@ that is installed; neither needs a driver. --function: step, features, sampler
 or head (--batch then is theirs). --text=FILE keeps the program.
 
 The compiler is stopped when program and plan of memory are written, before it
-makes code of them, which takes most of its time; --code waits for that too.
+makes code of them, which takes most of its time; --code waits for that too, and
+--effort=-1 asks XLA for a quicker, less optimised program.
 Nothing is run, so nothing is timed: the plan of memory, the traffic and the
 collectives are read from the optimised program. The least time is the longer
 of traffic over the chip's bandwidth and products over its peak, both as its
@@ -67,6 +69,9 @@ def arguments() -> argparse.Namespace:
     '--option', action='append', default=[], help='of XLA, to set to true'
   )
   parser.add_argument('--code', action='store_true', help='compile to the end')
+  parser.add_argument(
+    '--effort', type=float, default=0.0, help='of XLA for speed: -1 to 1'
+  )
   parser.add_argument('--text', default='', help='file for the program')
   parser.add_argument('--out', default='', help='JSON file to add to')
   return parser.parse_args()
@@ -88,6 +93,7 @@ def compile_into(args: argparse.Namespace, folder: str, pipe: Any) -> None:
   lowered = traced.lower()
   pipe.send((flops.of(traced.jaxpr), time.perf_counter() - started))
   options = {**target.options, **dict.fromkeys(args.option, True)}
+  options['exec_time_optimization_effort'] = args.effort
   lowered.compile(compiler_options={**options, 'xla_dump_to': folder})
 
 
@@ -207,6 +213,7 @@ def main() -> None:
   print(table(args, found))
   given = (args.target, args.method, args.function, args.preset, args.dtype)
   flags = ['fsdp'] * args.fsdp + args.option
+  flags += [f'effort={args.effort:g}'] * bool(args.effort)
   name = ' '.join(['ahead', *given, str(args.batch), *flags])
   if args.out:
     common.add(name, {**found, 'command': common.command()}, args.out)

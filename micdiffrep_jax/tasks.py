@@ -101,7 +101,8 @@ def fill_in(
 
   An empty `checkpoint` becomes the folder of the stage `pretrain`, and an empty
   `probe` that of `probe`; of `checkpoints` the one of the method that was
-  pretrained; empty `runs` become all folders.
+  pretrained; who has no teacher gets the folder of the stage `teacher`; empty
+  `runs` become all folders.
   """
   unit = config[stage].copy_and_resolve_references()
   with unit.unlocked():
@@ -112,6 +113,11 @@ def fill_in(
       method = config.pretrain.method
       if unit.get('checkpoints', {}).get(method, None) == '':
         unit.checkpoints[method] = folders['pretrain']
+    if 'teacher' in folders:
+      for pupil in (unit, *unit.get('pretrain', {}).values()):
+        teacher = pupil.get('teacher', None)
+        if teacher and not (teacher.checkpoint or teacher.features):
+          teacher.checkpoint = folders['teacher']
     if unit.get('runs', None) == ():
       unit.runs = tuple(folders.values())
   return unit

@@ -53,6 +53,29 @@ def test_what_is_left_empty_is_what_earlier_stages_made(seen, tmp_path):
   assert seen['report']['runs'] == tuple(list(made.values())[:-1])
 
 
+def test_who_has_no_teacher_gets_the_one_that_was_made(seen, tmp_path):
+  def pupil(checkpoint='', features=''):
+    return {'teacher': {'checkpoint': checkpoint, 'features': features}}
+
+  config = get_config()
+  config.stages = ('teacher', 'pretrain', 'table1')
+  config.teacher = {'task': 'probe'}
+  config.pretrain.update(pupil())
+  config.table1.pretrain = {
+    'ddpm': {},
+    'ddpm_aligned': pupil(),
+    'aligned_alone': pupil(features='mine.npz'),
+    'other': pupil(checkpoint='mine'),
+  }
+  tasks.run(config, str(tmp_path))
+  made = str(tmp_path / 'teacher')
+  assert seen['pretrain']['teacher']['checkpoint'] == made
+  taught = seen['table1']['pretrain']
+  assert taught['ddpm_aligned']['teacher']['checkpoint'] == made
+  assert taught['aligned_alone']['teacher']['checkpoint'] == ''
+  assert taught['other']['teacher']['checkpoint'] == 'mine'
+
+
 def test_a_finished_stage_is_not_run_again(seen, tmp_path):
   first = tasks.run(get_config(), str(tmp_path))
   seen.clear()
