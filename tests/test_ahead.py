@@ -190,6 +190,17 @@ def test_a_step_compiles_for_tpus_that_sum_their_gradients(tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.needs('libtpu')
+def test_less_effort_makes_a_program_that_moves_more(tmp_path):
+  args = ('--target=tpu:v5e:1', '--preset=test', '--batch=8')
+  whole = compiled(tmp_path, *args)
+  (tmp_path / 'found.json').unlink()
+  quick = compiled(tmp_path, *args, '--effort=-1', '--code')
+  assert quick['traffic'] > whole['traffic']
+  assert quick['flops'] == whole['flops']
+
+
+@pytest.mark.slow
 @pytest.mark.needs('jax_cuda12_plugin')
 def test_the_plan_is_that_of_the_finished_program(tmp_path):
   given = 'cuda:rtx4070'
