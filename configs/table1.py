@@ -38,6 +38,7 @@ def get_config(preset: str = 'paper') -> ConfigDict:
   # Columns in which each architecture with random weights is probed too.
   config.random_splits = ('patient', 'grouped', 'paper')
   config.methods = METHODS  # rows; also those of MORE, and external
+  config.ours = 'ddpm'  # what the other rows are compared with, where it is one
   # Further rows, the mean of what the heads of several methods say; with the
   # floor imagenet too: ('ddpm+moco', 'ddpm+imagenet').
   config.committees = ()
@@ -63,7 +64,7 @@ def get_config(preset: str = 'paper') -> ConfigDict:
   config.probe = probe.get_config(small)
   config.probe.classic = ('logistic', 'knn')
   config.headline = 'logistic'  # the probe of the plot, and the paper's column
-  config.resamples = 2000  # of groups, for paired comparisons with `ddpm`
+  config.resamples = 2000  # of groups, for paired comparisons with `ours`
   if preset == 'tiny':
     config.images_drawn = 256_000
     # Logistic regression, trained by Adam like the other heads: minutes less.

@@ -1,6 +1,7 @@
 """Two methods pretrained and probed for seconds, then the table of both."""
 
 import csv
+import json
 
 import numpy as np
 import pytest
@@ -99,6 +100,26 @@ def test_methods_are_compared_on_the_same_groups(finished):
 
 
 @pytest.mark.slow
+def test_another_row_may_be_ours(finished):
+  workdir, results = finished
+  cells = {
+    name: {'grouped': table1.Cell(_record(workdir, name), folder)}
+    for name in ('ddpm', 'mae')
+    for folder in [str(workdir / name / 'probe_grouped')]
+  }
+  found = table1.comparisons(cells, 'mae', 'knn', 1000, 0)
+  assert {c['other'] for c in found} == {'ddpm'}
+  (turned,) = [c for c in found if c['row'] == 'knn']
+  (before,) = [c for c in results['comparisons'] if c['row'] == 'knn']
+  assert np.isclose(turned['difference'], -before['difference'])
+
+
+def _record(workdir, name):
+  path = workdir / name / 'probe_grouped' / 'results.json'
+  return json.loads(path.read_text())
+
+
+@pytest.mark.slow
 def test_finished_cells_are_not_run_again(finished, monkeypatch):
   workdir, results = finished
   for module, name in ((train, 'run'), (table1.probe, 'run')):
@@ -165,6 +186,7 @@ def test_every_preset_is_accepted(preset):
     ('images_drawn', 0, '--config.images_drawn'),
     ('drawn.mae', -1, '--config.drawn.mae'),
     ('headline', 'msfa', '--config.headline'),
+    ('ours', 'dpm', '--config.ours'),
   ],
 )
 def test_a_bad_config_is_refused_with_its_flag(field, value, message, tmp_path):

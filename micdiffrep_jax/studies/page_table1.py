@@ -59,7 +59,12 @@ def blocks(run: Run) -> list[Block]:
     {split: split for split in splits},
   )
   differences = Table(
-    ['ddpm minus ...', 'probe', 'split', 'difference, points'],
+    [
+      f'{record.get("ours", "ddpm")} minus ...',
+      'probe',
+      'split',
+      'difference, points',
+    ],
     [
       [
         c['other'],

@@ -36,7 +36,7 @@ from micdiffrep_jax.studies import (
 )
 from micdiffrep_jax.studies.page_table1 import Cost
 
-OURS = 'ddpm'  # what the others are compared with
+PAPER_METHOD = 'ddpm'  # the paper's own
 MSFA = 'mlp_concat'
 # Accuracy in percent, Zhu and Zhao 2024, table 1; its split is not stated.
 PAPER = {'mae': 69.0, 'moco': 73.0, 'byol': 77.0, 'clip': 82.0}
@@ -68,6 +68,7 @@ def check(config: ConfigDict) -> None:
     )
   for name, own in config.drawn.items():
     whole_number(own, 0, float('inf'), f'--config.drawn.{name}')
+  one_of((*config.pretrain, 'external'), config.ours, 'method', '--config.ours')
   for text in config.committees:
     committees.parse(text, config.methods, config.probe.floors)
   kinds, classic = config.probe.heads.kinds, config.probe.classic
@@ -246,8 +247,9 @@ def run(config: ConfigDict, workdir: str) -> files.Results:
     'costs': costs,
     'candidates': candidates,
     'comparisons': comparisons(
-      cells, config.headline, config.resamples, config.probe.seed
+      cells, config.ours, config.headline, config.resamples, config.probe.seed
     ),
+    'ours': config.ours,
     'headline': config.headline,
     'splits': config.splits,
     **imagenet.also_left_out(
@@ -325,7 +327,7 @@ def write(workdir: str, results: Mapping[str, Any]) -> None:
 
 def in_paper(method: str, row: str, headline: str) -> float | None:
   """The paper's number; it gives others one, stood beside our headline row."""
-  if method == OURS:
+  if method == PAPER_METHOD:
     return PAPER_OURS.get(row)
   return PAPER.get(method) if row == headline else None
 
@@ -373,22 +375,23 @@ def _predictions(folder: str, row: str) -> dict[str, np.ndarray]:
 
 def comparisons(
   cells: Mapping[str, Mapping[str, Cell]],
+  ours: str,
   headline: str,
   resamples: int,
   seed: int,
 ) -> list[Line]:
   """Ours minus each other method on the same test groups, row by row."""
   lines: list[Line] = []
-  if OURS not in cells:
+  if ours not in cells:
     return lines
   for name, by_split in cells.items():
     for split, cell in by_split.items():
-      ours = cells[OURS][split]
+      first = cells[ours][split]
       for row in dict.fromkeys((headline, 'knn', 'kernel', MSFA)):
-        both = (ours.found['rows'], cell.found['rows'])
-        if name == OURS or not all(row in found for found in both):
+        both = (first.found['rows'], cell.found['rows'])
+        if name == ours or not all(row in found for found in both):
           continue
-        a = _predictions(ours.folder, row)
+        a = _predictions(first.folder, row)
         b = _predictions(cell.folder, row)
         assert (a['id'] == b['id']).all()
         lines.append(
@@ -422,7 +425,7 @@ def draw(path: str, results: Mapping[str, Any]) -> None:
     elif row == MSFA or row.removeprefix(RANDOM) == headline:
       name = f'{page_table1.flagged(line)}, {title(row)}'
       # One row stands out: the headline of ours.
-      others = method != OURS and not row.startswith(RANDOM)
+      others = method != results['ours'] and not row.startswith(RANDOM)
       of_encoders.append((name, scored, '' if others else row))
   figure = plots.intervals(
     of_encoders + floors,
