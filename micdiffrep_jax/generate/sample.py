@@ -21,10 +21,8 @@ from micdiffrep_jax.draw import grids
 from micdiffrep_jax.encoders import encoder as encoders
 from micdiffrep_jax.encoders import features
 from micdiffrep_jax.generate import assess, figures
-from micdiffrep_jax.methods import Method, ddpm
+from micdiffrep_jax.methods import DENOISERS, Method, ddpm
 from micdiffrep_jax.run import devices, files, log
-
-_DENOISERS = ('ddpm', 'ddpm_contrast', 'ddpm_aligned')  # methods that denoise
 
 
 class Request(NamedTuple):
@@ -161,7 +159,7 @@ def judge_of(config: ConfigDict, encoder: encoders.Encoder) -> encoders.Encoder:
 
 def check(config: ConfigDict, encoder: encoders.Encoder) -> samplers.Plan:
   """Raises ValueError for what the config asks and the model cannot do."""
-  if encoder.config.method not in _DENOISERS:
+  if encoder.config.method not in DENOISERS:
     raise ValueError(
       f'{config.checkpoint} was pretrained with {encoder.config.method!r}, '
       'which generates no images. Set --config.checkpoint to a ddpm run.'

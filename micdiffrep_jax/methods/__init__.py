@@ -36,7 +36,8 @@ METHODS: dict[str, Callable[..., Reader]] = {
   'clip_frozen': external.make,
   'imagenet_supervised': external.make,
 }
+DENOISERS = ('ddpm', 'ddpm_contrast', 'ddpm_aligned')
 # It trains on what any of them trained, itself included.
 METHODS['finetune'] = functools.partial(finetune.make, METHODS)
 
-__all__ = ['METHODS', 'Method', 'Reader']
+__all__ = ['DENOISERS', 'METHODS', 'Method', 'Reader']

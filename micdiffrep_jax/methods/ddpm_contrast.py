@@ -143,17 +143,17 @@ def _denoised(
 def _passes(
   m: _Both,
   params: Tree,
-  plain: jax.Array,
-  view: jax.Array,
+  shown: tuple[jax.Array, jax.Array],
   t: jax.Array,
+  n: int,
   keys: list[jax.Array],
 ) -> tuple[jax.Array, Taps]:
-  """Errors of what is denoised, and taps of the first rows: those compared.
+  """Errors of what is denoised, and taps of the n that are compared, the first.
 
-  plain, view: images as they are, and their first views, (b, h, w, c) both.
+  shown: images as they are, and their first views, (b, h, w, c) both.
   """
-  n = low_rows(m.fields.share, len(view))
-  if m.fields.denoise_compared:
+  plain, view = shown
+  if m.fields.denoise_compared or not m.fields.denoise:
     error, taps = _denoised(m, params, view, t, keys)
     return error, {name: tap[:n] for name, tap in taps.items()}
   others = [stream(key, 'others') for key in keys]
@@ -172,9 +172,9 @@ def _loss(
   x_b = views.augment(k_b, x_b, m.augment)
   fields, b = m.fields, len(x_a)
   t = draw_timesteps(m, k_t, b)
-  error, taps = _passes(m, params, plain, x_a, t, [k_a, k_pass])
   # Only they, so that a batch norm sees no picture that is all noise.
   n = low_rows(fields.share, b)
+  error, taps = _passes(m, params, (plain, x_a), t, n, [k_a, k_pass])
   q, stats = two_view.train_pass(
     m.projector, params['projector'], extra['stats'], pooled(taps, m.taps)
   )

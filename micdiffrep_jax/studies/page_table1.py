@@ -32,7 +32,7 @@ class Cost(Record):
     images_drawn: in pretraining, repeats counted.
     training_s: seconds, where the folder of a run tells them.
     flops_per_image: of a training step, forward and backward.
-    parameters: of the encoder; a table has none.
+    parameters: of what the layers read are made of; a table has none.
     flags: what it had that others had not.
     checkpoint: where it lies.
   """
@@ -144,13 +144,13 @@ def _costs(costs: Mapping[str, Cost]) -> Table:
       'images drawn',
       'training, s',
       'GFLOP per image drawn',
-      'encoder, M parameters',
+      'M parameters',
     ],
     rows,
-    'Training without compilation and evaluation; encoder without what '
-    'training alone needs. supervised: read labels; supervised_text: captions '
-    'made of labels; external: trained by others, on other images; teacher: '
-    'learnt from the features of this encoder, and flagged with what that had; '
+    'Training without compilation and evaluation; parameters: of what the '
+    'layers read are made of. supervised: read labels; supervised_text: '
+    'captions made of labels; external: trained by others, on other images; '
+    'teacher: learnt from the features of this encoder, and flagged with what that had; '
     'contrast: learnt from two views too, contrast_alone from nothing else; '
     'aligned_alone: from its teacher alone.',
   )

@@ -58,6 +58,7 @@ def check(config: ConfigDict) -> None:
   for name in config.methods:
     if name not in config.checkpoints or not config.checkpoints[name]:
       lookup(config.pretrain, name, 'method', '--config.methods')
+      check_teacher(config.pretrain[name], name)
   for field in ('splits', 'random_splits'):
     for name in config[field]:
       one_of(splits.ALL, name, 'split', f'--config.{field}')
@@ -74,6 +75,17 @@ def check(config: ConfigDict) -> None:
   kinds, classic = config.probe.heads.kinds, config.probe.classic
   names = [f'{kind}_{on}' for kind in kinds for on in ('single', 'concat')]
   one_of([*names, *classic], config.headline, 'row', '--config.headline')
+
+
+def check_teacher(unit: ConfigDict, name: str) -> None:
+  """Raises ValueError for a method that is taught, and by nobody."""
+  teacher = unit.get('teacher', None)
+  if teacher and not (teacher.checkpoint or teacher.features):
+    raise ValueError(
+      f'{name} has no teacher. Set --config.pretrain.{name}.teacher.checkpoint '
+      'to a run or to what configs/convert_clip.py made, or leave it out of '
+      '--config.methods.'
+    )
 
 
 def open_given(config: ConfigDict) -> dict[str, encoders.Encoder]:
@@ -215,9 +227,7 @@ def run(config: ConfigDict, workdir: str) -> files.Results:
   costs: dict[str, Cost] = {}
   for name in config.methods:
     encoder = given.get(name) or pretrained(config, name, workdir)
-    costs[name] = cost(encoder, config.layers[name])
-    drawn = costs[name].images_drawn
-    wanted = images_drawn(config, name)
+    drawn, wanted = encoder.info.images_seen or 0, images_drawn(config, name)
     if drawn and abs(drawn - wanted) > encoder.config.batch_size:
       log.get_logger().warning(
         '%s drew %d images, not %d.', encoder.info.path, drawn, wanted
@@ -231,6 +241,8 @@ def run(config: ConfigDict, workdir: str) -> files.Results:
       log.get_logger().info('%s: probing in %s.', name, folder)
       found = finished(unit, folder, probe.run)
       cells.setdefault(name, {})[split] = Cell(found, folder)
+    # After the probes, which say what is wrong with the layers.
+    costs[name] = cost(encoder, config.layers[name])
   candidates = {
     name: {
       # How many candidates validation chose from: layers times settings.
