@@ -150,7 +150,8 @@ def _costs(costs: Mapping[str, Cost]) -> Table:
     'Training without compilation and evaluation; parameters: of what the '
     'layers read are made of. supervised: read labels; supervised_text: '
     'captions made of labels; external: trained by others, on other images; '
-    'teacher: learnt from the features of this encoder, and flagged with what that had; '
+    'teacher: learnt from the features of this encoder, and flagged with '
+    'what that had; '
     'contrast: learnt from two views too, contrast_alone from nothing else; '
     'aligned_alone: from its teacher alone.',
   )
