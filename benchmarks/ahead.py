@@ -2,7 +2,7 @@
 
 python -m benchmarks.ahead --target=cuda:rtx4070 \
   [--preset=paper] [--dtype=float32] [--batch=32] [--fsdp] [--method=ddpm] \
-  [--function=step] [--option=xla_gpu_force_conv_nhwc] [--code] \
+  [--recipe] [--function=step] [--option=xla_gpu_force_conv_nhwc] [--code] \
   [--effort=0] [--out=FILE]
 
 --target: cuda:rtx4070, cuda:a100:8, cuda:h100; tpu:v5e:2x2, tpu:v5e:16x16,
@@ -34,6 +34,7 @@ from typing import Any, NamedTuple
 import jax
 
 from benchmarks import common, flops, functions, program, targets
+from configs import reproduce
 
 # What launch/gpu.sh lets JAX have of a card's memory.
 USABLE = 0.92
@@ -64,6 +65,9 @@ def arguments() -> argparse.Namespace:
   )
   parser.add_argument('--dtype', default='float32', help='or bfloat16')
   parser.add_argument('--batch', type=int, default=32, help='of all devices')
+  parser.add_argument(
+    '--recipe', action='store_true', help='as configs/reproduce.py trains it'
+  )
   parser.add_argument('--fsdp', action='store_true', help='split the state')
   parser.add_argument(
     '--option', action='append', default=[], help='of XLA, to set to true'
@@ -85,6 +89,8 @@ def compile_into(args: argparse.Namespace, folder: str, pipe: Any) -> None:
   config = functions.config_of(args.method, args.preset)
   config.batch_size, config.fsdp = args.batch, args.fsdp
   config.model.dtype = args.dtype
+  if args.recipe:
+    reproduce.use_recipe(config)
   started = time.perf_counter()
   fn, shapes = functions.FUNCTIONS[args.function](
     config, common.SIZES_PX[args.preset], target.mesh
@@ -212,7 +218,7 @@ def main() -> None:
   found = measure(args, target)
   print(table(args, found))
   given = (args.target, args.method, args.function, args.preset, args.dtype)
-  flags = ['fsdp'] * args.fsdp + args.option
+  flags = ['recipe'] * args.recipe + ['fsdp'] * args.fsdp + args.option
   flags += [f'effort={args.effort:g}'] * bool(args.effort)
   name = ' '.join(['ahead', *given, str(args.batch), *flags])
   if args.out:
