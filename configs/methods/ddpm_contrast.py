@@ -28,7 +28,7 @@ def fill(config: ConfigDict, size: str) -> None:
   # Whose averages are compared, side by side; () is the last two to the middle.
   config.contrast.taps = ()
   config.contrast.share = 0.5  # of a batch that is compared
-  # False: only the others are denoised, as they are; 0.45 of the time at 0.75.
+  # False: only the others are denoised, as they are; at 0.75 half of the time.
   config.contrast.denoise_compared = True
   config.contrast.t_limit = 200  # and has less noise than this
   config.contrast.t_key = 50  # keys have less noise than this
