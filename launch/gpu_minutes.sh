@@ -23,7 +23,7 @@ $DRY_RUN || [[ -e $dataset/dataset.json ]] ||
 method=(--config=pretrain:tiny)
 if [[ " ${ARGS[*]:3}" == *' --config.teacher.'* ]]; then
   # One image in four is denoised, so 2.3 times as many are drawn in the minutes.
-  method=(--config=baselines:ddpm_aligned,tiny --config.align.tap=down1_0+mid
+  method=('--config=baselines:ddpm_aligned,tiny' --config.align.tap=down1_0+mid
     --config.align.weight=4.0 --config.align.denoise_every=4)
 fi
 recipe=("${method[@]}" "--config.data.path=$dataset"

@@ -153,6 +153,7 @@ def results():
     'costs': files.plain(costs),
     'comparisons': [],
     'splits': ['grouped'],
+    'ours': 'ddpm',
     'headline': 'knn',
   }
 
