@@ -189,10 +189,13 @@ def parameters(
   if encoder.table is not None:
     return None
   method, info, variables = encoder.method, encoder.info, encoder.variables
-  used = bearing(method, variables, layers, info.size_px, info.channels).any(0)
+  used = bearing(method, variables, layers, info.size_px, info.channels)
   leaves, tree = jax.tree.flatten(variables)
-  sizes = [x.size * bool(bears) for x, bears in zip(leaves, used, strict=True)]
-  return sum(jax.tree.leaves(method.encoder(tree.unflatten(sizes))))
+  sizes = [
+    x.size * bool(any(bears)) for x, bears in zip(leaves, used.T, strict=True)
+  ]
+  counted = method.encoder(jax.tree.unflatten(tree, sizes))
+  return sum(jax.tree.leaves(counted))
 
 
 def cost(encoder: encoders.Encoder, layers: tuple[str, ...] = ()) -> Cost:
