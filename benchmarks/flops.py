@@ -5,6 +5,7 @@ XLA's own count sees nothing of a library's kernels, and they do it on a GPU.
 
 from typing import Any
 
+from jax.interpreters import partial_eval
 import numpy as np
 
 
@@ -34,9 +35,14 @@ def _inner(value: Any) -> list[Any]:
 
 
 def of(jaxpr: Any) -> int:
-  """FLOPs of a jaxpr; of a loop with unknown end those of one pass."""
+  """FLOPs of a jaxpr, without what no result needs: a compiler drops that.
+
+  Of a loop with unknown end those of one pass.
+  """
+  jaxpr = getattr(jaxpr, 'jaxpr', jaxpr)
+  jaxpr, _ = partial_eval.dce_jaxpr(jaxpr, [True] * len(jaxpr.outvars))
   total = 0
-  for equation in getattr(jaxpr, 'jaxpr', jaxpr).eqns:
+  for equation in jaxpr.eqns:
     name = equation.primitive.name
     if name == 'dot_general':
       total += _dot(equation)

@@ -127,6 +127,15 @@ def test_flops_are_those_of_products_and_convolutions():
   assert flops.of(backward) == 3 * forward
 
 
+def test_products_that_no_result_needs_are_not_counted():
+  @jax.jit
+  def two(x):
+    return x @ x, x @ x @ x
+
+  x = jax.ShapeDtypeStruct((4, 4), np.float32)
+  assert flops.of(jax.make_jaxpr(lambda x: two(x)[0])(x)) == 2 * 4**3
+
+
 @pytest.mark.parametrize(
   ('given', 'meant'),
   [
