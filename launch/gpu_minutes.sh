@@ -8,7 +8,8 @@
 # classifier is fitted on the frozen features by folds of patients, and OUT/bundle.npz
 # holds encoder and head, under 5 MB. Fields are those of configs/pretrain.py, behind
 # the recipe below: 64 px pictures in patches of 2 px, bfloat16, Muon. With
-# --config.teacher.checkpoint=RUN (or teacher.features) another encoder teaches it.
+# --config.teacher.checkpoint=RUN (or teacher.features) another encoder teaches it,
+# and fields are those of configs/baselines.py:ddpm_aligned.
 # Test is not read but by the probe's last line. What is in OUT already is not done
 # again: the same command goes on where it was stopped.
 # shellcheck source=launch/common.sh
