@@ -53,6 +53,17 @@ class Teacher(NamedTuple):
     return told
 
 
+def check_given(fields: ConfigDict, flag: str) -> None:
+  """Raises ValueError unless one teacher is given; flag: its flags begin so."""
+  if bool(fields.checkpoint) == bool(fields.features):
+    raise ValueError(
+      f'teacher.checkpoint={fields.checkpoint!r} and teacher.features='
+      f'{fields.features!r}: give one of them. Set {flag}checkpoint to a '
+      'pretraining run, a bundle or what configs/convert_clip.py made, or '
+      f'{flag}features to an .npz with id and features.'
+    )
+
+
 def open_teacher(config: ConfigDict, dataset: data.Dataset) -> Teacher | None:
   """The teacher of a run's config; None where it has none.
 
@@ -62,13 +73,7 @@ def open_teacher(config: ConfigDict, dataset: data.Dataset) -> Teacher | None:
   if 'teacher' not in config:
     return None
   fields = config.teacher
-  if bool(fields.checkpoint) == bool(fields.features):
-    raise ValueError(
-      f'teacher.checkpoint={fields.checkpoint!r} and teacher.features='
-      f'{fields.features!r}: give one of them. Set {_FLAG}checkpoint to a '
-      'pretraining run, a bundle or what configs/convert_clip.py made, or '
-      f'{_FLAG}features to an .npz with id and features.'
-    )
+  check_given(fields, _FLAG)
   in_range(fields.grid, 1, 1024, f'{_FLAG}grid')
   if fields.features:
     return _of_table(fields, dataset)

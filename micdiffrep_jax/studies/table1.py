@@ -15,14 +15,16 @@ from ml_collections import ConfigDict
 import numpy as np
 
 from micdiffrep_jax import tasks
+from micdiffrep_jax.bundle import classifier
 from micdiffrep_jax.data import dataset as data
 from micdiffrep_jax.data import splits
 from micdiffrep_jax.draw import page, plots
 from micdiffrep_jax.draw.page import Line, Section
 from micdiffrep_jax.draw.result import FLOOR, RANDOM, Run, title
 from micdiffrep_jax.encoders import encoder as encoders
-from micdiffrep_jax.methods.base import bearing, trainable
+from micdiffrep_jax.methods.base import trainable
 from micdiffrep_jax.pretrain import monitor, train
+from micdiffrep_jax.pretrain import teacher as teachers
 from micdiffrep_jax.run import checkpoint as checkpoints
 from micdiffrep_jax.run import files, log
 from micdiffrep_jax.run.checks import lookup, not_empty, one_of, whole_number
@@ -58,7 +60,9 @@ def check(config: ConfigDict) -> None:
   for name in config.methods:
     if name not in config.checkpoints or not config.checkpoints[name]:
       lookup(config.pretrain, name, 'method', '--config.methods')
-      check_teacher(config.pretrain[name], name)
+      if 'teacher' in config.pretrain[name]:
+        flag = f'--config.pretrain.{name}.teacher.'
+        teachers.check_given(config.pretrain[name].teacher, flag)
   for field in ('splits', 'random_splits'):
     for name in config[field]:
       one_of(splits.ALL, name, 'split', f'--config.{field}')
@@ -75,17 +79,6 @@ def check(config: ConfigDict) -> None:
   kinds, classic = config.probe.heads.kinds, config.probe.classic
   names = [f'{kind}_{on}' for kind in kinds for on in ('single', 'concat')]
   one_of([*names, *classic], config.headline, 'row', '--config.headline')
-
-
-def check_teacher(unit: ConfigDict, name: str) -> None:
-  """Raises ValueError for a method that is taught, and by nobody."""
-  teacher = unit.get('teacher', None)
-  if teacher and not (teacher.checkpoint or teacher.features):
-    raise ValueError(
-      f'{name} has no teacher. Set --config.pretrain.{name}.teacher.checkpoint '
-      'to a run or to what configs/convert_clip.py made, or leave it out of '
-      '--config.methods.'
-    )
 
 
 def open_given(config: ConfigDict) -> dict[str, encoders.Encoder]:
@@ -188,12 +181,10 @@ def parameters(
   """Of the encoder, those that these layers are made of; None of a table."""
   if encoder.table is not None:
     return None
-  method, info, variables = encoder.method, encoder.info, encoder.variables
-  used = bearing(method, variables, layers, info.size_px, info.channels)
-  leaves, tree = jax.tree.flatten(variables)
-  sizes = [
-    x.size * bool(any(bears)) for x, bears in zip(leaves, used.T, strict=True)
-  ]
+  method, info = encoder.method, encoder.info
+  needed = classifier.needed(encoder, layers, info.size_px, info.channels)
+  leaves, tree = jax.tree.flatten(encoder.variables)
+  sizes = [x.size * used for x, used in zip(leaves, needed.values())]
   counted = method.encoder(jax.tree.unflatten(tree, sizes))
   return sum(jax.tree.leaves(counted))
 
