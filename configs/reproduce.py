@@ -23,7 +23,6 @@ from ml_collections import ConfigDict
 from configs import (
   ablate,
   audit,
-  baselines,
   bundle,
   convert_clip,
   label_efficiency,
@@ -39,16 +38,11 @@ DATASET = 'datasets/reproduce'
 # Layers of the tiny encoder that its heads read: as good as all ten, and
 # weights that fit into 5 MB.
 LAYERS = ('down0_0', 'down1_0', 'down2_0', 'mid')
-
-
 OURS = 'ddpm_contrast'
-KEYS = 1024  # of a queue, which holds at most a quarter of the images
-# Table 1's rows: ours and its kin, each beside its control, then the others.
-METHODS = (
-  OURS,
-  'contrast_alone',
-  'ddpm_aligned',
-  'aligned_alone',
+# Ours, and who else learns by its recipe; each beside its control.
+KIN = (OURS, 'contrast_alone', 'ddpm_aligned', 'aligned_alone')
+METHODS = (  # the rows of Table 1
+  *KIN,
   'ddpm',
   'ddpm_vit',
   'mae',
@@ -72,6 +66,32 @@ def use_recipe(config: ConfigDict) -> None:
     config.align.tap = 'down1_0+mid'
     config.align.weight = 4.0
     config.align.denoise_every = 4
+
+
+def get_table(preset: str) -> ConfigDict:
+  """Table 1: ours and its kin by the recipe, all others as published."""
+  config = table1.get_config(preset)
+  config.methods, config.ours = METHODS, OURS
+  config.committees = (f'{OURS}+moco', f'{OURS}+imagenet')
+  rows = config.pretrain
+  keys = 1024 if preset != 'test' else 16  # at most a quarter of the images
+  for name in KIN:
+    use_recipe(rows[name])
+    if 'contrast' in rows[name]:
+      rows[name].contrast.queue = keys
+  rows.moco.moco.queue = keys
+  rows.clip.text.tokens = 'words'  # of a template, since there are no captions
+  rows.clip.text.vocabulary = 512
+  rows.clip.captions.template = 'an MRI slice of the brain: {}'
+  if preset == 'tiny':
+    config.images_drawn = 128_000
+    for name in (*KIN, 'ddpm'):
+      config.layers[name] = LAYERS
+    config.probe.bundle = config.headline = 'kernel'
+  elif preset == 'test':
+    config.methods = (OURS, 'ddpm', 'mae')
+    config.committees = (f'{OURS}+mae',)
+  return config
 
 
 def get_config(preset: str = 'paper') -> ConfigDict:
@@ -99,14 +119,15 @@ def get_config(preset: str = 'paper') -> ConfigDict:
   config.prepare = prepare.get_config('crystal_clean')
   config.teacher = convert_clip.get_config('efficientnet_lite0')
   config.audit = audit.get_config()
-  config.pretrain = baselines.get_config(f'{OURS},{preset}')
   config.probe = probe.get_config(small)
   config.ablate = ablate.get_config(small)
   config.label_efficiency = label_efficiency.get_config(small)
   config.splits = splits.get_config('test' if preset == 'test' else '')
   config.splits.probe = probe.get_config(small)
   config.sample = sample.get_config('test' if preset == 'test' else 'paper')
-  config.table1 = table1.get_config(preset)
+  config.table1 = get_table(preset)
+  ours = config.table1.pretrain[OURS]
+  config.pretrain = ours.copy_and_resolve_references()
   config.bundle = bundle.get_config()
   config.report = report.get_config()
 
@@ -118,23 +139,10 @@ def get_config(preset: str = 'paper') -> ConfigDict:
   config.teacher.channels = made.get_ref('channels')
   config.teacher.input_px = 2 * made.get_ref('size_px')
   config.pretrain.data.spare = ('grouped', 'paper')
-  config.table1.methods, config.table1.ours = METHODS, OURS
-  config.table1.committees = (f'{OURS}+moco', f'{OURS}+imagenet')
-  rows = config.table1.pretrain
-  kin = (OURS, 'contrast_alone', 'ddpm_aligned', 'aligned_alone')
-  for unit in (config.pretrain, *(rows[name] for name in kin)):
-    use_recipe(unit)
-    if 'contrast' in unit:
-      unit.contrast.queue = KEYS if preset != 'test' else 16
-  rows.moco.moco.queue = KEYS
-  rows.clip.text.tokens = 'words'  # of a template, since there are no captions
-  rows.clip.text.vocabulary = 512
-  rows.clip.captions.template = 'an MRI slice of the brain: {}'
   # `leaky` needs an encoder of its own: --config.splits.checkpoints.leaky=RUN.
   config.splits.splits = ('paper', 'grouped', 'patient')
   config.splits.probe.random_encoder = False  # the stage `probe` has it
   if preset == 'tiny':
-    config.table1.images_drawn = 128_000
     for unit in (config.probe, config.splits.probe):
       unit.layers = LAYERS
       unit.bundle = 'kernel'
@@ -142,10 +150,6 @@ def get_config(preset: str = 'paper') -> ConfigDict:
     config.splits.splits = ('leaky', 'paper', 'grouped', 'patient')
     config.ablate.timesteps = (1, 11, 21, 51, 101, 201, 401)
     config.ablate.heads.learning_rates = (3e-4, 1e-3)
-    for name in (*kin, 'ddpm'):
-      config.table1.layers[name] = LAYERS
-    config.table1.probe.bundle = 'kernel'
-    config.table1.headline = 'kernel'
     config.label_efficiency.layers = LAYERS
     config.label_efficiency.timesteps = (1,)
     config.label_efficiency.classic = ('knn', 'kernel')
@@ -161,8 +165,6 @@ def get_config(preset: str = 'paper') -> ConfigDict:
     config.bundle.refit = True
   elif preset == 'test':
     config.stages = tuple(s for s in config.stages if s != 'teacher')
-    config.table1.methods = (OURS, 'ddpm', 'mae')
-    config.table1.committees = (f'{OURS}+mae',)
     made.source = 'phantom:size_px=16,patients=60'
     made.size_px = 16
     made.variant_regex = ''
