@@ -188,11 +188,14 @@ def test_a_step_compiles_for_a_gpu(tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.needs('libtpu')
-def test_a_step_compiles_for_tpus_that_sum_their_gradients(tmp_path):
+@pytest.mark.parametrize(('slice_', 'chips'), [('2x2', 4), ('4x4', 16)])
+def test_a_step_compiles_for_tpus_that_sum_their_gradients(
+  slice_, chips, tmp_path
+):
   found = compiled(
-    tmp_path, '--target=tpu:v5e:2x2', '--preset=test', '--batch=8'
+    tmp_path, f'--target=tpu:v5e:{slice_}', '--preset=test', '--batch=16'
   )
-  assert found['chips'] == 4
+  assert found['chips'] == chips
   assert found['peak'] < 2**30
   count, moved = found['collectives']['all-reduce f32']
   assert count >= 1
