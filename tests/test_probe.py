@@ -72,7 +72,8 @@ def test_every_row_is_reported_and_written(finished):
   assert set(results['rows']) == heads | {f'random/{h}' for h in heads} | floors
   with open(os.path.join(workdir, 'results.json')) as f:
     assert json.load(f)['rows'] == results['rows']
-  for name in ('confusion.png', 'reliability.png', 'head.npz', 'head.json'):
+  names = 'confusion.png reliability.png decision.png decision.csv'.split()
+  for name in (*names, 'head.npz', 'head.json'):
     assert os.path.getsize(os.path.join(workdir, name)) > 500
   assert not os.path.exists(os.path.join(workdir, 'features'))
   for row in results['rows'].values():

@@ -19,7 +19,7 @@ from micdiffrep_jax.data import classes as folders
 from micdiffrep_jax.data import dataset as data
 from micdiffrep_jax.data import duplicates, groups, identity, store
 from micdiffrep_jax.data.sources import Source
-from micdiffrep_jax.draw import plots
+from micdiffrep_jax.draw import decision, plots
 from micdiffrep_jax.run import files, log
 from micdiffrep_jax.run.checks import lookup, one_of
 from micdiffrep_jax.run.records import Record
@@ -119,8 +119,9 @@ def run(config: ConfigDict, workdir: str) -> files.Results:
   patients = write_patients(
     workdir, model, found, labels, who, at, config.pooling
   )
-  test, normal = score(model, found, labels, case, at, config)
-  draw(workdir, test['all'])
+  rows = rows_of(model, found, labels, case, at)
+  test, normal = score(model, rows, config)
+  draw(workdir, test['all'], rows, config)
   there = presence(model.classes, [labels[i] for i in at])
   failed = [[i.name, i.reason] for i in found.items if i.failed]
   record = files.write_results(
@@ -337,18 +338,22 @@ def choose(found: External, model: Classifier, policy: str) -> np.ndarray:
   return at
 
 
-def score(
+class Rows(NamedTuple):
+  """What is scored: labels (n,) int, probs (n, k), and whose they are."""
+
+  labels: np.ndarray
+  probs: np.ndarray
+  slices: bootstrap.Slices
+
+
+def rows_of(
   model: Classifier,
   found: External,
   labels: Sequence[str],
   case: Case,
   at: np.ndarray,
-  config: ConfigDict,
-) -> tuple[dict[str, Summary], str]:
-  """The summary of the images `at`, and the class reported with and without."""
-  normal = config.normal_class
-  if normal == 'bundle':
-    normal = model.meta.normal_class
+) -> Rows:
+  """The images `at`, as they are scored."""
   number = np.array([item.number for item in found.items])
   people = np.array(case.who.people())[number]
   groups = (
@@ -356,14 +361,23 @@ def score(
     if case.groups is None
     else case.groups[number[at]]
   )
-  test = summary.summarise(
+  variants = np.array(case.who.variant)[number[at]]
+  return Rows(
     np.array([model.classes.index(labels[i]) for i in at]),
     np.stack([found.probs[i] for i in at]),  # type: ignore[misc]
-    bootstrap.Slices(
-      groups,
-      np.array(case.who.variant)[number[at]],
-      people[at],
-    ),
+    bootstrap.Slices(groups, variants, people[at]),
+  )
+
+
+def score(
+  model: Classifier, rows: Rows, config: ConfigDict
+) -> tuple[dict[str, Summary], str]:
+  """The summaries, and the class reported with and without."""
+  normal = config.normal_class
+  if normal == 'bundle':
+    normal = model.meta.normal_class
+  test = summary.summarise(
+    *rows,
     model.classes,
     normal,
     config.resamples,
@@ -392,8 +406,8 @@ def write_patients(
   return people.write(workdir, model.classes, threshold, how)
 
 
-def draw(workdir: str, scored: Summary) -> None:
-  """confusion.png and reliability.png."""
+def draw(workdir: str, scored: Summary, rows: Rows, config: ConfigDict) -> None:
+  """confusion.png, reliability.png, decision.png and decision.csv."""
   plots.save(
     os.path.join(workdir, 'confusion.png'),
     plots.confusion(scored.confusion, scored.classes, 'external images'),
@@ -402,6 +416,16 @@ def draw(workdir: str, scored: Summary) -> None:
     os.path.join(workdir, 'reliability.png'),
     plots.reliability({'this bundle': scored.reliability._asdict()}),
   )
+  labels, probs, slices = rows
+  curves = decision.curves(
+    labels,
+    {'this bundle': probs},
+    slices.groups,
+    scored.classes,
+    config.resamples,
+    config.seed,
+  )
+  decision.write(workdir, curves)
 
 
 def match_classes(

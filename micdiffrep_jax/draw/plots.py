@@ -12,6 +12,7 @@ import numpy as np
 
 from micdiffrep_jax.draw.interval import Interval, bounds
 from micdiffrep_jax.run import files
+from micdiffrep_jax.scores.decision import NetBenefit
 
 _INK, _FAINT, _RANDOM, _FLOOR = '#1f3b63', '#9aa5b1', '#b07d2b', '#8a8f96'
 # Of lines that carry their names; told apart by the colour-blind too.
@@ -107,6 +108,40 @@ def reliability(curves: Mapping[str, Mapping[str, Any]]) -> Figure:
   top.set(ylabel='share that is right', xlim=(0, 1), ylim=(0, 1))
   top.grid(alpha=0.3)
   bottom.set(xlabel='confidence of the classifier', ylabel='images')
+  return figure
+
+
+def decision_curves(
+  by_class: Mapping[str, Mapping[str, NetBenefit]], reference: str
+) -> Figure:
+  """Net benefit against threshold, a panel per class, the first row in a band.
+
+  reference: the row of acting on all, drawn as a faint line; on none is 0.
+  """
+  columns = min(2, len(by_class))
+  rows = -(-len(by_class) // columns)
+  figure = Figure(figsize=(4.2 * columns, 0.7 + 2.8 * rows))
+  panels = figure.subplots(rows, columns, sharex=True, squeeze=False).ravel()
+  for axes, (label, curves) in zip(panels, by_class.items()):
+    axes.axhline(0, color=_FAINT, linewidth=1)
+    top = max(float(curve.value.max()) for curve in curves.values())
+    for (name, curve), color in zip(curves.items(), _DIRECT):
+      x, y = curve.thresholds, curve.value
+      if name == reference:
+        axes.plot(x, y, color=_FAINT, linestyle=':', label=name)
+        continue
+      axes.plot(x, y, color=color, linewidth=1.6, label=name)
+      if color == _DIRECT[0]:
+        axes.fill_between(x, curve.low, curve.high, color=color, alpha=0.15)
+    axes.set(ylim=(-0.15 * top, 1.15 * top), title=f'{label} or not')
+    axes.grid(alpha=0.3)
+  for axes in panels[len(by_class) :]:
+    axes.set_axis_off()
+  lines, names = panels[0].get_legend_handles_labels()
+  figure.legend(lines, names, loc='upper center', ncols=2, frameon=False)
+  figure.supxlabel('probability from which one acts', fontsize=10)
+  figure.supylabel('net benefit per image', fontsize=10)
+  figure.tight_layout(rect=(0, 0, 1, 1 - 0.6 / figure.get_figheight()))
   return figure
 
 

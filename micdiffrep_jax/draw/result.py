@@ -16,6 +16,8 @@ CAPTIONS = {
   'confusion': 'Confusion matrix: counts, shaded by share of the true class.',
   'reliability': 'Accuracy against confidence; on the dotted line a model is '
   'as often right as it says.',
+  'decision': 'Net benefit against the probability from which one acts, one '
+  'class against the rest; a false alarm costs the odds of that probability.',
   'figure4': 'Probe accuracy against timestep, one line per layer.',
   'table1': 'Accuracy on the test part, 95 % interval over groups.',
   'samples': 'Generated images above as many real ones.',
@@ -25,7 +27,7 @@ CAPTIONS = {
   'interpolation': 'Between two real images, through their latents.',
   'reconstruction': 'Real images noised to a step and denoised again.',
 }
-_WIDTHS = {'confusion': 440, 'reliability': 400}
+_WIDTHS = {'confusion': 440, 'reliability': 400, 'decision': 640}
 _PLOT_PX = 500  # of plots of no other width
 NAMES = {
   'linear_single': 'linear, best single layer',

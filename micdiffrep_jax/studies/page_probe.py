@@ -42,6 +42,7 @@ from micdiffrep_jax.scores.summary import (
 
 Record = Mapping[str, Any]
 Rows = Mapping[str, RowSummary]
+OF_CLASSES = ('confusion', 'reliability', 'decision')  # pictures of its section
 _HEADS = {'mlp': 'MLP'}
 
 
@@ -240,7 +241,7 @@ def classes(run: Run) -> list[Block]:
       if name in subsets
     ),
     *_calibration(row),
-    *pictures(run, ('confusion', 'reliability')),
+    *pictures(run, OF_CLASSES),
   ]
 
 
@@ -291,7 +292,7 @@ def trials(run: Run) -> list[Block]:
 
   Pictures that the run drew itself are shown in place of the report's own.
   """
-  own = [p for p in pictures(run) if p.stem not in ('confusion', 'reliability')]
+  own = [p for p in pictures(run) if p.stem not in OF_CLASSES]
   if own:
     return [*own]
   return [

@@ -17,9 +17,9 @@ import pandas as pd
 
 from micdiffrep_jax.data import dataset as data
 from micdiffrep_jax.data import promises
-from micdiffrep_jax.draw import page, plots
+from micdiffrep_jax.draw import decision, page, plots
 from micdiffrep_jax.draw import result as words
-from micdiffrep_jax.draw.result import RANDOM, patients_in_words
+from micdiffrep_jax.draw.result import FLOOR, RANDOM, patients_in_words
 from micdiffrep_jax.encoders import features
 from micdiffrep_jax.encoders.cache import Cache
 from micdiffrep_jax.heads import classic, head_file
@@ -202,6 +202,7 @@ def run(config: ConfigDict, workdir: str) -> files.Results:
     **base.told(study, split),
   }
   draw(workdir, results)
+  decide(workdir, rows, ds, parts, config)
   save_predictions(workdir, rows, ds, parts)
   if not config.keep_features:
     shutil.rmtree(folder, ignore_errors=True)
@@ -371,6 +372,27 @@ def draw(workdir: str, results: Mapping[str, Any]) -> None:
   }
   path = os.path.join(workdir, 'reliability.png')
   plots.save(path, plots.reliability(curves))
+
+
+def decide(
+  workdir: str,
+  rows: Mapping[str, Row],
+  ds: data.Dataset,
+  parts: Parts,
+  config: ConfigDict,
+) -> None:
+  """decision.png and decision.csv of the bundled head, beside two floors."""
+  at = parts.rows[parts.test]
+  shown = (config.bundle, FLOOR + 'kernel_hog', FLOOR + 'imagenet')
+  curves = decision.curves(
+    data.labels(ds)[at],
+    {words.title(n): rows[n].test[0] for n in shown if n in rows},
+    data.groups(ds)[at],
+    ds.classes,
+    config.resamples,
+    config.seed,
+  )
+  decision.write(workdir, curves)
 
 
 def save_predictions(

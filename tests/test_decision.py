@@ -1,0 +1,66 @@
+"""Decision curves: counts by hand, bounds, and what is written."""
+
+import csv
+
+import numpy as np
+import pytest
+
+from micdiffrep_jax.draw import decision
+from micdiffrep_jax.scores.decision import net_benefit
+
+
+def curve(positive, risk, thresholds, groups=None):
+  groups = np.arange(len(risk)) if groups is None else groups
+  return net_benefit(
+    np.array(positive), np.array(risk), groups, 200, 0, np.array(thresholds)
+  )
+
+
+def test_finds_less_weighed_false_alarms():
+  found = curve([1, 1, 0, 0, 0], [0.9, 0.3, 0.6, 0.2, 0.1], [0.25, 0.5, 0.8])
+  # At 0.25: two finds and one false alarm at odds 1 to 3; and so on.
+  hand = [(2 - 1 / 3) / 5, (1 - 1) / 5, 1 / 5]
+  np.testing.assert_allclose(found.value, hand)
+  assert (found.low <= found.value).all()
+  assert (found.value <= found.high).all()
+
+
+def test_a_perfect_risk_is_worth_the_share_and_acting_on_all_falls():
+  positive = np.array([1, 0, 0, 0], bool)
+  thresholds = [0.1, 0.25, 0.5]
+  perfect = curve(positive, positive.astype(float), thresholds)
+  np.testing.assert_allclose(perfect.value, 0.25)
+  everyone = curve(positive, np.ones(4), thresholds)
+  # Acting on all is worth nothing where the threshold is the share.
+  np.testing.assert_allclose(everyone.value, [1 / 6, 0, -0.5], atol=1e-12)
+
+
+def test_rows_of_one_group_are_drawn_together():
+  positive, risk = np.array([1, 1, 0, 0] * 5), np.tile([1.0, 1.0, 0.0, 0.0], 5)
+  alone = curve(positive, risk, [0.5])
+  paired = curve(positive, risk, [0.5], np.repeat(np.arange(10), 2))
+  assert paired.high - paired.low > 1.2 * (alone.high - alone.low)
+
+
+def test_a_threshold_beyond_probabilities_is_refused():
+  with pytest.raises(ValueError, match='lies in'):
+    curve([1, 0], [0.5, 0.5], [0.5, 1.0])
+
+
+def test_every_class_has_its_rows(tmp_path):
+  rng = np.random.default_rng(0)
+  labels = rng.integers(0, 3, 60)
+  probs = {name: rng.dirichlet(np.ones(3), 60) for name in ('ours', 'floor')}
+  found = decision.curves(labels, probs, labels, ('a', 'b', 'c'), 20, 0)
+  decision.write(str(tmp_path), found)
+  with open(tmp_path / 'decision.csv') as f:
+    rows = list(csv.DictReader(f))
+  assert {(x['class'], x['row']) for x in rows} == {
+    (label, name) for label in 'abc' for name in ('ours', 'floor', decision.ALL)
+  }
+  assert len(rows) == 9 * 19
+  first = [x for x in rows if (x['class'], x['row']) == ('b', 'ours')]
+  by_hand = curve(labels == 1, probs['ours'][:, 1], [0.05, 0.1]).value
+  got = [float(x['net_benefit']) for x in first[:2]]
+  np.testing.assert_allclose(got, by_hand, atol=1e-4)
+  assert (tmp_path / 'decision.png').stat().st_size > 5000
