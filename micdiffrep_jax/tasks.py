@@ -6,6 +6,7 @@ import importlib
 import json
 import os
 import sys
+from types import ModuleType
 from typing import Any
 
 from etils import epath
@@ -100,11 +101,10 @@ def check_stages(config: ConfigDict) -> None:
 def check_units(units: Mapping[str, ConfigDict]) -> None:
   """Raises ValueError for what a late stage would refuse hours from now."""
   for stage, unit in units.items():
-    module = CHECKED.get(unit.task)
-    if module is None:
+    if unit.task not in CHECKED:
       continue
     try:
-      importlib.import_module(f'micdiffrep_jax.{module}').check(unit)
+      _import(unit.task).check(unit)
     except ValueError as e:
       flags = f'flags begin with --config.{stage}.'
       raise ValueError(f'Stage {stage!r}, whose {flags}: {e}') from e
@@ -148,8 +148,13 @@ def finished(folder: str, config: ConfigDict) -> files.Results | None:
   return record if record['config'] == files.plain(config) else None
 
 
-def _task(module: str) -> Task:
-  """run() of a module, imported on use: `prepare` needs no model code.
+def _import(task: str) -> ModuleType:
+  """The module of a task, imported on use: `prepare` needs no model code."""
+  return importlib.import_module(f'micdiffrep_jax.{MODULES[task]}')
+
+
+def _task(name: str) -> Task:
+  """run() of the module of a task.
 
   The phantoms that its data paths name are prepared before it starts: a task
   only opens data sets.
@@ -160,8 +165,8 @@ def _task(module: str) -> Task:
       from micdiffrep_jax.data import prepare  # `predict` needs none of it
 
       prepare.resolve(path)
-    found = importlib.import_module(f'micdiffrep_jax.{module}')
-    return found.run(config, workdir)
+    result: Mapping[str, Any] = _import(name).run(config, workdir)
+    return result
 
   return call
 
@@ -174,32 +179,33 @@ def data_paths(config: ConfigDict) -> list[str]:
   return [path for part in parts for path in data_paths(part)]
 
 
-# Tasks that know what is wrong with a config without reading anything.
-CHECKED = {
+# The module of each task; `pipeline` is this one.
+MODULES = {
+  'prepare': 'data.prepare',
+  'audit': 'studies.audit',
+  'pretrain': 'pretrain.train',
+  'convert_clip': 'encoders.convert',
   'probe': 'studies.probe',
+  'finetune': 'studies.finetune',
+  'probe_curve': 'studies.curve',
   'ablate': 'studies.ablate',
   'label_efficiency': 'studies.labels',
-  'splits': 'studies.splits',
+  'cross_validate': 'studies.folds',
   'table1': 'studies.table1',
+  'splits': 'studies.splits',
+  'sample': 'generate.sample',
+  'bundle': 'bundle.export',
+  'predict': 'bundle.predict',
+  'evaluate': 'bundle.evaluate',
+  'report': 'studies.report',
 }
+# Those that know what is wrong with a config without reading anything, and
+# those that run several probes.
+CHECKED = ('probe', 'ablate', 'label_efficiency', 'splits', 'table1')
+SHARING = ('table1', 'splits')
 
 TASKS: dict[str, Task] = {
-  'prepare': _task('data.prepare'),
-  'audit': _task('studies.audit'),
-  'pretrain': _task('pretrain.train'),
-  'convert_clip': _task('encoders.convert'),
-  'probe': _task('studies.probe'),
-  'finetune': _task('studies.finetune'),
-  'probe_curve': _task('studies.curve'),
-  'ablate': _task('studies.ablate'),
-  'label_efficiency': _task('studies.labels'),
-  'cross_validate': _task('studies.folds'),
-  'table1': _sharing(_task('studies.table1')),
-  'splits': _sharing(_task('studies.splits')),
-  'sample': _task('generate.sample'),
-  'bundle': _task('bundle.export'),
-  'predict': _task('bundle.predict'),
-  'evaluate': _task('bundle.evaluate'),
-  'report': _task('studies.report'),
+  **{name: _task(name) for name in MODULES},
+  **{name: _sharing(_task(name)) for name in SHARING},
   'pipeline': run,
 }

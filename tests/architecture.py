@@ -12,7 +12,7 @@ PACKAGE = ROOT / 'micdiffrep_jax'
 PICTURE = ROOT / 'docs' / 'architecture.svg'
 FILES = sorted(PACKAGE.rglob('*.py'))
 # From the ground up: a room may import those before it. The one way up is
-# tasks.TASKS, which names modules and imports them on use.
+# tasks.MODULES, which names modules and imports them on use.
 ORDER = (
   'run scores draw data heads diffusion models methods encoders bundle '
   'api generate pretrain tasks studies sweep main'

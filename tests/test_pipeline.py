@@ -29,7 +29,7 @@ def seen(monkeypatch):
     return files.write_results(workdir, {'task': config.task}, config)
 
   monkeypatch.setattr(tasks, 'TASKS', dict.fromkeys(STAGES, call))
-  monkeypatch.setattr(tasks, 'CHECKED', {})  # these configs are no studies'
+  monkeypatch.setattr(tasks, 'CHECKED', ())  # these configs are no studies'
   return found
 
 
