@@ -35,8 +35,11 @@ def get_config(preset: str = 'paper') -> ConfigDict:
   config.data.cache = True  # images as one array in memory-mapped form
   # Columns; pretraining sees no test of any.
   config.splits = ('patient', 'grouped', 'paper')
-  # Columns in which each architecture with random weights is probed too.
+  config.spare = ()  # further splits whose test part pretraining leaves out
+  # Columns in which each architecture with random weights is probed too, and
+  # the rows whose it is; () is all. MoCo v2 and BYOL share theirs.
   config.random_splits = ('patient', 'grouped', 'paper')
+  config.random_methods = ()
   config.methods = METHODS  # rows; also those of MORE, and external
   config.ours = 'ddpm'  # what the other rows are compared with, where it is one
   # Further rows, the mean of what the heads of several methods say; with the

@@ -137,6 +137,12 @@ def test_one_encoder_spares_the_test_images_of_every_split():
   assert unit.steps * unit.batch_size == 64
 
 
+def test_pretraining_may_spare_what_no_column_shows():
+  config = get_config(splits=('grouped',), spare=('paper',))
+  unit = table1.pretrain_config(config, 'mae')
+  assert (unit.data.split, unit.data.spare) == ('grouped', ('paper',))
+
+
 def test_random_weights_are_probed_where_asked_for():
   config = get_config(splits=('grouped', 'paper'), random_splits=('grouped',))
   asked = {
@@ -144,6 +150,13 @@ def test_random_weights_are_probed_where_asked_for():
     for split in config.splits
   }
   assert asked == {'grouped': True, 'paper': False}
+  with config.unlocked():
+    config.random_methods = ('ddpm',)
+  asked = {
+    name: table1.probe_config(config, name, 'run', 'grouped').random_encoder
+    for name in ('mae', 'ddpm')
+  }
+  assert asked == {'mae': False, 'ddpm': True}
 
 
 def test_each_method_may_have_layers_of_its_own():
@@ -183,6 +196,8 @@ def test_every_preset_is_accepted(preset):
     ('methods', (), '--config.methods'),
     ('splits', ('groups',), '--config.splits'),
     ('random_splits', ('groups',), '--config.random_splits'),
+    ('spare', ('groups',), '--config.spare'),
+    ('random_methods', ('mea',), '--config.random_methods'),
     ('images_drawn', 0, '--config.images_drawn'),
     ('drawn.mae', -1, '--config.drawn.mae'),
     ('headline', 'msfa', '--config.headline'),

@@ -63,7 +63,7 @@ def check(config: ConfigDict) -> None:
       if 'teacher' in config.pretrain[name]:
         flag = f'--config.pretrain.{name}.teacher.'
         teachers.check_given(config.pretrain[name].teacher, flag)
-  for field in ('splits', 'random_splits'):
+  for field in ('splits', 'spare', 'random_splits'):
     for name in config[field]:
       one_of(splits.ALL, name, 'split', f'--config.{field}')
   if config.images_drawn < 1:
@@ -73,7 +73,10 @@ def check(config: ConfigDict) -> None:
     )
   for name, own in config.drawn.items():
     whole_number(own, 0, float('inf'), f'--config.drawn.{name}')
-  one_of((*config.pretrain, 'external'), config.ours, 'method', '--config.ours')
+  every = (*config.pretrain, 'external')
+  one_of(every, config.ours, 'method', '--config.ours')
+  for name in config.random_methods:
+    one_of(every, name, 'method', '--config.random_methods')
   for text in config.committees:
     committees.parse(text, config.methods, config.probe.floors)
   kinds, classic = config.probe.heads.kinds, config.probe.classic
@@ -118,7 +121,7 @@ def pretrain_config(config: ConfigDict, name: str) -> ConfigDict:
   with unit.unlocked():
     unit.data.path, unit.data.cache = config.data.path, config.data.cache
     unit.data.split = config.splits[0]
-    unit.data.spare = tuple(config.splits[1:])
+    unit.data.spare = (*config.splits[1:], *config.spare)
     unit.steps = -(-images_drawn(config, name) // unit.batch_size)
     warmup = unit.optim.warmup_steps  # of a longer run, maybe
     unit.optim.warmup_steps = min(warmup, unit.steps // 10)
@@ -134,7 +137,8 @@ def probe_config(
     unit.data.path, unit.data.cache = config.data.path, config.data.cache
     unit.data.split, unit.checkpoint = split, checkpoint
     unit.layers = config.layers[name]
-    unit.random_encoder = split in config.random_splits
+    rows = config.random_methods or config.methods
+    unit.random_encoder = split in config.random_splits and name in rows
     if name != config.methods[0]:
       unit.floors = ()  # they are those of the first
   return unit
