@@ -107,8 +107,9 @@ def test_a_phantom_is_prepared_before_its_task_starts(tmp_path, monkeypatch):
   monkeypatch.setenv('MICDIFFREP_CACHE', str(tmp_path))
   fake = types.SimpleNamespace(run=run)
   monkeypatch.setitem(sys.modules, 'micdiffrep_jax.fake', fake)
+  monkeypatch.setitem(tasks.MODULES, 'a_task', 'fake')
   config = ConfigDict({'data': {'path': name}}).lock()
-  assert tasks._task('fake')(config, '') == {'given': name, 'images': 25}
+  assert tasks._task('a_task')(config, '') == {'given': name, 'images': 25}
 
 
 def test_data_paths_of_parts_count_where_the_task_has_none():
