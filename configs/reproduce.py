@@ -153,9 +153,10 @@ def get_config(preset: str = 'paper') -> ConfigDict:
     # One encoder for all: the table says how much of `leaky` it has drawn.
     config.splits.splits = ('leaky', 'paper', 'grouped', 'patient')
     config.splits.probe.seeds = (0,)  # `probe` has three
-    # The rate that validation takes of the probe's.
-    config.splits.probe.heads.learning_rates = (1e-3,)
-    config.table1.probe.heads.learning_rates = (1e-3,)
+    # Linear heads and the other rate are in `probe`.
+    for unit in (config.splits.probe, config.table1.probe):
+      unit.heads.kinds, unit.heads.learning_rates = ('mlp',), (1e-3,)
+    config.label_efficiency.heads.kinds = ('mlp',)
     config.ablate.heads.learning_rates = (1e-3,)
     config.ablate.timesteps = (1, 21, 51, 101, 201)
     config.label_efficiency.layers = LAYERS
