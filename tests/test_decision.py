@@ -52,6 +52,8 @@ def test_every_class_has_its_rows(tmp_path):
   labels = rng.integers(0, 3, 60)
   probs = {name: rng.dirichlet(np.ones(3), 60) for name in ('ours', 'floor')}
   found = decision.curves(labels, probs, labels, ('a', 'b', 'c'), 20, 0)
+  only = decision.curves(labels % 2, probs, labels, ('a', 'b', 'c'), 20, 0)
+  assert list(only) == ['a', 'b']  # no picture is of the third
   decision.write(str(tmp_path), found)
   with open(tmp_path / 'decision.csv') as f:
     rows = list(csv.DictReader(f))

@@ -57,10 +57,10 @@ def test_it_is_small_and_says_what_was_measured():
   assert measured.training_images < meta.training_images
 
 
-def test_as_an_encoder_it_has_five_layers():
+def test_as_an_encoder_it_has_four_layers():
   encoder = encoders.load_encoder(BUNDLE)
   layers = features.check_request(encoder.method, (), (1,))
-  assert layers == ('down0_0', 'down1_0', 'down2_0', 'down3_0', 'mid')
+  assert layers == ('down0_0', 'down1_0', 'down2_0', 'mid')
   assert encoder.info.images_seen == 128_000
   params = sum(x.size for x in jax.tree.leaves(encoder.variables))
   assert params > 4e6

@@ -20,9 +20,11 @@ def curves(
   resamples: int,
   seed: int,
 ) -> dict[str, dict[str, NetBenefit]]:
-  """By class, of each row of probs (n, k) by name, and of acting on all."""
+  """By class that labels (n,) have, of each row of probs (n, k) and ALL."""
   found: dict[str, dict[str, NetBenefit]] = {}
   for j, label in enumerate(classes):
+    if not (labels == j).any():
+      continue  # nothing could be found
     risks = {name: p[:, j] for name, p in probs.items()}
     risks[ALL] = np.ones(len(labels))
     found[label] = {
