@@ -36,8 +36,8 @@ def get_config(preset: str = 'paper') -> ConfigDict:
   # Columns; pretraining sees no test of any.
   config.splits = ('patient', 'grouped', 'paper')
   config.spare = ()  # further splits whose test part pretraining leaves out
-  # Columns in which each architecture with random weights is probed too, and
-  # the rows whose it is; () is all. MoCo v2 and BYOL share theirs.
+  # Columns, and rows (() is all), whose architecture is probed with random
+  # weights too. MoCo v2, BYOL and supervised share theirs.
   config.random_splits = ('patient', 'grouped', 'paper')
   config.random_methods = ()
   config.methods = METHODS  # rows; also those of MORE, and external

@@ -127,8 +127,9 @@ def fill_in(
         unit[field] = folders[earlier]
     if 'pretrain' in folders:
       method = config.pretrain.method
-      if unit.get('checkpoints', {}).get(method, None) == '':
-        unit.checkpoints[method] = folders['pretrain']
+      given = unit.get('checkpoints', None)
+      if isinstance(given, ConfigDict) and given.get(method, None) == '':
+        given[method] = folders['pretrain']
     if 'teacher' in folders:
       for pupil in (unit, *unit.get('pretrain', {}).values()):
         teacher = pupil.get('teacher', None)
@@ -199,9 +200,17 @@ MODULES = {
   'evaluate': 'bundle.evaluate',
   'report': 'studies.report',
 }
-# Those that know what is wrong with a config without reading anything, and
-# those that run several probes.
-CHECKED = ('probe', 'ablate', 'label_efficiency', 'splits', 'table1')
+# Those whose `check` needs the config alone.
+CHECKED = (
+  'probe',
+  'finetune',
+  'ablate',
+  'label_efficiency',
+  'cross_validate',
+  'splits',
+  'table1',
+)
+# Those whose probes find each other's features; so does `pipeline`.
 SHARING = ('table1', 'splits')
 
 TASKS: dict[str, Task] = {

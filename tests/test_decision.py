@@ -5,15 +5,18 @@ import csv
 import numpy as np
 import pytest
 
-from micdiffrep_jax.draw import decision
-from micdiffrep_jax.scores.decision import net_benefit
+from micdiffrep_jax.draw import decision as draw_decision
+from micdiffrep_jax.draw import plots
+from micdiffrep_jax.scores import bootstrap, decision
 
 
 def curve(positive, risk, thresholds, groups=None):
   groups = np.arange(len(risk)) if groups is None else groups
-  return net_benefit(
-    np.array(positive), np.array(risk), groups, 200, 0, np.array(thresholds)
+  risk = np.array(risk, float)
+  rows = bootstrap.resampled_rows(
+    np.array(positive, int), np.stack([1 - risk, risk], 1), groups, 200, 0
   )
+  return decision.net_benefit(rows, 1, np.array(thresholds))
 
 
 def test_finds_less_weighed_false_alarms():
@@ -54,7 +57,7 @@ def test_every_class_has_its_rows(tmp_path):
   found = decision.curves(labels, probs, labels, ('a', 'b', 'c'), 20, 0)
   only = decision.curves(labels % 2, probs, labels, ('a', 'b', 'c'), 20, 0)
   assert list(only) == ['a', 'b']  # no picture is of the third
-  decision.write(str(tmp_path), found)
+  draw_decision.write(str(tmp_path), found)
   with open(tmp_path / 'decision.csv') as f:
     rows = list(csv.DictReader(f))
   assert {(x['class'], x['row']) for x in rows} == {
@@ -66,3 +69,19 @@ def test_every_class_has_its_rows(tmp_path):
   got = [float(x['net_benefit']) for x in first[:2]]
   np.testing.assert_allclose(got, by_hand, atol=1e-4)
   assert (tmp_path / 'decision.png').stat().st_size > 5000
+
+
+def test_probabilities_that_are_none_are_refused():
+  probs = {'ours': np.array([[0.5, 0.5], [np.nan, 0.2]])}
+  with pytest.raises(ValueError, match='finite'):
+    decision.curves(np.array([0, 1]), probs, np.arange(2), ('a', 'b'), 5, 0)
+
+
+def test_the_picture_shows_the_whole_interval_and_stands_upright():
+  x = np.array([0.2, 0.6])
+  ours = decision.NetBenefit(x, x - 1, x - 2, x - 0.5)  # worse than nothing
+  everyone = decision.NetBenefit(x, x - 3, x - 3, x - 3)
+  figure = plots.decision_curves({'a': {'ours': ours, 'all': everyone}}, 'all')
+  low, high = figure.axes[0].get_ylim()
+  assert low < 0 < high
+  assert high >= ours.high.max()

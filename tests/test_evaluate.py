@@ -203,6 +203,10 @@ def test_a_broken_file_is_told_and_the_rest_scored(config, tmp_path):
   results = json.loads((tmp_path / 'out' / 'results.json').read_text())
   assert results['failed'] == [['a/q9_9.png', 'not an image that can be read']]
   assert results['overlap']['scored'] == 7
+  with open(tmp_path / 'out' / 'decision.csv') as f:
+    rows = list(csv.DictReader(f))
+  assert {row['row'] for row in rows} == {'bundle', 'act on all'}
+  assert (tmp_path / 'out' / 'decision.png').exists()
 
 
 def test_groups_must_be_stated(config, tmp_path):

@@ -19,11 +19,12 @@ from micdiffrep_jax.data import classes as folders
 from micdiffrep_jax.data import dataset as data
 from micdiffrep_jax.data import duplicates, groups, identity, store
 from micdiffrep_jax.data.sources import Source
-from micdiffrep_jax.draw import decision, plots
+from micdiffrep_jax.draw import decision as draw_decision
+from micdiffrep_jax.draw import plots
 from micdiffrep_jax.run import files, log
 from micdiffrep_jax.run.checks import lookup, one_of
 from micdiffrep_jax.run.records import Record
-from micdiffrep_jax.scores import bootstrap, pooling, summary
+from micdiffrep_jax.scores import bootstrap, decision, pooling, summary
 from micdiffrep_jax.scores.bootstrap import Score
 from micdiffrep_jax.scores.summary import Summary
 
@@ -84,6 +85,14 @@ class Case(NamedTuple):
   junk: Mapping[str, int]
 
 
+class Labelled(NamedTuple):
+  """Images to score: labels (n,) int, probs (n, k), slices of (n,) each."""
+
+  labels: np.ndarray
+  probs: np.ndarray
+  slices: bootstrap.Slices
+
+
 @dataclasses.dataclass(frozen=True)
 class Presence(Record):
   """Classes that pictures have, those that they lack, and what follows."""
@@ -119,9 +128,9 @@ def run(config: ConfigDict, workdir: str) -> files.Results:
   patients = write_patients(
     workdir, model, found, labels, who, at, config.pooling
   )
-  rows = rows_of(model, found, labels, case, at)
-  test, normal = score(model, rows, config)
-  draw(workdir, test['all'], rows, config)
+  images = labelled(model, found, labels, case, at)
+  test, normal = score(model, images, config)
+  draw(workdir, test['all'], images, config)
   there = presence(model.classes, [labels[i] for i in at])
   failed = [[i.name, i.reason] for i in found.items if i.failed]
   record = files.write_results(
@@ -338,21 +347,13 @@ def choose(found: External, model: Classifier, policy: str) -> np.ndarray:
   return at
 
 
-class Rows(NamedTuple):
-  """What is scored: labels (n,) int, probs (n, k), and whose they are."""
-
-  labels: np.ndarray
-  probs: np.ndarray
-  slices: bootstrap.Slices
-
-
-def rows_of(
+def labelled(
   model: Classifier,
   found: External,
   labels: Sequence[str],
   case: Case,
   at: np.ndarray,
-) -> Rows:
+) -> Labelled:
   """The images `at`, as they are scored."""
   number = np.array([item.number for item in found.items])
   people = np.array(case.who.people())[number]
@@ -362,7 +363,7 @@ def rows_of(
     else case.groups[number[at]]
   )
   variants = np.array(case.who.variant)[number[at]]
-  return Rows(
+  return Labelled(
     np.array([model.classes.index(labels[i]) for i in at]),
     np.stack([found.probs[i] for i in at]),  # type: ignore[misc]
     bootstrap.Slices(groups, variants, people[at]),
@@ -370,14 +371,16 @@ def rows_of(
 
 
 def score(
-  model: Classifier, rows: Rows, config: ConfigDict
+  model: Classifier, images: Labelled, config: ConfigDict
 ) -> tuple[dict[str, Summary], str]:
   """The summaries, and the class reported with and without."""
   normal = config.normal_class
   if normal == 'bundle':
     normal = model.meta.normal_class
   test = summary.summarise(
-    *rows,
+    images.labels,
+    images.probs,
+    images.slices,
     model.classes,
     normal,
     config.resamples,
@@ -406,7 +409,9 @@ def write_patients(
   return people.write(workdir, model.classes, threshold, how)
 
 
-def draw(workdir: str, scored: Summary, rows: Rows, config: ConfigDict) -> None:
+def draw(
+  workdir: str, scored: Summary, images: Labelled, config: ConfigDict
+) -> None:
   """confusion.png, reliability.png, decision.png and decision.csv."""
   plots.save(
     os.path.join(workdir, 'confusion.png'),
@@ -416,16 +421,15 @@ def draw(workdir: str, scored: Summary, rows: Rows, config: ConfigDict) -> None:
     os.path.join(workdir, 'reliability.png'),
     plots.reliability({'this bundle': scored.reliability._asdict()}),
   )
-  labels, probs, slices = rows
   curves = decision.curves(
-    labels,
-    {'this bundle': probs},
-    slices.groups,
+    images.labels,
+    {'bundle': images.probs},
+    images.slices.groups,
     scored.classes,
     config.resamples,
     config.seed,
   )
-  decision.write(workdir, curves)
+  draw_decision.write(workdir, curves)
 
 
 def match_classes(

@@ -124,16 +124,18 @@ def decision_curves(
   panels = figure.subplots(rows, columns, sharex=True, squeeze=False).ravel()
   for axes, (label, curves) in zip(panels, by_class.items()):
     axes.axhline(0, color=_FAINT, linewidth=1)
-    top = max(float(curve.value.max()) for curve in curves.values())
+    banded = next(iter(curves.values()))
+    tops = [curve.value.max() for curve in curves.values()]
+    top = max(0.02, *tops, np.nanmax(banded.high, initial=0.0))
     for (name, curve), color in zip(curves.items(), _DIRECT):
       x, y = curve.thresholds, curve.value
       if name == reference:
         axes.plot(x, y, color=_FAINT, linestyle=':', label=name)
         continue
       axes.plot(x, y, color=color, linewidth=1.6, label=name)
-      if color == _DIRECT[0]:
+      if curve is banded:
         axes.fill_between(x, curve.low, curve.high, color=color, alpha=0.15)
-    axes.set(ylim=(-0.15 * top, 1.15 * top), title=f'{label} or not')
+    axes.set(ylim=(-0.15 * top, 1.05 * top), title=f'{label} or not')
     axes.grid(alpha=0.3)
   for axes in panels[len(by_class) :]:
     axes.set_axis_off()

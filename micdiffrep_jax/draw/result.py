@@ -17,7 +17,9 @@ CAPTIONS = {
   'reliability': 'Accuracy against confidence; on the dotted line a model is '
   'as often right as it says.',
   'decision': 'Net benefit against the probability from which one acts, one '
-  'class against the rest; a false alarm costs the odds of that probability.',
+  'class against the rest; a false alarm costs the odds of that probability. '
+  'Band: 95 % interval over groups of the first; dotted: acting on all; at 0: '
+  'on none.',
   'figure4': 'Probe accuracy against timestep, one line per layer.',
   'table1': 'Accuracy on the test part, 95 % interval over groups.',
   'samples': 'Generated images above as many real ones.',
@@ -43,6 +45,7 @@ NAMES = {
   'knn': 'nearest neighbours, all layers',
   'kernel': 'kernel classifier, all layers',
   'kernel_layers': 'committee of kernels, one per layer',
+  'bundle': 'this bundle',
   'frozen': 'the same head on the frozen encoder',
   'finetuned': 'fine-tuned',
   'finetuned_full': 'fine-tuned, all stages',

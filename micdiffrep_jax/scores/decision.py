@@ -6,20 +6,22 @@ weighed. At a threshold the classifier with more of it is the better one; one
 below acting on all, or on none (0), is of no use there. Source: Vickers and
 Elkin 2006, doi 10.1177/0272989X06295361.
 
-Letters: n rows, m thresholds, g groups, r resamples.
+Letters: n images, k classes, m thresholds.
 """
 
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
 
-from micdiffrep_jax.scores import bootstrap
+from micdiffrep_jax.scores import bootstrap, metrics
 
 THRESHOLDS = np.linspace(0.05, 0.95, 19)
+ALL = 'act on all'
 
 
 class NetBenefit(NamedTuple):
-  """Net benefit (m,) per row at thresholds (m,), with 95 % intervals."""
+  """Net benefit per image at thresholds, with 95 % intervals; (m,) each."""
 
   thresholds: np.ndarray
   value: np.ndarray
@@ -28,30 +30,45 @@ class NetBenefit(NamedTuple):
 
 
 def net_benefit(
-  positive: np.ndarray,
-  risk: np.ndarray,
-  groups: np.ndarray,
-  resamples: int = 1000,
-  seed: int = 0,
-  thresholds: np.ndarray = THRESHOLDS,
+  rows: metrics.Rows, j: int, thresholds: np.ndarray = THRESHOLDS
 ) -> NetBenefit:
-  """The decision curve of risks (n,) for rows that are positive (n,) or not.
+  """The decision curve of class j against the rest.
 
-  Intervals are over resamples of groups (n,), the same for every curve of the
-  same groups. Raises ValueError for a threshold that is not in (0, 1).
+  Raises ValueError for a threshold that is not in (0, 1).
   """
   thresholds = np.asarray(thresholds, np.float64)
   if ((thresholds <= 0) | (thresholds >= 1)).any():
     raise ValueError(f'Thresholds {thresholds.tolist()}: each lies in (0, 1).')
   odds = thresholds / (1 - thresholds)
-  worth = np.where(np.asarray(positive, bool)[:, None], 1.0, -odds)
-  acted = np.asarray(risk)[:, None] >= thresholds
-  weights, index = bootstrap.group_weights(groups, resamples, seed)
-  size = weights.shape[1]
-  sums = np.zeros((size, len(thresholds)))
-  np.add.at(sums, index, worth * acted)  # (g, m)
-  rows = np.bincount(index, minlength=size)
-  drawn = (weights @ sums) / (weights @ rows)[:, None]  # (r, m)
-  bounds = [bootstrap.interval(column) for column in drawn.T]
-  low, high = np.array(bounds).T
-  return NetBenefit(thresholds, sums.sum(0) / rows.sum(), low, high)
+  worth = np.where((rows.labels == j)[:, None], 1.0, -odds)
+  gain = worth * (rows.probs[:, j, None] >= thresholds)  # (n, m)
+  scores = [bootstrap.score(rows.mean(column)) for column in gain.T]
+  return NetBenefit(thresholds, *np.array(scores).T)
+
+
+def curves(
+  labels: np.ndarray,
+  probs: Mapping[str, np.ndarray],
+  groups: np.ndarray,
+  classes: Sequence[str],
+  resamples: int,
+  seed: int,
+) -> dict[str, dict[str, NetBenefit]]:
+  """{class: {name: curve}} for the classes that labels (n,) have.
+
+  Names are those of probs, (n, k) each, and ALL. Intervals are over resamples
+  of groups (n,), the same for every curve. Raises ValueError for labels and
+  probabilities that do not fit together.
+  """
+  found: dict[str, dict[str, NetBenefit]] = {
+    label: {} for j, label in enumerate(classes) if (labels == j).any()
+  }
+  everyone = np.ones((len(labels), len(classes)))
+  for name, said in {**probs, ALL: everyone}.items():
+    said = np.asarray(said, np.float64)
+    if name != ALL:
+      metrics.check(labels, said)
+    rows = bootstrap.resampled_rows(labels, said, groups, resamples, seed)
+    for label in found:
+      found[label][name] = net_benefit(rows, list(classes).index(label))
+  return found

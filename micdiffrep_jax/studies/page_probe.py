@@ -223,7 +223,7 @@ def _comparisons(record: Record) -> list[Table]:
 
 
 def classes(run: Run) -> list[Block]:
-  """Per-class metrics, all metrics by subset, confusion, reliability."""
+  """Per-class metrics, all metrics by subset, and pictures of OF_CLASSES."""
   record = record_of(run)
   main = main_row(record)
   row = rows_of(record)[main]

@@ -17,7 +17,8 @@ import pandas as pd
 
 from micdiffrep_jax.data import dataset as data
 from micdiffrep_jax.data import promises
-from micdiffrep_jax.draw import decision, page, plots
+from micdiffrep_jax.draw import decision as draw_decision
+from micdiffrep_jax.draw import page, plots
 from micdiffrep_jax.draw import result as words
 from micdiffrep_jax.draw.result import FLOOR, RANDOM, patients_in_words
 from micdiffrep_jax.encoders import features
@@ -30,7 +31,13 @@ from micdiffrep_jax.methods import Reader
 from micdiffrep_jax.methods.views import check_augment
 from micdiffrep_jax.run import files, log
 from micdiffrep_jax.run.checks import in_range, lookup, not_empty, one_of
-from micdiffrep_jax.scores import bootstrap, metrics, pooling, summary
+from micdiffrep_jax.scores import (
+  bootstrap,
+  decision,
+  metrics,
+  pooling,
+  summary,
+)
 from micdiffrep_jax.scores.summary import RowSummary, Spread, Summary
 from micdiffrep_jax.studies import base, cuts, grid, imagenet
 from micdiffrep_jax.studies.base import Parts, Study
@@ -386,13 +393,13 @@ def decide(
   shown = (config.bundle, FLOOR + 'kernel_hog', FLOOR + 'imagenet')
   curves = decision.curves(
     data.labels(ds)[at],
-    {words.title(n): rows[n].test[0] for n in shown if n in rows},
+    {name: rows[name].test[0] for name in shown if name in rows},
     data.groups(ds)[at],
     ds.classes,
     config.resamples,
     config.seed,
   )
-  decision.write(workdir, curves)
+  draw_decision.write(workdir, curves)
 
 
 def save_predictions(

@@ -87,7 +87,8 @@ def check(config: ConfigDict) -> None:
 def open_given(config: ConfigDict) -> dict[str, encoders.Encoder]:
   """The encoders that are given; ValueError where one has seen test images.
 
-  The probe of that split would say so too, after those of all before it.
+  The probe of a column would say so too, after those of all before it; none
+  would of what is spared, which all other rows have not seen.
   """
   found = {}
   for name in config.methods:
@@ -96,14 +97,14 @@ def open_given(config: ConfigDict) -> dict[str, encoders.Encoder]:
       continue
     found[name] = encoders.load_encoder(path)
     ds = data.open_dataset(config.data.path, config.data.cache)
-    for split in config.splits:
+    for split in (*config.splits, *config.spare):
       base.seen_in_pretraining(
         found[name].info,
         ds,
         split,
         config.probe.allow_seen_test,
-        f'Leave {split!r} out of --config.splits, take another '
-        f'--config.checkpoints.{name}, or set '
+        f'Leave {split!r} out of --config.splits and --config.spare, take '
+        f'another --config.checkpoints.{name}, or set '
         '--config.probe.allow_seen_test=True',
       )
   return found
@@ -116,7 +117,7 @@ def images_drawn(config: ConfigDict, name: str) -> int:
 
 
 def pretrain_config(config: ConfigDict, name: str) -> ConfigDict:
-  """The pretraining of a method on what no split of the table tests."""
+  """The pretraining of a method: on no test image of splits and spare."""
   unit = config.pretrain[name].copy_and_resolve_references()
   with unit.unlocked():
     unit.data.path, unit.data.cache = config.data.path, config.data.cache
